@@ -1,0 +1,129 @@
+"""The command line: `python -m ftcore [verb] [group=option ...] [key=value ...]`.
+
+Compose and check first; torch is imported only once nothing is wrong with the config.
+"""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from ftcore import __version__
+from ftcore.errors import ConfigError, FtcoreError, StorageError
+
+VERBS = ("train", "eval", "compare", "chat", "export")
+
+
+def main() -> None:
+    """Entry point: run the command line, exit with the status of DESIGN's table."""
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(words: list[str]) -> int:
+    """Run one command line and return its exit status."""
+    try:
+        if {"-h", "--help", "help"} & set(words):
+            from ftcore.help import print_help
+
+            print_help()
+        elif "--version" in words:
+            print(f"ftcore {__version__}")
+        else:
+            _dispatch(words)
+        return 0
+    except FtcoreError as error:
+        if os.environ.get("FTCORE_DEBUG") == "1":
+            traceback.print_exc()
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+
+
+def _dispatch(words: list[str]) -> None:
+    overrides, config_dirs, flags = _split(words)
+    from ftcore.config import load_config
+
+    config = load_config(overrides, config_dirs)
+    if "--cfg" in flags:
+        import yaml
+
+        print(yaml.safe_dump(config, sort_keys=False), end="")
+    elif config["verb"] == "train":
+        _train(config)
+    else:
+        from ftcore.verbs import VERBS as functions
+
+        functions[config["verb"]](config)
+
+
+def _split(words: list[str]) -> tuple[list[str], tuple[Path, ...], set[str]]:
+    """Overrides (a leading verb becomes `verb=...`), folders of --config-dir, and flags."""
+    overrides, config_dirs, flags = [], [], set()
+    rest = iter(words)
+    for k, word in enumerate(rest):
+        if k == 0 and word in VERBS:
+            overrides.append(f"verb={word}")
+        elif word == "--config-dir" or word.startswith("--config-dir="):
+            config_dirs.append(Path(word.partition("=")[2] or next(rest, "")).expanduser().resolve())
+        elif word in ("--cfg", "-c"):
+            next(rest, None)
+            flags.add("--cfg")
+        elif word.startswith("-"):
+            raise ConfigError(f"Unknown flag {word}. Known: --help, --version, --cfg job, --config-dir <folder>.")
+        elif "=" not in word:
+            from difflib import get_close_matches
+
+            match = get_close_matches(word, VERBS, n=1)
+            raise ConfigError(
+                f"{word!r} is neither a verb nor key=value{f'; did you mean {match[0]!r}?' if match else '.'} "
+                f"Verbs: {', '.join(VERBS)}."
+            )
+        else:
+            overrides.append(word)
+    return overrides, tuple(config_dirs), flags
+
+
+def _train(config: dict[str, Any]) -> None:
+    """Check machine and rows, choose the run folder, start the processes."""
+    from hydra.utils import instantiate
+
+    from ftcore.hardware import accumulation
+
+    options = instantiate(config["hardware"])
+    processes = options["devices"] * options["num_nodes"]
+    accumulation(
+        global_batch_size=config["global_batch_size"], micro_batch_size=config["micro_batch_size"], processes=processes
+    )
+    folder = _run_folder(config)
+    from ftcore.launcher import launch
+
+    launch(config, folder, options["devices"])
+
+
+def _run_folder(config: dict[str, Any]) -> Path:
+    """A new folder named by the time, holding config.yaml; every process is told its name."""
+    import time
+
+    import yaml
+
+    parent = Path(config["output_dir"]).expanduser().resolve() / config["name"]
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    try:
+        for name in (stamp, *(f"{stamp}-{k}" for k in range(2, 100))):
+            folder = parent / name
+            try:
+                folder.mkdir(parents=True)
+                break
+            except FileExistsError:
+                continue
+        (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"Cannot write the run folder {parent}: {error.strerror}. Set output_dir=<folder>.") from None
+    return folder
+
+
+if __name__ == "__main__":
+    main()

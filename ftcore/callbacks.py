@@ -1,0 +1,143 @@
+"""What happens beside training: numbers of every step, the comparison with the base model, and the best weights."""
+
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import RichProgressBar
+from safetensors.torch import load_file, save_file
+
+from ftcore.data.tokens import Encoder
+from ftcore.errors import ConfigError
+from ftcore.evaluate import HeldOut, Scores, score
+from ftcore.methods.base import Method
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's bar over the optimizer's micro-batches, without a version number that means nothing here."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
+        """Loss and tokens per second."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
+
+class StepMetrics(Callback):
+    """Logs every optimizer step: loss and its terms, learning rate, gradient norm, tokens, tokens per second, memory."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.tokens_of_step = 0
+        self.training_seconds = 0.0
+        self.started = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, method: Method, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        """Start the clock of a step at its first micro-batch."""
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self.started, self.tokens_of_step = time.perf_counter(), 0
+
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, method: Method, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log when the step is complete; sums are over all processes."""
+        self.tokens_of_step += int(batch["attention_mask"].sum()) if batch["ids"] else 0
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        seconds = time.perf_counter() - self.started
+        names = sorted(method.step_metrics)
+        values = [method.step_metrics[name].double() for name in names]
+        mine = torch.stack([*values, torch.tensor(float(self.tokens_of_step), dtype=torch.float64, device=method.device)])
+        *sums, tokens = trainer.strategy.reduce(mine, reduce_op="sum").tolist()
+        method.step_metrics = {}
+        self.tokens += int(tokens)
+        self.training_seconds += seconds
+        metrics = {f"train/{name}": value for name, value in zip(names, sums, strict=True)} | {
+            "train/lr": method.last_lr,
+            "train/grad_norm": float(method.grad_norm),
+            "train/tokens_per_second": tokens / seconds,
+            "train/tokens": self.tokens,
+            "train/peak_memory_gb": peak_memory_gb(),
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+        method.log("loss", metrics["train/loss"], prog_bar=True, logger=False)
+        method.log("tokens/s", metrics["train/tokens_per_second"], prog_bar=True, logger=False)
+
+
+class BeforeAfter(Callback):
+    """Scores the base model before the first step and the tuned model after the last, on the same held-out rows."""
+
+    def __init__(self, encoder: Encoder, held_out: HeldOut, settings: dict[str, Any]) -> None:
+        self.encoder, self.held_out, self.settings = encoder, held_out, settings
+        self.base: Scores = {}
+        self.tuned: Scores = {}
+        self.base_answers: list[dict[str, Any]] = []
+        self.tuned_answers: list[dict[str, Any]] = []
+        self.seconds = 0.0
+
+    def on_fit_start(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
+        """The base model: the same weights, adapters off."""
+        with method.foundation.untrained_view() as network:
+            self.base, self.base_answers = self._score(trainer, method, network, "base model")
+
+    def on_fit_end(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
+        """The tuned model: the weights that become model/."""
+        self.tuned, self.tuned_answers = self._score(trainer, method, method.network, "tuned model")
+
+    def _score(self, trainer: Trainer, method: Method, network: Any, label: str) -> tuple[Scores, list[dict[str, Any]]]:
+        started = time.perf_counter()
+        with trainer.precision_plugin.forward_context():
+            result = score(network, self.encoder, self.held_out, self.settings, label)
+        network.train()
+        self.seconds += time.perf_counter() - started
+        return result
+
+
+class KeepBest(Callback):
+    """Keeps the trained weights of the best validation and puts them back when training ends."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.file, self.key = folder / "checkpoints" / "best.safetensors", key
+        self.best: float | None = None
+        self.best_step = 0
+
+    def on_validation_end(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
+        """Save when the metric is lower than ever before."""
+        value = trainer.callback_metrics.get(self.key)
+        if value is None:
+            known = ", ".join(sorted(str(key) for key in trainer.callback_metrics if str(key).startswith("val/")))
+            raise ConfigError(f"keep_best={self.key}: validation gives no such metric. It gives: {known}.")
+        if self.best is None or value < self.best:
+            self.best, self.best_step = float(value), trainer.global_step
+            if trainer.is_global_zero:
+                self.file.parent.mkdir(exist_ok=True)
+                beside = self.file.with_suffix(".partial")
+                save_file({k: v.detach().contiguous() for k, v in _trained(method).items()}, beside)
+                beside.rename(self.file)
+
+    def on_train_end(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
+        """Load the best weights."""
+        trainer.strategy.barrier()
+        if self.best is not None:
+            weights, trained = load_file(self.file), _trained(method)
+            with torch.no_grad():
+                for name, parameter in trained.items():
+                    parameter.copy_(weights[name])
+
+
+def _trained(method: Method) -> dict[str, torch.nn.Parameter]:
+    return {name: parameter for name, parameter in method.network.named_parameters() if parameter.requires_grad}
+
+
+def peak_memory_gb() -> float:
+    """Largest memory this process has held, in 10^9 bytes: of the GPU where there is one, else of the machine."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -1,0 +1,208 @@
+"""From a command line to a checked, plain config.
+
+Hydra's Compose API composes conf/ (nothing a file says is run), then every node is checked against
+`ftcore/schema.json`: unknown, missing, mistyped and out-of-range keys are reported together, each with its path and the
+closest valid name, without importing torch.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, OverrideParseException
+from jsonschema import Draft202012Validator
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ftcore.errors import ConfigError
+from ftcore.recipes import staged_recipes
+from ftcore.resources import PACKAGE, resources
+
+Config = dict[str, Any]
+GROUPS = ("model", "adapter", "data", "method", "hardware", "logger", "recipes")
+SECRET = re.compile(r"(^|_)(api_?key|token|secret|password|credentials?)$", re.IGNORECASE)
+SECRET_VALUE = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|wandb_v1_\w{20,}|gh[pousr]_\w{20,})|://[^/\s:]+:[^@\s]+@")
+
+
+def options(group: str, config_dirs: Iterable[Path] = ()) -> list[str]:
+    """Names that `group=<name>` accepts, sorted; names with a leading underscore are shared parts, not options."""
+    folders = [resources() / "conf", resources(), *config_dirs]
+    names = {file.stem for folder in folders for file in (folder / group).glob("*.yaml")}
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+def load_config(arguments: list[str], config_dirs: tuple[Path, ...] = ()) -> Config:
+    """Compose and check the config of a command line.
+
+    `arguments` are Hydra overrides (`method=dpo method.lr=1e-4`). With `run=<folder>` that run's config.yaml is the base
+    that they change. Raises `ConfigError` naming every problem.
+    """
+    overrides = _parse(arguments)
+    chosen = [o for o in overrides if o.key_or_group in GROUPS]
+    values = [o for o in overrides if o.key_or_group not in GROUPS]
+    _check_choices(chosen, config_dirs)
+    with staged_recipes([str(o.value()) for o in chosen if o.key_or_group == "recipes"], config_dirs) as staged:
+        config, name = _compose(chosen, values, [*config_dirs, *staged.search_path])
+        config = _on_top_of_run(config, chosen, values)
+        config["name"] = config.get("name") or name
+        problems = list(_problems(config))
+    if problems:
+        sources = {o.key_or_group: f"command line, {o.input_line}" for o in values} | staged.lines
+        raise ConfigError(_report(problems, sources))
+    return config
+
+
+def _parse(arguments: list[str]) -> list[Override]:
+    try:
+        overrides = OverridesParser.create().parse_overrides(arguments)
+    except OverrideParseException as error:
+        raise ConfigError(
+            f"Cannot read the override {error.override!r}. Write key=value, such as method.lr=1e-4; quote values that "
+            f"hold spaces, commas or equals signs: 'prompt=\"What is it?\"'."
+        ) from None
+    for override in overrides:
+        if override.is_delete() or override.is_sweep_override():
+            raise ConfigError(
+                f"{override.input_line!r} is a {'deletion' if override.is_delete() else 'sweep'}, which this command "
+                "does not take. Give one value per key; write lists as key=[a,b]."
+            )
+    return overrides
+
+
+def _check_choices(chosen: list[Override], config_dirs: tuple[Path, ...]) -> None:
+    problems = []
+    for override in chosen:
+        known = options(override.key_or_group, config_dirs)
+        if override.value() is not None and str(override.value()) not in known:
+            problems.append(
+                f"{override.input_line}: {override.key_or_group} has no option {str(override.value())!r}"
+                f"{_closest(str(override.value()), known)} Options: {', '.join(known)}."
+            )
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _compose(chosen: list[Override], values: list[Override], search: list[Path]) -> tuple[Config, str]:
+    """Compose the chosen options, then the values on top. Returns the plain config and the default name of the run."""
+    # `++` lets a misspelt key through to the schema check, which reports all of them at once with suggestions.
+    lines = [o.input_line for o in chosen] + ["++" + (o.input_line or "").lstrip("+") for o in values]
+    if search:
+        lines.append(f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in search)}]")
+    try:
+        with initialize_config_dir(str(resources() / "conf"), version_base="1.3"):
+            config = hydra_compose("config", lines, return_hydra_config=True)
+        choices = config.hydra.runtime.choices
+        name = f"{choices.method}-{choices.data}-{choices.model}"
+        OmegaConf.set_readonly(config, False)
+        del config["hydra"]
+        return _plain(config), name
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"The config does not compose: {str(error).splitlines()[0]}") from None
+
+
+def _plain(config: Any) -> Config:
+    """Resolve interpolations; missing mandatory values are reported all at once."""
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ConfigError(
+            "Missing values, give each on the command line:\n" + "\n".join(f"  {key}=..." for key in missing)
+        )
+    try:
+        plain = OmegaConf.to_container(config, resolve=True)
+    except RecursionError:
+        raise ConfigError("An interpolation ${...} refers to itself; look for a cycle in your overrides.") from None
+    assert isinstance(plain, dict)
+    return plain  # type: ignore[return-value]
+
+
+def _on_top_of_run(config: Config, chosen: list[Override], values: list[Override]) -> Config:
+    """With `run=`, take that run's config for everything the command line does not choose or set."""
+    if not config.get("run"):
+        return config
+    file = Path(config["run"]).expanduser() / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(f"run={config['run']} is not a run folder: {file.resolve()} does not exist.")
+    base = yaml.safe_load(file.read_text(encoding="utf-8"))
+    kept = {o.key_or_group for o in chosen}
+    merged = OmegaConf.create({**config, **{key: value for key, value in base.items() if key not in kept}})
+    for key in ("verb", "run", "other", "prompt", "format"):
+        merged[key] = config[key]
+    for override in values:
+        OmegaConf.update(merged, override.key_or_group, override.value(), force_add=True)
+    return _plain(merged)
+
+
+def _problems(config: Config) -> Iterator[tuple[str, str]]:
+    """(key path, what is wrong) for every value that the schema refuses."""
+    schema = json.loads((PACKAGE / "schema.json").read_text())
+    yield from _check_node(config, schema["top"], "")
+    for key, node in config.items():
+        if isinstance(node, Mapping) and "_target_" in node:
+            target = node["_target_"]
+            if target not in schema["targets"]:
+                yield f"{key}._target_", f"{target!r} is not part of ftcore"
+                continue
+            yield from _check_node({k: v for k, v in node.items() if k != "_target_"}, schema["targets"][target], key)
+    for path, value in _leaves(config):
+        if SECRET.search(path.rsplit(".", 1)[-1]) and value or SECRET_VALUE.search(str(value)):
+            yield path, "looks like a secret, and configs are saved and logged: put it in an environment variable"
+    both = set(config.get("trainer") or {}) & {*(config.get("hardware") or {}), *schema["trainer_owned"]}
+    for key in sorted(both):
+        yield f"trainer.{key}", "is set by ftcore or by the hardware group; set it there"
+
+
+def _check_node(node: Mapping[str, Any], schema: Config, prefix: str) -> Iterator[tuple[str, str]]:
+    for error in Draft202012Validator(schema).iter_errors(node):
+        path = ".".join([prefix, *map(str, error.absolute_path)]).strip(".")
+        if error.validator == "additionalProperties":
+            known = error.schema["properties"]
+            for key in sorted(set(error.instance) - set(known)):
+                yield f"{path}.{key}".strip("."), f"is not a key{_closest(str(key), known)}"
+        elif error.validator == "required":
+            for key in sorted(set(error.validator_value) - set(error.instance)):
+                yield f"{path}.{key}".strip("."), "is missing"
+        else:
+            yield path, f"must be {describe(error.schema)}, not {error.instance!r}"
+
+
+def describe(schema: Config) -> str:
+    """A JSON schema of one value in words: 'a number above 0', 'one of a, b, c'."""
+    if "anyOf" in schema:
+        return " or ".join(describe(part) for part in schema["anyOf"])
+    if "enum" in schema or "const" in schema:
+        return "one of " + ", ".join(map(str, schema.get("enum", [schema.get("const")])))
+    limits = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    words = [f"{word} {schema[key]:g}" for key, word in limits.items() if key in schema]
+    names = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false",
+             "null": "null", "array": "a list", "object": "a mapping"}  # fmt: skip
+    return f"{names.get(schema.get('type', ''), 'another value')} {' and '.join(words)}".strip()
+
+
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else None
+    if items is None:
+        yield path, node
+        return
+    for key, value in items:
+        yield from _leaves(value, f"{path}.{key}".strip("."))
+
+
+def _closest(word: str, known: Iterable[str]) -> str:
+    match = get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else "."
+
+
+def _report(problems: list[tuple[str, str]], sources: Mapping[str, str]) -> str:
+    lines = []
+    for path, text in problems:
+        source = next((where for key, where in sources.items() if path == key or path.startswith(f"{key}.")), None)
+        lines.append(f"  {path} {text}" + (f"  ({source})" if source else ""))
+    return f"{len(lines)} problem{'s'[: len(lines) > 1]} in the config:\n" + "\n".join(lines)

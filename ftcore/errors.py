@@ -1,0 +1,57 @@
+"""Errors a user can cause: one paragraph that says what, where and how to fix it, and an exit code of its kind.
+
+Only `ftcore.__main__` turns them into an exit status. Messages never hold the content of a row: rows may be private.
+"""
+
+
+class FtcoreError(ValueError):
+    """Base class of every error a user can cause."""
+
+    exit_code = 1
+
+
+class ConfigError(FtcoreError):
+    """A wrong, missing or conflicting setting."""
+
+    exit_code = 2
+
+
+class DataError(FtcoreError):
+    """Rows that cannot be read or trained on."""
+
+    exit_code = 3
+
+
+class ModelError(FtcoreError):
+    """Weights, tokenizer or adapter that cannot be used."""
+
+    exit_code = 4
+
+
+class HardwareError(FtcoreError):
+    """A machine that lacks what the hardware option asks for, or a process of several that failed."""
+
+    exit_code = 5
+
+
+class NumericalError(FtcoreError):
+    """A loss or gradient that is not a finite number."""
+
+    exit_code = 6
+
+
+class StorageError(FtcoreError):
+    """A folder that cannot be written or read."""
+
+    exit_code = 7
+
+
+class RewardError(FtcoreError):
+    """A reward function or generation that failed too often."""
+
+    exit_code = 8
+
+
+def error_for_exit_code(code: int) -> type[FtcoreError]:
+    """The error class that ends a program with `code`; `FtcoreError` when none does."""
+    return next((kind for kind in FtcoreError.__subclasses__() if kind.exit_code == code), FtcoreError)

@@ -1,0 +1,77 @@
+"""The machine: what the hardware group asks for against what is there, and the Trainer keys that follow.
+
+Everything here comes before a model is loaded, and nothing imports torch on a machine without CUDA devices.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
+
+from ftcore.errors import ConfigError, HardwareError
+
+Accelerator = Literal["auto", "cpu", "gpu", "mps"]
+Strategy = Literal["single", "ddp", "fsdp"]
+Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
+
+
+def cuda_devices() -> int:
+    """Number of CUDA devices; 0 without importing torch where the machine has no such device file."""
+    if not any(Path("/dev").glob("nvidia[0-9]*")) and not Path("/dev/dxg").exists() and not Path("/dev/kfd").exists():
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def trainer_options(
+    *,
+    accelerator: Accelerator,
+    devices: Annotated[int, Ge(1)],
+    num_nodes: Annotated[int, Ge(1)],
+    strategy: Strategy,
+    precision: Precision,
+) -> dict[str, Any]:
+    """Keys of lightning.Trainer for this machine. Raises `HardwareError` when it lacks what is asked for."""
+    found = cuda_devices()
+    if accelerator == "auto":
+        accelerator = "gpu" if found else "cpu"
+    if accelerator == "gpu" and found < devices:
+        raise HardwareError(
+            f"The hardware option needs {devices} CUDA device{'s' * (devices > 1)} per machine and this one has {found}. "
+            f"The nearest option that runs here: {_nearest(found)}."
+        )
+    if strategy == "fsdp":
+        raise HardwareError(
+            "Sharding the model over processes (strategy=fsdp) is not part of this version; hardware=ddp_8gpu keeps a "
+            "copy per process."
+        )
+    if strategy == "single" and devices * num_nodes > 1:
+        raise ConfigError(f"hardware.devices={devices} needs hardware.strategy=ddp; single means one process.")
+    if precision == "16-mixed" and accelerator == "cpu":
+        raise HardwareError("hardware.precision=16-mixed needs a GPU. On a CPU use 32-true (exact) or bf16-mixed.")
+    return {
+        "accelerator": accelerator,
+        "devices": devices,
+        "num_nodes": num_nodes,
+        "strategy": "auto" if strategy == "single" else strategy,
+        "precision": precision,
+    }
+
+
+def _nearest(found: int) -> str:
+    return "hardware=cpu, or hardware=ddp_2cpu to rehearse several processes" if not found else "hardware=gpu"
+
+
+def accumulation(*, global_batch_size: int, micro_batch_size: int, processes: int) -> int:
+    """Micro-batches per optimizer step and process. Raises `ConfigError` with the arithmetic when it does not divide."""
+    rows = micro_batch_size * processes
+    if global_batch_size % rows == 0:
+        return global_batch_size // rows
+    below, above = global_batch_size // rows * rows, (global_batch_size // rows + 1) * rows
+    fitting = [n for n in range(1, global_batch_size + 1) if global_batch_size % (n * processes) == 0]
+    raise ConfigError(
+        f"global_batch_size={global_batch_size} is not a multiple of micro_batch_size x processes = {micro_batch_size} x "
+        f"{processes} = {rows}. Nearest global_batch_size: {' or '.join(str(n) for n in (below, above) if n)}"
+        + (f"; micro_batch_size that fits {global_batch_size}: {', '.join(map(str, fitting))}." if fitting else ".")
+    )

@@ -1,0 +1,51 @@
+"""Types and ranges of the top-level keys; conf/config.yaml holds their defaults and says what each does."""
+
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt
+from typing_extensions import TypedDict
+
+PositiveInt = Annotated[int, Ge(1)]
+VERBS = Literal["train", "eval", "compare", "chat", "export"]
+
+
+class Evaluate(TypedDict):
+    """Keys under `evaluate`."""
+
+    enabled: bool
+    max_rows: PositiveInt | None
+    max_new_tokens: PositiveInt
+    batch_size: PositiveInt
+    samples: Annotated[int, Ge(0)]
+    probe: str | None
+
+
+class TopLevel(TypedDict):
+    """Keys of the whole config. Groups are mappings here; each is checked against what its `_target_` takes."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]
+
+    model: dict[str, Any]
+    adapter: dict[str, Any]
+    data: dict[str, Any]
+    method: dict[str, Any]
+    hardware: dict[str, Any]
+    logger: dict[str, Any] | None
+    verb: VERBS
+    seed: Annotated[int, Ge(0)]
+    name: str
+    output_dir: str
+    global_batch_size: PositiveInt
+    micro_batch_size: PositiveInt
+    max_steps: PositiveInt | None
+    max_epochs: Annotated[float, Gt(0)] | None
+    validate_every: PositiveInt | None
+    keep_best: str
+    patience: PositiveInt | None
+    dry_run: bool
+    evaluate: Evaluate
+    trainer: dict[str, Any]
+    run: str | None
+    other: str | None
+    prompt: str | None
+    format: Literal["merged", "adapter"]

@@ -1,0 +1,53 @@
+"""Starts the processes of a run: in this one when one is enough, else by torch's elastic launcher.
+
+Lightning finds the environment that the launcher set and starts nothing itself, so command lines are never replayed.
+Under torchrun or srun from outside, the processes are already there.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ftcore.errors import HardwareError, error_for_exit_code
+
+Config = dict[str, Any]
+
+
+def launch(config: Config, folder: Path, devices: int) -> None:
+    """Run `ftcore.train.run(config, folder)` in `devices` processes. The first failure is raised as its own error kind."""
+    from ftcore.train import run
+
+    if devices == 1 or "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ:
+        run(config, folder)
+        return
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    settings = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=devices, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
+    )
+    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // devices, 1)))
+    try:
+        elastic_launch(settings, _rank)(config, str(folder))
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        kind = error_for_exit_code(failure.exitcode)
+        if kind.exit_code != failure.exitcode:
+            raise HardwareError(f"Process {rank} of {devices} ended with exit code {failure.exitcode}.") from None
+        raise kind(f"Process {rank} of {devices}: its message stands above.") from None
+
+
+def _rank(config: Config, folder: str) -> None:
+    """One process of several; prints its own error, because only its exit code reaches the launcher."""
+    import logging
+    import sys
+
+    from ftcore.errors import FtcoreError
+    from ftcore.train import run
+
+    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+    try:
+        run(config, Path(folder))
+    except FtcoreError as error:
+        print(f"{type(error).__name__} (process {os.environ['RANK']}): {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)

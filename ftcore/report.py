@@ -1,0 +1,141 @@
+"""What a person sees: the plan before training, the comparison after it, and what to type next."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ftcore.evaluate import Scores
+
+Config = dict[str, Any]
+TRAINER_DEFAULTS = {
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 1,
+}
+SCORES = {
+    "loss": ("loss, nats per token", "{:.3f}"),
+    "perplexity": ("perplexity", "{:.2f}"),
+    "accuracy": ("answer accuracy", "{:.1%}"),
+    "probe_perplexity": ("perplexity on general text", "{:.2f}"),
+}
+console = Console()
+
+
+def plan(config: Config, network: Any, records: Any, encoder: Any, train: list[Any], batches: Any) -> None:
+    """Print what is about to run: rows, steps, parameters; with dry_run also what it needs in memory."""
+    from ftcore.model import parameter_counts
+
+    trained, parameters = parameter_counts(network)
+    lengths = sorted(len(example.input_ids) for example in train)
+    loss_tokens = sum(sum(example.completion_mask) for example in train)
+    table = Table(show_header=False, box=None, title=config["name"], title_justify="left", title_style="bold")
+    table.add_row("rows", f"{len(records.train):,} train, {len(records.validation):,} validation, {len(records.test):,} held out")
+    table.add_row("tokens per row", f"median {lengths[len(lengths) // 2]}, longest {lengths[-1]}; {loss_tokens / sum(lengths):.0%} with loss")
+    table.add_row("parameters", f"{trained:,} of {parameters:,} train ({trained / parameters:.2%})")
+    table.add_row(
+        "steps",
+        f"{batches.steps:,} of {batches.global_batch_size} rows = {batches.accumulation} x {batches.world_size} processes x {batches.micro_batch_size}",
+    )
+    for reason, count in encoder.counts.items():
+        table.add_row("rows", f"{count:,} {reason} (data.max_length={encoder.max_length})")
+    if config["dry_run"]:
+        table.add_row("memory", f"at least {memory_estimate_gb(network, batches, lengths[-1]):.1f} GB per process")
+    console.print(table)
+
+
+def memory_estimate_gb(network: Any, batches: Any, longest: int) -> float:
+    """Lower estimate of the memory of training, 10^9 bytes: weights, gradients, AdamW's two moments, activations.
+
+    Activations per token and block: about 34 hidden sizes of numbers (Korthikanti et al., arXiv:2205.05198, without the
+    attention matrix, which fused attention does not keep).
+    """
+    weights = sum(p.numel() * p.element_size() for p in network.parameters())
+    trained = sum(p.numel() * p.element_size() for p in network.parameters() if p.requires_grad)
+    text = network.config.get_text_config()
+    activations = 34 * text.hidden_size * text.num_hidden_layers * batches.micro_batch_size * longest * 2
+    return (weights + 3 * trained + activations) / 1e9
+
+
+def changes(base: Scores, tuned: Scores) -> dict[str, Any]:
+    """How the tuned model differs: accuracy gained, and the relative rise of perplexity on general text (forgetting)."""
+    if not base or not tuned:
+        return {}
+    gain = None if base["accuracy"] is None or tuned["accuracy"] is None else tuned["accuracy"] - base["accuracy"]
+    probe = base["probe_perplexity"]
+    return {"accuracy_gain": gain, "probe_perplexity_rise": tuned["probe_perplexity"] / probe - 1 if probe else None}
+
+
+def side_by_side(first: list[Config], second: list[Config]) -> list[Config]:
+    """Both models' answers to the same rows."""
+    return [
+        {"id": a["id"], "prompt": a["prompt"], "expected": a["expected"], "base": a["answer"], "tuned": b["answer"],
+         "base_right": a["right"], "tuned_right": b["right"]}
+        for a, b in zip(first, second, strict=True)
+    ]  # fmt: skip
+
+
+def comparison(base: Scores, tuned: Scores, names: tuple[str, str] = ("base", "tuned")) -> Table:
+    """Table of both models' scores and the change."""
+    table = Table(title=f"{tuned['rows']} held-out rows", title_justify="left")
+    for column in ("", *names, "change"):
+        table.add_column(column, justify="left" if not column else "right")
+    for key, (label, form) in SCORES.items():
+        a, b = base.get(key), tuned.get(key)
+        if a is None or b is None:
+            continue
+        change = f"{b - a:+.1%}" if key == "accuracy" else f"{b / a - 1:+.1%}" if a else ""
+        table.add_row(label, form.format(a), form.format(b), change)
+    return table
+
+
+def samples_table(samples: list[Config], count: int, names: tuple[str, str] = ("base", "tuned")) -> Table:
+    """The first `count` answers side by side, right ones marked."""
+    table = Table(show_lines=True)
+    for column in ("prompt", "expected", *names):
+        table.add_column(column, overflow="fold", ratio=1)
+    for row in samples[:count]:
+        cells = [row["prompt"], row["expected"], *(_marked(row[key], row[f"{key}_right"]) for key in ("base", "tuned"))]
+        table.add_row(*[cell if not isinstance(cell, str) else _plain(cell) for cell in cells])
+    return table
+
+
+def finish(config: Config, folder: Path, summary: Config, samples: list[Config], loggers: list[Any]) -> None:
+    """Print the comparison and where things are; send the same to the experiment tracker."""
+    if summary["tuned"]:
+        console.print(comparison(summary["base"], summary["tuned"]))
+        console.print(samples_table(samples, config["evaluate"]["samples"]))
+    for logger in loggers:
+        if hasattr(logger, "log_table"):
+            _log_to_wandb(logger, summary, samples)
+    minutes, seconds = divmod(round(summary["seconds"]), 60)
+    console.print(f"Done in {minutes} min {seconds} s. Everything is in {folder}", soft_wrap=True)
+    console.print(f"Next: python -m ftcore chat run={folder}", soft_wrap=True, highlight=False)
+
+
+def _log_to_wandb(logger: Any, summary: Config, samples: list[Config]) -> None:
+    from ftcore.loggers import wandb_hint
+
+    if summary["tuned"]:
+        rows = [[key, summary["base"][key], summary["tuned"][key]] for key in SCORES]
+        logger.log_table("before_after", columns=["score", "base", "tuned"], data=rows)
+        columns = list(samples[0]) if samples else []
+        logger.log_table("samples", columns=columns, data=[[row[c] for c in columns] for row in samples[:100]])
+    logger.experiment.summary.update(summary)
+    hint = wandb_hint(logger)
+    logger.experiment.finish()
+    console.print(hint, soft_wrap=True, highlight=False)
+
+
+def _marked(answer: str, right: bool | None) -> Any:
+    from rich.text import Text
+
+    return Text(answer, style={True: "green", False: "red"}.get(right, ""))  # type: ignore[arg-type]
+
+
+def _plain(text: str) -> Any:
+    from rich.text import Text
+
+    return Text(text)

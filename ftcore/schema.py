@@ -1,0 +1,64 @@
+"""JSON schemas from signatures: `python -m ftcore.schema` writes ftcore/schema.json.
+
+Config parameters are the keyword-only parameters of what `_target_` names; what comes before the `*` is given by the
+program. While a class passes `**kwargs` on, its bases' parameters belong to it too. Types are the annotations, ranges their
+`Annotated` part.
+"""
+
+import inspect
+import json
+from collections.abc import Callable
+from pkgutil import resolve_name
+from typing import Any, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter
+
+from ftcore.keys import TopLevel
+from ftcore.resources import PACKAGE, resources
+
+# Keys of lightning.Trainer that the run decides itself.
+TRAINER_OWNED = [
+    "accumulate_grad_batches", "callbacks", "default_root_dir", "enable_progress_bar", "gradient_clip_val", "logger",
+    "max_epochs", "max_steps", "plugins", "use_distributed_sampler", "val_check_interval",
+]  # fmt: skip
+
+
+def parameters(target: Callable[..., Any]) -> dict[str, Any]:
+    """Keyword-only parameter -> annotation of a function or, along its class tree, of a class."""
+    functions = [c.__dict__["__init__"] for c in target.__mro__ if "__init__" in c.__dict__] if inspect.isclass(target) else [target]
+    found: dict[str, Any] = {}
+    for function in functions:
+        signature, hints = inspect.signature(function), get_type_hints(function, include_extras=True)
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                found.setdefault(name, hints.get(name, Any))
+        if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+            break
+    return found
+
+
+def schema_of(target: Callable[..., Any]) -> dict[str, Any]:
+    """JSON schema of the config node that calls `target`: every parameter is required, no other key is known."""
+    properties = {name: TypeAdapter(annotation).json_schema() for name, annotation in parameters(target).items()}
+    return {"type": "object", "properties": properties, "required": sorted(properties), "additionalProperties": False}
+
+
+def shipped_targets() -> list[str]:
+    """Every `_target_` in the shipped conf/."""
+    nodes = (yaml.safe_load(file.read_text()) for file in sorted((resources() / "conf").glob("*/*.yaml")))
+    return sorted({node["_target_"] for node in nodes if node and "_target_" in node})
+
+
+def build() -> str:
+    """The content of schema.json."""
+    schema = {
+        "top": TypeAdapter(TopLevel).json_schema(),
+        "targets": {name: schema_of(resolve_name(name)) for name in shipped_targets()},
+        "trainer_owned": TRAINER_OWNED,
+    }
+    return json.dumps(schema, indent=1, sort_keys=True) + "\n"
+
+
+if __name__ == "__main__":
+    (PACKAGE / "schema.json").write_text(build())

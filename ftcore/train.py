@@ -1,0 +1,197 @@
+"""One run from config to summary.json, to be read from top to bottom."""
+
+import json
+import logging
+import math
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from hydra.utils import get_class, instantiate
+from lightning.pytorch.callbacks import EarlyStopping
+
+from ftcore import report
+from ftcore.callbacks import BeforeAfter, KeepBest, ProgressBar, StepMetrics, peak_memory_gb
+from ftcore.data import Data, Records
+from ftcore.data.batches import TrainBatches
+from ftcore.data.sources import read_jsonl
+from ftcore.data.tokens import Encoder, Example
+from ftcore.errors import ConfigError, DataError
+from ftcore.evaluate import HeldOut
+from ftcore.hardware import accumulation
+from ftcore.loggers import JSONLines
+from ftcore.methods.base import Method
+from ftcore.model import load_foundation, parameter_counts, save_model
+
+Config = dict[str, Any]
+
+
+def run(config: Config, folder: Path) -> None:
+    """Train, compare with the base model, save. Called in every process of the run.
+
+    Writes into `folder`: metrics.jsonl, model/, samples.jsonl and, last, summary.json.
+    """
+    started = time.perf_counter()
+    quiet()
+    lightning.seed_everything(config["seed"], verbose=False)
+    first = int(os.environ.get("RANK", 0)) == 0
+    world_size = config["hardware"]["devices"] * config["hardware"]["num_nodes"]
+
+    # Rows, before any weights are loaded.
+    kind: type[Method] = get_class(config["method"]["_target_"])
+    data: Data = instantiate(config["data"], _convert_="all")
+    records = data.load(kind.record_type)
+
+    # Foundation, adapter, method.
+    load_in_4bit = config["adapter"].get("load_in_4bit", False)
+    foundation = load_foundation(kind.architecture, load_in_4bit, **_arguments(config["model"]))
+    lightning.seed_everything(config["seed"], verbose=False)  # the adapter's weights do not depend on how the model loads
+    foundation.network = instantiate(config["adapter"], foundation.network)
+    method: Method = instantiate(config["method"], foundation)
+
+    # Rows to batches; their number gives the steps.
+    encoder = Encoder(foundation.tokenizer, data)
+    train, validation = method.encode(encoder, records.train), method.encode(encoder, records.validation)
+    if not train:
+        raise DataError("No training row has a token to train on: each was dropped for its length, or its answer was cut off.")
+    method.total_steps = steps_of_run(config, len(train))
+    layout = _layout(config, world_size)
+    retention = encoder.texts(_texts(method.retention_text)) if method.retention_weight else []
+    batches = TrainBatches(
+        train, method.collate, method.counts, retention, retention_rows=method.retention_rows, steps=method.total_steps, **layout
+    )
+    held_out = load_held_out(config, method, encoder, records)
+    if first:
+        report.plan(config, foundation.network, records, encoder, train, batches)
+    if config["dry_run"]:
+        return
+
+    # Fit. The comparison runs at its start and end, inside the processes of the fit.
+    steps, compare = StepMetrics(), BeforeAfter(encoder, held_out, config["evaluate"])
+    callbacks = [steps, *_selection(config, folder, validation), ProgressBar(leave=True)]
+    if config["evaluate"]["enabled"]:
+        callbacks.append(compare)
+    loggers: list[Any] = [JSONLines(folder)]
+    if config["logger"] and first:
+        loggers.append(instantiate(config["logger"], folder, config))
+    trainer = lightning.Trainer(
+        **instantiate(config["hardware"]),
+        max_steps=method.total_steps,
+        max_epochs=1,  # one pass over batches that know the epochs themselves
+        accumulate_grad_batches=batches.accumulation,
+        val_check_interval=(config["validate_every"] or method.total_steps) * batches.accumulation,
+        limit_val_batches=1.0 if validation and config["validate_every"] else 0,
+        logger=loggers,
+        callbacks=callbacks,
+        default_root_dir=folder,
+        **{**report.TRAINER_DEFAULTS, **config["trainer"]},
+    )
+    trainer.fit(method, batches, _validation_batches(validation, method, layout))
+    if not trainer.is_global_zero:
+        return
+
+    # What is left behind.
+    save_model(foundation, folder / "model")
+    trained, parameters = parameter_counts(foundation.network)
+    summary = {
+        "name": config["name"],
+        "base": compare.base,
+        "tuned": compare.tuned,
+        **report.changes(compare.base, compare.tuned),
+        "steps": trainer.global_step,
+        "tokens": steps.tokens,
+        "tokens_per_second": steps.tokens / max(steps.training_seconds, 1e-9),
+        "seconds": time.perf_counter() - started,
+        "seconds_training": steps.training_seconds,
+        "seconds_comparing": compare.seconds,
+        "peak_memory_gb": peak_memory_gb(),
+        "parameters_trained": trained,
+        "parameters": parameters,
+        "processes": world_size,
+        "data_sha256": records.content_hash(),
+    }
+    samples = report.side_by_side(compare.base_answers, compare.tuned_answers)
+    _write_lines(folder / "samples.jsonl", samples)
+    _write_json(folder / "summary.json", summary)
+    report.finish(config, folder, summary, samples, loggers)
+
+
+def steps_of_run(config: Config, rows: int) -> int:
+    """Optimizer steps from the number of rows, max_epochs and max_steps."""
+    limits = []
+    if config["max_epochs"] is not None:
+        limits.append(math.ceil(config["max_epochs"] * math.ceil(rows / config["global_batch_size"])))
+    if config["max_steps"] is not None:
+        limits.append(config["max_steps"])
+    if not limits:
+        raise ConfigError("Nothing says when to stop: set max_steps, max_epochs or both.")
+    return min(limits)
+
+
+def load_held_out(config: Config, method: Method, encoder: Encoder, records: Records) -> HeldOut:
+    """The rows that base and tuned model answer, and the general-text probe."""
+    rows = records.test[: config["evaluate"]["max_rows"]]
+    probe = _texts(config["evaluate"]["probe"]) if config["evaluate"]["probe"] else []
+    return HeldOut(rows, method.encode(encoder, rows), encoder.texts(probe))
+
+
+def quiet() -> None:
+    """Silence what the libraries print about themselves; their errors stay."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning|torch|peft|transformers")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def _layout(config: Config, world_size: int) -> dict[str, int]:
+    sizes = {"global_batch_size": config["global_batch_size"], "micro_batch_size": config["micro_batch_size"]}
+    accumulation(**sizes, processes=world_size)
+    return {**sizes, "seed": config["seed"], "rank": int(os.environ.get("RANK", 0)), "world_size": world_size}
+
+
+def _validation_batches(examples: list[Example], method: Method, layout: dict[str, int]) -> list[dict[str, Any]]:
+    """This process's validation batches; all processes get the same number, the last ones without rows."""
+    size, world_size = layout["micro_batch_size"], layout["world_size"]
+    rounds = range(math.ceil(len(examples) / (size * world_size)))
+    starts = [(k * world_size + layout["rank"]) * size for k in rounds]
+    return [method.collate(examples[start : start + size]) for start in starts]
+
+
+def _selection(config: Config, folder: Path, validation: list[Example]) -> list[Any]:
+    """Callbacks that choose the weights and stop early, by one metric."""
+    key = config["keep_best"]
+    if key == "last":
+        if config["patience"]:
+            raise ConfigError("patience needs a metric to watch: set keep_best=val/nll.")
+        return []
+    if not validation or not config["validate_every"]:
+        raise ConfigError(
+            f"keep_best={key} needs validation: set validate_every=<steps> and data.validation_share=0.1 (or data.splits.validation)."
+        )
+    stop = [EarlyStopping(key, patience=config["patience"], mode="min")] if config["patience"] else []
+    return [KeepBest(folder, key), *stop]
+
+
+def _texts(path: str) -> list[dict[str, Any]]:
+    rows = list(read_jsonl(path))
+    if missing := [line for line, row in rows if not isinstance(row.get("text"), str)]:
+        raise DataError(f"{path}:{missing[0]}: general text needs a column 'text'.")
+    return [{"id": str(row.get("id", line)), "text": row["text"]} for line, row in rows]
+
+
+def _arguments(node: Config) -> Config:
+    return {key: value for key, value in node.items() if key != "_target_"}
+
+
+def _write_json(file: Path, content: Any) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
