@@ -88,16 +88,15 @@ def _split(words: list[str]) -> tuple[list[str], tuple[Path, ...], set[str]]:
 
 def _train(config: dict[str, Any]) -> None:
     """Check machine and rows, choose the run folder, start the processes."""
-    from hydra.utils import instantiate
-
+    from ftcore.config import build
     from ftcore.hardware import accumulation
 
-    options = instantiate(config["hardware"])
+    options = build(config["hardware"])
     processes = options["devices"] * options["num_nodes"]
     accumulation(
         global_batch_size=config["global_batch_size"], micro_batch_size=config["micro_batch_size"], processes=processes
     )
-    folder = _run_folder(config)
+    folder = Path(os.devnull) if config["dry_run"] else _run_folder(config)
     from ftcore.launcher import launch
 
     launch(config, folder, options["devices"])

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import yaml
@@ -30,6 +31,16 @@ Config = dict[str, Any]
 GROUPS = ("model", "adapter", "data", "method", "hardware", "logger", "recipes")
 SECRET = re.compile(r"(^|_)(api_?key|token|secret|password|credentials?)$", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|wandb_v1_\w{20,}|gh[pousr]_\w{20,})|://[^/\s:]+:[^@\s]+@")
+
+
+def locate(node: Mapping[str, Any]) -> Any:
+    """The class or function that a checked node's `_target_` names."""
+    return resolve_name(node["_target_"])
+
+
+def build(node: Mapping[str, Any], *given: Any) -> Any:
+    """Call a checked node's target with the program's own arguments first and the node's keys after."""
+    return locate(node)(*given, **{key: value for key, value in node.items() if key != "_target_"})
 
 
 def options(group: str, config_dirs: Iterable[Path] = ()) -> list[str]:
@@ -101,11 +112,11 @@ def _compose(chosen: list[Override], values: list[Override], search: list[Path])
             config = hydra_compose("config", lines, return_hydra_config=True)
         choices = config.hydra.runtime.choices
         name = f"{choices.method}-{choices.data}-{choices.model}"
-        OmegaConf.set_readonly(config, False)
-        del config["hydra"]
-        return _plain(config), name
+        return _plain(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])), name
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"The config does not compose: {str(error).splitlines()[0]}") from None
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        where = next((f" (at {line.removeprefix('full_key: ')})" for line in lines if line.startswith("full_key: ")), "")
+        raise ConfigError(f"The config does not compose: {lines[0]}{where}.") from None
 
 
 def _plain(config: Any) -> Config:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from rich.console import Console
 from rich.progress import track
 from transformers import GenerationConfig
 
@@ -17,6 +18,7 @@ from ftcore.data.tokens import Encoder, Example
 from ftcore.logits import completion_logps
 
 Scores = dict[str, Any]
+console = Console()
 # A completion longer than this is no short answer, and finding it word by word in a generation says nothing.
 SHORT_ANSWER_WORDS = 8
 
@@ -129,7 +131,7 @@ def _batches(order: list[int], size: int, label: str) -> Iterator[list[int]]:
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     batches = [order[start : start + size] for start in range(0, len(order), size)]
     mine = batches[rank::world]
-    yield from track(mine, f"{label:<16}", transient=True, disable=rank > 0 or not mine)
+    yield from track(mine, f"{label:<16}", console=console, transient=True, disable=rank > 0 or not console.is_terminal)
 
 
 def _gathered(part: Any) -> list[Any]:

@@ -12,6 +12,8 @@ VERBS = Literal["train", "eval", "compare", "chat", "export"]
 class Evaluate(TypedDict):
     """Keys under `evaluate`."""
 
+    __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]
+
     enabled: bool
     max_rows: PositiveInt | None
     max_new_tokens: PositiveInt

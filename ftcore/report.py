@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from ftcore.evaluate import Scores
+from ftcore.evaluate import Scores, console
 
 Config = dict[str, Any]
 TRAINER_DEFAULTS = {
@@ -21,7 +21,8 @@ SCORES = {
     "accuracy": ("answer accuracy", "{:.1%}"),
     "probe_perplexity": ("perplexity on general text", "{:.2f}"),
 }
-console = Console()
+
+STYLES = {True: "green", False: "red", None: ""}
 
 
 def plan(config: Config, network: Any, records: Any, encoder: Any, train: list[Any], batches: Any) -> None:
@@ -92,13 +93,13 @@ def comparison(base: Scores, tuned: Scores, names: tuple[str, str] = ("base", "t
 
 
 def samples_table(samples: list[Config], count: int, names: tuple[str, str] = ("base", "tuned")) -> Table:
-    """The first `count` answers side by side, right ones marked."""
+    """`count` answers side by side, spread over all rows, right ones in green."""
     table = Table(show_lines=True)
     for column in ("prompt", "expected", *names):
         table.add_column(column, overflow="fold", ratio=1)
-    for row in samples[:count]:
-        cells = [row["prompt"], row["expected"], *(_marked(row[key], row[f"{key}_right"]) for key in ("base", "tuned"))]
-        table.add_row(*[cell if not isinstance(cell, str) else _plain(cell) for cell in cells])
+    for row in samples[:: max(len(samples) // max(count, 1), 1)][:count]:
+        answers = (Text(row[key], style=STYLES[row[f"{key}_right"]]) for key in ("base", "tuned"))
+        table.add_row(Text(row["prompt"]), Text(row["expected"]), *answers)
     return table
 
 
@@ -127,15 +128,3 @@ def _log_to_wandb(logger: Any, summary: Config, samples: list[Config]) -> None:
     hint = wandb_hint(logger)
     logger.experiment.finish()
     console.print(hint, soft_wrap=True, highlight=False)
-
-
-def _marked(answer: str, right: bool | None) -> Any:
-    from rich.text import Text
-
-    return Text(answer, style={True: "green", False: "red"}.get(right, ""))  # type: ignore[arg-type]
-
-
-def _plain(text: str) -> Any:
-    from rich.text import Text
-
-    return Text(text)

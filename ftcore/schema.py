@@ -13,6 +13,7 @@ from typing import Any, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from ftcore.keys import TopLevel
 from ftcore.resources import PACKAGE, resources
@@ -40,8 +41,9 @@ def parameters(target: Callable[..., Any]) -> dict[str, Any]:
 
 def schema_of(target: Callable[..., Any]) -> dict[str, Any]:
     """JSON schema of the config node that calls `target`: every parameter is required, no other key is known."""
-    properties = {name: TypeAdapter(annotation).json_schema() for name, annotation in parameters(target).items()}
-    return {"type": "object", "properties": properties, "required": sorted(properties), "additionalProperties": False}
+    node = TypedDict("node", parameters(target))  # type: ignore[operator]
+    node.__pydantic_config__ = {"extra": "forbid"}
+    return TypeAdapter(node).json_schema()
 
 
 def shipped_targets() -> list[str]:

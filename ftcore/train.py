@@ -11,11 +11,11 @@ from typing import Any
 
 import lightning
 import torch
-from hydra.utils import get_class, instantiate
 from lightning.pytorch.callbacks import EarlyStopping
 
 from ftcore import report
 from ftcore.callbacks import BeforeAfter, KeepBest, ProgressBar, StepMetrics, peak_memory_gb
+from ftcore.config import build, locate
 from ftcore.data import Data, Records
 from ftcore.data.batches import TrainBatches
 from ftcore.data.sources import read_jsonl
@@ -25,7 +25,7 @@ from ftcore.evaluate import HeldOut
 from ftcore.hardware import accumulation
 from ftcore.loggers import JSONLines
 from ftcore.methods.base import Method
-from ftcore.model import load_foundation, parameter_counts, save_model
+from ftcore.model import parameter_counts, save_model
 
 Config = dict[str, Any]
 
@@ -42,16 +42,16 @@ def run(config: Config, folder: Path) -> None:
     world_size = config["hardware"]["devices"] * config["hardware"]["num_nodes"]
 
     # Rows, before any weights are loaded.
-    kind: type[Method] = get_class(config["method"]["_target_"])
-    data: Data = instantiate(config["data"], _convert_="all")
+    kind: type[Method] = locate(config["method"])
+    data: Data = build(config["data"])
     records = data.load(kind.record_type)
 
     # Foundation, adapter, method.
     load_in_4bit = config["adapter"].get("load_in_4bit", False)
-    foundation = load_foundation(kind.architecture, load_in_4bit, **_arguments(config["model"]))
+    foundation = build(config["model"], kind.architecture, load_in_4bit)
     lightning.seed_everything(config["seed"], verbose=False)  # the adapter's weights do not depend on how the model loads
-    foundation.network = instantiate(config["adapter"], foundation.network)
-    method: Method = instantiate(config["method"], foundation)
+    foundation.network = build(config["adapter"], foundation.network)
+    method: Method = build(config["method"], foundation)
 
     # Rows to batches; their number gives the steps.
     encoder = Encoder(foundation.tokenizer, data)
@@ -77,9 +77,9 @@ def run(config: Config, folder: Path) -> None:
         callbacks.append(compare)
     loggers: list[Any] = [JSONLines(folder)]
     if config["logger"] and first:
-        loggers.append(instantiate(config["logger"], folder, config))
+        loggers.append(build(config["logger"], folder, config))
     trainer = lightning.Trainer(
-        **instantiate(config["hardware"]),
+        **build(config["hardware"]),
         max_steps=method.total_steps,
         max_epochs=1,  # one pass over batches that know the epochs themselves
         accumulate_grad_batches=batches.accumulation,
@@ -183,10 +183,6 @@ def _texts(path: str) -> list[dict[str, Any]]:
     if missing := [line for line, row in rows if not isinstance(row.get("text"), str)]:
         raise DataError(f"{path}:{missing[0]}: general text needs a column 'text'.")
     return [{"id": str(row.get("id", line)), "text": row["text"]} for line, row in rows]
-
-
-def _arguments(node: Config) -> Config:
-    return {key: value for key, value in node.items() if key != "_target_"}
 
 
 def _write_json(file: Path, content: Any) -> None:

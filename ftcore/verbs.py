@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_class, instantiate
 
 from ftcore import report
+from ftcore.config import build, locate
 from ftcore.data.tokens import Encoder
 from ftcore.errors import ConfigError, ModelError, StorageError
 from ftcore.evaluate import generate, score
@@ -75,7 +75,7 @@ def export(config: Config) -> None:
     target.parent.mkdir(exist_ok=True)
     foundation, run_config = load_run(folder)
     encoder = Encoder(foundation.tokenizer, _data(config))
-    method = get_class(run_config["method"]["_target_"])
+    method = locate(run_config["method"])
     rows = _data(config).load(method.record_type).test[:5]
     prompts = [encoder.prompt(row["prompt"]) for row in rows]
     expected = _greedy(foundation, encoder, prompts)
@@ -113,15 +113,15 @@ def _run(config: Config, key: str) -> Path:
 
 
 def _data(config: Config) -> Any:
-    return instantiate(config["data"], _convert_="all")
+    return build(config["data"])
 
 
 def _load(config: Config, folder: Path) -> tuple[Foundation, Encoder, Any]:
     quiet()
-    records = _data(config).load(get_class(config["method"]["_target_"]).record_type)
+    records = _data(config).load(locate(config["method"]).record_type)
     foundation, _ = load_run(folder)
     encoder = Encoder(foundation.tokenizer, _data(config))
-    method = instantiate({**config["method"], "retention_weight": 0.0}, foundation)
+    method = build({**config["method"], "retention_weight": 0.0}, foundation)
     return foundation, encoder, load_held_out(config, method, encoder, records)
 
 

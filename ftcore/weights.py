@@ -25,6 +25,8 @@ MANIFEST = "ftcore-manifest.json"
 class Package(TypedDict):
     """A GGUF file inside a wheel: its requirement, the wheel's SHA-256 and the file's path in it."""
 
+    __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]
+
     requirement: str
     sha256: str
     file: str

@@ -58,7 +58,8 @@ class Data:
 
     def load(self, record_type: str) -> Records:
         """Read, check and split the rows of a record type. Raises `DataError` naming file, line and reason."""
-        files = self.records.get(record_type) or self.splits
+        files = dict(self.records.get(record_type) or self.splits)
+        files["train"] = files.get("train") or (self.path if not self.records else None)
         if not files.get("train"):
             have = ", ".join(self.records) or "none"
             raise DataError(f"This data set has no {record_type} rows (it has: {have}). {_options_with(record_type)}")

@@ -1,0 +1,19 @@
+.DEFAULT_GOAL := help
+.PHONY: help install test slow lint schema data tiny
+
+help:     ## list the targets
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+install:  ## editable install with everything the tests need
+	pip install -c constraints.txt -e '.[dev]'
+test:     ## the unmarked tests, about 3 minutes
+	pytest
+slow:     ## README commands as written, the real model
+	pytest -m slow
+lint:     ## ruff and mypy
+	ruff check . && ruff format --check . && mypy
+schema:   ## write ftcore/schema.json from the signatures
+	python -m ftcore.schema
+data:     ## write the rows of data=medical from its facts
+	python dev/build_medical.py
+tiny:     ## write the tokenizer and config of model=tiny
+	python dev/build_tiny.py

@@ -1,0 +1,73 @@
+"""Shared helpers: a command line run in this process, in a folder of its own."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from ftcore.__main__ import run_command
+
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+FAST = ["model=tiny", "logger=none", "evaluate.max_rows=4", "evaluate.max_new_tokens=4", "evaluate.probe=null"]
+
+
+class Outcome:
+    """Exit status, output and newest run folder of a command."""
+
+    def __init__(self, status: int, out: str, err: str, folder: Path) -> None:
+        self.status, self.out, self.err, self.cwd = status, out, err, folder
+
+    @property
+    def folder(self) -> Path:
+        return max((self.cwd / "runs").glob("*/*/"), key=lambda path: path.stat().st_mtime_ns)
+
+    @property
+    def summary(self) -> dict:
+        return json.loads((self.folder / "summary.json").read_text())
+
+    @property
+    def metrics(self) -> list[dict]:
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def ftcore(tmp_path, monkeypatch, capfd):
+    """Run `python -m ftcore <words>` in this process: `ftcore("method=sft", ...)`."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> Outcome:
+        capfd.readouterr()
+        status = run_command(list(words))
+        out, err = capfd.readouterr()
+        return Outcome(status, out, err, tmp_path)
+
+    return run
+
+
+@pytest.fixture
+def fails(ftcore):
+    """Run a command that must fail with an exit status and a one-paragraph message without a traceback."""
+
+    def run(status: int, *words: str) -> str:
+        outcome = ftcore(*words)
+        assert outcome.status == status, outcome.err
+        assert "Traceback" not in outcome.err
+        return outcome.err
+
+    return run
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Write rows (objects or raw lines) as a JSONL file and return its path."""
+
+    def write(*lines, name="rows.jsonl") -> str:
+        file = tmp_path / name
+        texts = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
+        file.write_bytes(b"\n".join(texts) + b"\n")
+        return str(file)
+
+    return write

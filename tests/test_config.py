@@ -1,0 +1,162 @@
+"""The config is checked before anything heavy is imported, and every problem is named with its path and a way out."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from ftcore import schema
+from ftcore.config import GROUPS, load_config, options
+from ftcore.errors import ConfigError
+from ftcore.resources import PACKAGE, resources
+
+CONF = resources() / "conf"
+PATHS = {"jsonl": ["data.path=x.jsonl"]}
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "parts"),
+    [
+        (["method.lrr=3"], 2, ["method.lrr", "did you mean 'lr'"]),
+        (["hardware=fsdp_8gpus"], 2, ["did you mean 'fsdp_8gpu'", "Options:"]),
+        (["hardwar=cpu"], 2, ["did you mean 'hardware'"]),
+        (["method.lr=abc"], 2, ["method.lr", "a number above 0", "'abc'"]),
+        (["method.lr=0", "method.betta=1", "seed=-1"], 2, ["3 problems", "method.lr", "method.betta", "seed"]),
+        (["data=jsonl"], 2, ["data.path=..."]),
+        (["hardware=fsdp_8gpu"], 5, ["needs 8 CUDA devices", "has 0", "hardware=cpu"]),
+        (["micro_batch_size=5"], 2, ["5 x 1 = 5", "15 or 20", "1, 2, 4, 8, 16"]),
+        (["hardware=ddp_2cpu", "micro_batch_size=16"], 2, ["16 x 2 = 32"]),
+        (["name=${nme}"], 2, ["nme", "(at name)"]),
+        (["name=${output_dir}", "output_dir=${name}"], 2, ["Recursive"]),
+        (["trainer.max_steps=3"], 2, ["trainer.max_steps", "set by ftcore"]),
+        (["model.api_key=abc"], 2, ["model.api_key", "secret"]),
+        (["trian"], 2, ["did you mean 'train'"]),
+        (["--multi"], 2, ["--cfg job"]),
+        (["seed=1,2"], 2, ["sweep"]),
+        (["max_epochs=null", "max_steps=null", "model=tiny", "logger=none"], 2, ["max_steps"]),
+        (["hardware.precision=16-mixed", "hardware=cpu"], 5, ["32-true"]),
+        (["eval"], 2, ["run="]),
+        (["eval", "run=nowhere"], 2, ["nowhere", "config.yaml"]),
+        (["keep_best=val/nll", "model=tiny", "logger=none"], 2, ["validate_every"]),
+    ],
+)  # fmt: skip
+def test_a_wrong_command_gets_its_exit_code_and_a_way_out(fails, words, status, parts):
+    message = fails(status, *words)
+    assert all(part in message for part in parts), message
+
+
+def test_all_problems_come_at_once_with_where_they_were_set(fails):
+    message = fails(2, "method.lrr=1", "adapter.rank=0", "evaluate.max_rowz=3")
+    assert message.count("command line") == 3
+
+
+def test_a_config_error_needs_no_torch_and_comes_quickly():
+    code = "import sys; from ftcore.__main__ import run_command; s = run_command(['method.lrr=1']); print(s, 'torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.split() == ["2", "False"]
+
+
+def test_help_lists_every_group_and_option(ftcore):
+    outcome = ftcore("--help")
+    assert outcome.status == 0
+    for group in GROUPS:
+        assert all(name in outcome.out for name in options(group))
+
+
+CHOICES = [(group, option) for group in GROUPS for option in options(group)]
+
+
+@pytest.mark.parametrize(("group", "option"), CHOICES)
+@pytest.mark.parametrize("method", options("method"))
+def test_every_option_of_every_group_composes_with_every_method(group, option, method):
+    config = load_config([f"method={method}", f"{group}={option}", *PATHS.get(option, [])])
+    assert config["name"]
+
+
+def test_schema_file_is_what_the_signatures_say():
+    assert (PACKAGE / "schema.json").read_text() == schema.build(), "run `make schema`"
+
+
+def test_every_field_of_conf_has_a_comment_above_it():
+    for file in [*CONF.glob("*.yaml"), *CONF.glob("*/*.yaml")]:
+        lines = file.read_text().splitlines()
+        for number, line in enumerate(lines):
+            key = line.strip().split(":")[0]
+            if not line.strip() or line.strip().startswith(("#", "- ")) or key in ("defaults", "_target_"):
+                continue
+            assert lines[number - 1].strip().startswith("#"), f"{file.name}:{number + 1} has no comment above it"
+
+
+def test_cfg_job_prints_the_composed_config(ftcore):
+    config = yaml.safe_load(ftcore("model=tiny", "seed=7", "--cfg", "job").out)
+    assert (config["seed"], config["model"]["random_weights"]) == (7, True)
+
+
+# Recipes are data.
+
+
+def recipe(tmp_path, text, name="mine"):
+    folder = tmp_path / "team" / "recipes"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.yaml").write_text(text)
+    return (tmp_path / "team",)
+
+
+def test_a_teams_recipe_changes_groups_and_values(tmp_path):
+    folder = recipe(tmp_path, "# @package _global_\ndefaults:\n  - override /adapter: full\nmethod:\n  lr: 5.0e-5\n")
+    config = load_config(["recipes=mine"], folder)
+    assert (config["adapter"]["_target_"], config["method"]["lr"]) == ("ftcore.adapter.full", 5e-5)
+
+
+def test_a_misspelt_key_in_a_recipe_is_named_with_its_line(tmp_path):
+    folder = recipe(tmp_path, "# @package _global_\nmethod:\n  lrr: 3\n")
+    with pytest.raises(ConfigError, match=r"method.lrr is not a key; did you mean 'lr'\?.*mine.yaml:3"):
+        load_config(["recipes=mine"], folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "method:\n  lr: 1\n",
+        "# @package _global_\nmethod:\n  _target_: os.system\n",
+        "# @package _global_\nmethod: {sub: [{_target_: os.system}]}\n",
+        "# @package _global_\nhydra:\n  job: {env_set: {LD_PRELOAD: x}}\n",
+        "# @package _global_\ndefaults:\n  - /evil@hydra.job_logging: y\n",
+        "# @package _global_\ndefaults:\n  - override /hydra/launcher: joblib\n",
+        "# @package hydra.callbacks\nx: 1\n",
+        "# @package _global_\nname: ${oc.env:HOME}\n",
+        "# @package _global_\na: &a [1]\nb: [*a, *a]\n",
+        "# @package _global_\na: " + "[" * 1000 + "]" * 1000 + "\n",
+        "# @package _global_\nname: " + "x" * 200_000 + "\n",
+        "# @package _global_\nname: [\n",
+        "# @package _global_\nname: !!python/object/apply:os.system ['touch evil']\n",
+    ],
+)
+def test_a_recipe_that_is_more_than_data_is_refused_within_a_second(tmp_path, text):
+    folder = recipe(tmp_path, text)
+    started = time.perf_counter()
+    with pytest.raises(ConfigError):
+        load_config(["recipes=mine"], folder)
+    assert time.perf_counter() - started < 1
+    assert not (tmp_path / "evil").exists()
+
+
+def test_an_unknown_recipe_lists_those_that_exist(fails):
+    message = fails(2, "recipes=medical_sftt")
+    assert "medical_sft" in message
+
+
+def test_run_takes_the_earlier_runs_config_as_the_base(tmp_path):
+    config = load_config(["model=tiny", "seed=5", "method.lr=0.01"])
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    again = load_config(["verb=eval", f"run={tmp_path}", "method.lr=0.02", "data=jsonl", "data.path=x"])
+    assert (again["seed"], again["method"]["lr"], again["data"]["path"]) == (5, 0.02, "x")
+    assert again["model"] == config["model"] and again["verb"] == "eval"
+
+
+def test_schema_is_json_that_an_editor_can_read():
+    content = json.loads((PACKAGE / "schema.json").read_text())
+    assert content["top"]["additionalProperties"] is False

@@ -1,0 +1,192 @@
+"""Whole runs on model=tiny, by the commands a user types."""
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tests.conftest import FAST
+
+OWN = [{"question": f"What is {k} plus {k}?", "answer": f"{2 * k}."} for k in range(40)]
+COLUMNS = ["data.columns.prompt=question", "data.columns.completion=answer"]
+
+
+@pytest.fixture
+def trained(ftcore):
+    """A finished tiny run."""
+    outcome = ftcore(*FAST, "max_steps=2", "method.lr=0.01")
+    assert outcome.status == 0, outcome.err
+    return outcome
+
+
+def test_a_run_leaves_what_design_promises(ftcore):
+    outcome = ftcore("model=tiny", "logger=none", "max_steps=3", "evaluate.max_rows=8", "evaluate.max_new_tokens=4")
+    assert outcome.status == 0, outcome.err
+    summary, folder = outcome.summary, outcome.folder
+    for key in ("loss", "perplexity", "accuracy", "probe_perplexity"):
+        assert key in summary["base"] and key in summary["tuned"]
+    assert summary["base"]["rows"] == summary["tuned"]["rows"] == 8
+    assert summary["tuned"]["loss"] < summary["base"]["loss"]
+    assert summary["parameters_trained"] < summary["parameters"] and summary["steps"] == 3
+    steps = outcome.metrics
+    assert [line["step"] for line in steps] == [1, 2, 3]
+    wanted = {"train/loss", "train/lr", "train/grad_norm", "train/tokens_per_second", "train/tokens", "train/peak_memory_gb"}
+    assert wanted <= set(steps[0])
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 8 and {"prompt", "expected", "base", "tuned"} <= set(samples[0])
+    assert (folder / "config.yaml").is_file() and (folder / "model" / "adapter_config.json").is_file()
+    assert "answer accuracy" in outcome.out and f"chat run={folder}" in outcome.out.replace("\n", "")
+
+
+def test_own_rows_train_after_naming_two_columns(ftcore, rows):
+    outcome = ftcore(*FAST, "max_steps=2", "data=jsonl", f"data.path={rows(*OWN)}", *COLUMNS)
+    assert outcome.status == 0, outcome.err
+    assert outcome.summary["tuned"]["loss"] < outcome.summary["base"]["loss"]
+
+
+@pytest.mark.parametrize("adapter", ["dora", "rslora", "full", "freeze"])
+def test_every_adapter_trains_and_its_result_loads(ftcore, adapter):
+    words = ["adapter.top_layers=1"] if adapter == "freeze" else []
+    outcome = ftcore(*FAST, "max_steps=2", f"adapter={adapter}", *words)
+    assert outcome.status == 0, outcome.err
+    assert outcome.summary["tuned"]["loss"] < outcome.summary["base"]["loss"]
+    assert ftcore("chat", f"run={outcome.folder}", "prompt=What is it?").status == 0
+
+
+def test_qlora_without_its_package_or_gpu_is_a_clear_error(fails):
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU")
+    assert "adapter=lora" in fails(4, *FAST, "adapter=qlora")
+
+
+def test_full_result_loads_with_transformers(ftcore):
+    outcome = ftcore(*FAST, "max_steps=1", "adapter=full")
+    assert AutoModelForCausalLM.from_pretrained(outcome.folder / "model").num_parameters() == outcome.summary["parameters"]
+
+
+def test_a_run_goes_on_from_an_earlier_run(ftcore, trained):
+    again = ftcore(*FAST, "max_steps=1", f"model.path={trained.folder}")
+    assert again.status == 0, again.err
+    assert again.summary["base"]["loss"] == pytest.approx(trained.summary["tuned"]["loss"], abs=1e-4)
+
+
+def test_dry_run_counts_and_trains_nothing(ftcore):
+    outcome = ftcore(*FAST, "dry_run=true")
+    assert outcome.status == 0 and "steps" in outcome.out and "memory" in outcome.out
+    assert not (outcome.cwd / "runs").exists()
+
+
+def test_the_best_validation_becomes_the_model_and_patience_stops(ftcore):
+    words = ["data.validation_share=0.1", "validate_every=1", "keep_best=val/nll", "patience=2", "max_steps=12"]
+    outcome = ftcore(*FAST, *words, "method.lr=5.0", "method.warmup=0.5", "method.schedule=constant")
+    assert outcome.status == 0, outcome.err
+    validations = {line["step"]: line["val/nll"] for line in outcome.metrics if "val/nll" in line}
+    best = min(validations, key=validations.get)
+    assert outcome.summary["steps"] == best + 2 < 12
+    kept = load_file(outcome.folder / "checkpoints" / "best.safetensors")
+    model = load_file(outcome.folder / "model" / "adapter_model.safetensors")
+    key = next(name for name in model if "lora_B" in name)
+    assert torch.equal(model[key], kept[key.replace("weight", "default.weight")])
+
+
+def test_an_unknown_metric_to_keep_is_named(fails):
+    words = ["data.validation_share=0.1", "validate_every=1", "keep_best=val/x", "max_steps=2"]
+    assert "val/nll" in fails(2, *FAST, *words)
+
+
+def test_a_learning_rate_that_explodes_ends_with_exit_code_6(fails):
+    message = fails(6, *FAST, "max_steps=30", "method.lr=1e30", "method.max_grad_norm=1e30", "adapter=full")
+    assert "not finite" in message or "The loss is" in message
+
+
+def test_all_rows_without_a_trained_token_is_an_error(fails, rows):
+    path = rows(*({"prompt": "word " * 50, "completion": "x"} for _ in range(8)))
+    message = fails(3, *FAST, "data=jsonl", f"data.path={path}", "data.max_length=16", "data.too_long=truncate")
+    assert "No training row" in message
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_before_anything_starts(fails, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "output_dir" in fails(7, *FAST, f"output_dir={tmp_path / 'file'}")
+
+
+# Several processes.
+
+
+def test_two_processes_give_one_run(ftcore):
+    outcome = ftcore("model=tiny", "logger=none", "max_steps=2", "evaluate.max_new_tokens=2", "hardware=ddp_2cpu")
+    assert outcome.status == 0, outcome.err
+    assert outcome.summary["base"]["rows"] == 168 and len(outcome.metrics) == 2
+
+
+def test_a_failure_in_one_process_keeps_its_exit_code(fails):
+    message = fails(6, *FAST, "hardware=ddp_2cpu", "max_steps=30", "method.lr=1e30", "method.max_grad_norm=1e30", "adapter=full")
+    assert "NumericalError (process" in message
+
+
+# Weights & Biases.
+
+
+def offline_records(folder):
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    store = DataStore()
+    store.open_for_scan(str(file))
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        yield record
+
+
+def test_wandb_has_every_step_the_table_and_no_command_line(ftcore):
+    outcome = ftcore(*FAST, "max_steps=4", "logger=wandb")
+    assert outcome.status == 0, outcome.err
+    assert "wandb sync" in outcome.out
+    records = list(offline_records(outcome.folder))
+    steps, keys = [], set()
+    for record in records:
+        items = {item.key or ".".join(item.nested_key): item.value_json for item in record.history.item}
+        keys |= set(items)
+        if "train/loss" in items:
+            steps.append(json.loads(items["trainer/global_step"]))
+    assert steps == [1, 2, 3, 4]
+    assert {"train/lr", "train/grad_norm", "train/tokens_per_second", "train/tokens", "before_after", "samples"} <= keys
+    assert not any("pytest" in str(record.environment) for record in records)
+
+
+# Verbs.
+
+
+def test_eval_scores_a_run_on_other_rows(ftcore, trained, rows):
+    outcome = ftcore("eval", f"run={trained.folder}", "data=jsonl", f"data.path={rows(*OWN)}", *COLUMNS)
+    assert outcome.status == 0, outcome.err
+    predictions = re.search(r"rows?: (\S+predictions.jsonl)", outcome.out.replace("\n", ""))[1]
+    assert json.loads(open(predictions).readline())["expected"].endswith(".")
+
+
+def test_compare_shows_a_run_beside_its_base_and_beside_another(ftcore, trained):
+    outcome = ftcore("compare", f"run={trained.folder}")
+    assert outcome.status == 0 and "base" in outcome.out, outcome.err
+    other = ftcore(*FAST, "max_steps=1").folder
+    outcome = ftcore("compare", f"run={trained.folder}", f"other={other}")
+    assert outcome.status == 0 and other.name[:10] in outcome.out, outcome.err
+
+
+def test_chat_answers_a_prompt_and_standard_input(ftcore, trained, monkeypatch):
+    import io
+
+    assert ftcore("chat", f"run={trained.folder}", "prompt=What is it?").status == 0
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is it?\n\nAnd this?\n"))
+    assert ftcore("chat", f"run={trained.folder}").status == 0
+
+
+@pytest.mark.parametrize("form", ["merged", "adapter"])
+def test_export_is_checked_against_the_run(ftcore, trained, form):
+    outcome = ftcore("export", f"run={trained.folder}", f"format={form}")
+    assert outcome.status == 0 and "5 of 5 prompts" in outcome.out, outcome.err
+    assert ftcore("export", f"run={trained.folder}", f"format={form}").status == 7
