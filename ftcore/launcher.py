@@ -4,7 +4,9 @@ Lightning finds the environment that the launcher set and starts nothing itself,
 Under torchrun or srun from outside, the processes are already there.
 """
 
+import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,15 @@ def launch(config: Config, folder: Path, devices: int) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     settings = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=devices, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=devices,
+        run_id=folder.name,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
     )
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // devices, 1)))
     try:
         elastic_launch(settings, _rank)(config, str(folder))
@@ -39,13 +48,9 @@ def launch(config: Config, folder: Path, devices: int) -> None:
 
 def _rank(config: Config, folder: str) -> None:
     """One process of several; prints its own error, because only its exit code reaches the launcher."""
-    import logging
-    import sys
-
     from ftcore.errors import FtcoreError
     from ftcore.train import run
 
-    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     try:
         run(config, Path(folder))
     except FtcoreError as error:

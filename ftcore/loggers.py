@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 
 class JSONLines(Logger):
@@ -29,6 +30,7 @@ class JSONLines(Logger):
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """config.yaml holds them."""
 
+    @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append one line."""
         with self.file.open("a", encoding="utf-8") as lines:

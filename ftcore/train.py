@@ -12,6 +12,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
+from torch.utils.data import DataLoader
 
 from ftcore import report
 from ftcore.callbacks import BeforeAfter, KeepBest, ProgressBar, StepMetrics, peak_memory_gb
@@ -87,6 +88,7 @@ def run(config: Config, folder: Path) -> None:
         limit_val_batches=1.0 if validation and config["validate_every"] else 0,
         logger=loggers,
         callbacks=callbacks,
+        use_distributed_sampler=False,
         default_root_dir=folder,
         **{**report.TRAINER_DEFAULTS, **config["trainer"]},
     )
@@ -155,12 +157,14 @@ def _layout(config: Config, world_size: int) -> dict[str, int]:
     return {**sizes, "seed": config["seed"], "rank": int(os.environ.get("RANK", 0)), "world_size": world_size}
 
 
-def _validation_batches(examples: list[Example], method: Method, layout: dict[str, int]) -> list[dict[str, Any]]:
+def _validation_batches(examples: list[Example], method: Method, layout: dict[str, int]) -> DataLoader:
     """This process's validation batches; all processes get the same number, the last ones without rows."""
     size, world_size = layout["micro_batch_size"], layout["world_size"]
     rounds = range(math.ceil(len(examples) / (size * world_size)))
     starts = [(k * world_size + layout["rank"]) * size for k in rounds]
-    return [method.collate(examples[start : start + size]) for start in starts]
+    batches = [method.collate(examples[start : start + size]) for start in starts]
+    # Its own generator: otherwise making an iterator would draw from the one that training draws from.
+    return DataLoader(batches, batch_size=None, generator=torch.Generator())  # type: ignore[arg-type]
 
 
 def _selection(config: Config, folder: Path, validation: list[Example]) -> list[Any]:

@@ -19,10 +19,8 @@ class Outcome:
 
     def __init__(self, status: int, out: str, err: str, folder: Path) -> None:
         self.status, self.out, self.err, self.cwd = status, out, err, folder
-
-    @property
-    def folder(self) -> Path:
-        return max((self.cwd / "runs").glob("*/*/"), key=lambda path: path.stat().st_mtime_ns)
+        runs = sorted((folder / "runs").glob("*/*/"), key=lambda path: path.stat().st_ctime_ns)
+        self.folder = runs[-1] if runs else folder
 
     @property
     def summary(self) -> dict:

@@ -14,7 +14,7 @@ from ftcore.errors import ConfigError
 from ftcore.resources import PACKAGE, resources
 
 CONF = resources() / "conf"
-PATHS = {"jsonl": ["data.path=x.jsonl"]}
+PATHS = {"jsonl": ["data.path=x.jsonl"], "own_jsonl": ["data.path=x.jsonl"]}
 
 
 @pytest.mark.parametrize(

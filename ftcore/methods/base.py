@@ -130,9 +130,13 @@ class Method(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Average over all processes."""
+        averages = {}
         for name, sums in self._validation.items():
             total, count = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
-            self.log(f"val/{name}", (total / count).float(), prog_bar=True, rank_zero_only=False)
+            averages[f"val/{name}"] = (total / count).item()
+        self.log_dict(averages, prog_bar=True, logger=False)
+        for logger in self.trainer.loggers:
+            logger.log_metrics(averages, step=self.trainer.global_step)
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clip by the global norm and keep the norm for the log."""
