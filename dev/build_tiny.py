@@ -23,7 +23,9 @@ if __name__ == "__main__":
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(texts(), trainers.BpeTrainer(vocab_size=2048, special_tokens=SPECIAL, initial_alphabet=alphabet))
+    tokenizer.train_from_iterator(
+        texts(), trainers.BpeTrainer(vocab_size=2048, special_tokens=SPECIAL, initial_alphabet=alphabet)
+    )
     names = {"eos_token": "<|im_end|>", "pad_token": "<|pad|>", "mask_token": "<|mask|>"}
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names, model_max_length=512)
     fast.chat_template = (DATASETS / "chatml.jinja").read_text()

@@ -87,15 +87,19 @@ def _split(words: list[str]) -> tuple[list[str], tuple[Path, ...], set[str]]:
 
 
 def _train(config: dict[str, Any]) -> None:
-    """Check machine and rows, choose the run folder, start the processes."""
-    from ftcore.config import build
-    from ftcore.hardware import accumulation
+    """Check machine, rows and weights, choose the run folder, start the processes."""
+    from ftcore.config import build, record_type
+    from ftcore.hardware import micro_batch
+    from ftcore.weights import check_weights
 
     options = build(config["hardware"])
-    processes = options["devices"] * options["num_nodes"]
-    accumulation(
-        global_batch_size=config["global_batch_size"], micro_batch_size=config["micro_batch_size"], processes=processes
+    micro_batch(
+        global_batch_size=config["global_batch_size"],
+        micro_batch_size=config["micro_batch_size"],
+        processes=options["devices"] * options["num_nodes"],
     )
+    build(config["data"]).load(record_type(config["method"]))
+    check_weights(config["model"])
     folder = Path(os.devnull) if config["dry_run"] else _run_folder(config)
     from ftcore.launcher import launch
 
@@ -120,7 +124,9 @@ def _run_folder(config: dict[str, Any]) -> Path:
                 continue
         (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     except OSError as error:
-        raise StorageError(f"Cannot write the run folder {parent}: {error.strerror}. Set output_dir=<folder>.") from None
+        raise StorageError(
+            f"Cannot write the run folder {parent}: {error.strerror}. Set output_dir=<folder>."
+        ) from None
     return folder
 
 

@@ -42,7 +42,12 @@ def lora(
     if load_in_4bit:
         network = prepare_model_for_kbit_training(network, use_gradient_checkpointing=False)
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=target_modules, use_dora=use_dora, use_rslora=use_rslora
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=target_modules,
+        use_dora=use_dora,
+        use_rslora=use_rslora,
     )
     return get_peft_model(network, config)
 
@@ -81,4 +86,9 @@ def _matches(network: Any, names: list[str]) -> dict[str, int]:
 def _linear_names(network: Any) -> list[str]:
     """Last parts of the names of linear layers, most frequent first."""
     kinds = ("Linear", "Conv1D")
-    return [n for n, _ in Counter(n.rsplit(".", 1)[-1] for n, m in network.named_modules() if type(m).__name__ in kinds).most_common()]
+    return [
+        n
+        for n, _ in Counter(
+            n.rsplit(".", 1)[-1] for n, m in network.named_modules() if type(m).__name__ in kinds
+        ).most_common()
+    ]

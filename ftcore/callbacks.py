@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from ftcore.data.tokens import Encoder
 from ftcore.errors import ConfigError
-from ftcore.evaluate import HeldOut, Scores, score
+from ftcore.evaluate import HeldOut, Scores, changes, score
 from ftcore.methods.base import Method
 
 
@@ -52,7 +52,9 @@ class StepMetrics(Callback):
         seconds = time.perf_counter() - self.started
         names = sorted(method.step_metrics)
         values = [method.step_metrics[name].double() for name in names]
-        mine = torch.stack([*values, torch.tensor(float(self.tokens_of_step), dtype=torch.float64, device=method.device)])
+        mine = torch.stack(
+            [*values, torch.tensor(float(self.tokens_of_step), dtype=torch.float64, device=method.device)]
+        )
         *sums, tokens = trainer.strategy.reduce(mine, reduce_op="sum").tolist()
         method.step_metrics = {}
         self.tokens += int(tokens)
@@ -80,6 +82,10 @@ class BeforeAfter(Callback):
         self.base_answers: list[dict[str, Any]] = []
         self.tuned_answers: list[dict[str, Any]] = []
         self.seconds = 0.0
+
+    def scores(self) -> dict[str, Any]:
+        """Both models' scores, what was gained and what was forgotten."""
+        return {"base": self.base, "tuned": self.tuned, **changes(self.base, self.tuned)}
 
     def on_fit_start(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
         """The base model: the same weights, adapters off."""

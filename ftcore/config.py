@@ -24,13 +24,15 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ftcore.errors import ConfigError
-from ftcore.recipes import staged_recipes
+from ftcore.recipes import recipe_folders, staged_recipes
 from ftcore.resources import PACKAGE, resources
 
 Config = dict[str, Any]
 GROUPS = ("model", "adapter", "data", "method", "hardware", "logger", "recipes")
 SECRET = re.compile(r"(^|_)(api_?key|token|secret|password|credentials?)$", re.IGNORECASE)
-SECRET_VALUE = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|wandb_v1_\w{20,}|gh[pousr]_\w{20,})|://[^/\s:]+:[^@\s]+@")
+SECRET_VALUE = re.compile(
+    r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|wandb_v1_\w{20,}|gh[pousr]_\w{20,})|://[^/\s:]+:[^@\s]+@"
+)
 
 
 def locate(node: Mapping[str, Any]) -> Any:
@@ -43,10 +45,21 @@ def build(node: Mapping[str, Any], *given: Any) -> Any:
     return locate(node)(*given, **{key: value for key, value in node.items() if key != "_target_"})
 
 
+def record_type(method: Mapping[str, Any]) -> str:
+    """The record type that a method needs, without importing it."""
+    return _schema()["record_types"][method["_target_"]]
+
+
+def _schema() -> Config:
+    return json.loads((PACKAGE / "schema.json").read_text())
+
+
 def options(group: str, config_dirs: Iterable[Path] = ()) -> list[str]:
     """Names that `group=<name>` accepts, sorted; names with a leading underscore are shared parts, not options."""
-    folders = [resources() / "conf", resources(), *config_dirs]
-    names = {file.stem for folder in folders for file in (folder / group).glob("*.yaml")}
+    folders = [folder / group for folder in (resources() / "conf", *config_dirs)]
+    if group == "recipes":
+        folders = recipe_folders(tuple(config_dirs))
+    names = {file.stem for folder in folders for file in folder.glob("*.yaml")}
     return sorted(name for name in names if not name.startswith("_"))
 
 
@@ -61,9 +74,11 @@ def load_config(arguments: list[str], config_dirs: tuple[Path, ...] = ()) -> Con
     values = [o for o in overrides if o.key_or_group not in GROUPS]
     _check_choices(chosen, config_dirs)
     with staged_recipes([str(o.value()) for o in chosen if o.key_or_group == "recipes"], config_dirs) as staged:
-        config, name = _compose(chosen, values, [*config_dirs, *staged.search_path])
+        config = _compose(chosen, values, [*config_dirs, *staged.search_path])
         config = _on_top_of_run(config, chosen, values)
-        config["name"] = config.get("name") or name
+        config["name"] = config.get("name") or "-".join(
+            config["choices"][group] for group in ("method", "data", "model")
+        )
         problems = list(_problems(config))
     if problems:
         sources = {o.key_or_group: f"command line, {o.input_line}" for o in values} | staged.lines
@@ -101,8 +116,8 @@ def _check_choices(chosen: list[Override], config_dirs: tuple[Path, ...]) -> Non
         raise ConfigError("\n".join(problems))
 
 
-def _compose(chosen: list[Override], values: list[Override], search: list[Path]) -> tuple[Config, str]:
-    """Compose the chosen options, then the values on top. Returns the plain config and the default name of the run."""
+def _compose(chosen: list[Override], values: list[Override], search: list[Path]) -> Config:
+    """Compose the chosen options, then the values on top; `choices` says which option each group got."""
     # `++` lets a misspelt key through to the schema check, which reports all of them at once with suggestions.
     lines = [o.input_line for o in chosen] + ["++" + (o.input_line or "").lstrip("+") for o in values]
     if search:
@@ -110,12 +125,13 @@ def _compose(chosen: list[Override], values: list[Override], search: list[Path])
     try:
         with initialize_config_dir(str(resources() / "conf"), version_base="1.3"):
             config = hydra_compose("config", lines, return_hydra_config=True)
-        choices = config.hydra.runtime.choices
-        name = f"{choices.method}-{choices.data}-{choices.model}"
-        return _plain(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])), name
+        choices = {group: config.hydra.runtime.choices.get(group) for group in GROUPS}
+        return _plain(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])) | {"choices": choices}
     except (HydraException, OmegaConfBaseException) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        where = next((f" (at {line.removeprefix('full_key: ')})" for line in lines if line.startswith("full_key: ")), "")
+        where = next(
+            (f" (at {line.removeprefix('full_key: ')})" for line in lines if line.startswith("full_key: ")), ""
+        )
         raise ConfigError(f"The config does not compose: {lines[0]}{where}.") from None
 
 
@@ -144,6 +160,7 @@ def _on_top_of_run(config: Config, chosen: list[Override], values: list[Override
     base = yaml.safe_load(file.read_text(encoding="utf-8"))
     kept = {o.key_or_group for o in chosen}
     merged = OmegaConf.create({**config, **{key: value for key, value in base.items() if key not in kept}})
+    merged["choices"] = {**base["choices"], **{group: config["choices"][group] for group in kept}}
     for key in ("verb", "run", "other", "prompt", "format"):
         merged[key] = config[key]
     for override in values:
@@ -153,7 +170,7 @@ def _on_top_of_run(config: Config, chosen: list[Override], values: list[Override
 
 def _problems(config: Config) -> Iterator[tuple[str, str]]:
     """(key path, what is wrong) for every value that the schema refuses."""
-    schema = json.loads((PACKAGE / "schema.json").read_text())
+    schema = _schema()
     yield from _check_node(config, schema["top"], "")
     for key, node in config.items():
         if isinstance(node, Mapping) and "_target_" in node:
@@ -163,7 +180,7 @@ def _problems(config: Config) -> Iterator[tuple[str, str]]:
                 continue
             yield from _check_node({k: v for k, v in node.items() if k != "_target_"}, schema["targets"][target], key)
     for path, value in _leaves(config):
-        if SECRET.search(path.rsplit(".", 1)[-1]) and value or SECRET_VALUE.search(str(value)):
+        if (SECRET.search(path.rsplit(".", 1)[-1]) and value) or SECRET_VALUE.search(str(value)):
             yield path, "looks like a secret, and configs are saved and logged: put it in an environment variable"
     both = set(config.get("trainer") or {}) & {*(config.get("hardware") or {}), *schema["trainer_owned"]}
     for key in sorted(both):

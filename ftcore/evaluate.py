@@ -32,7 +32,9 @@ class HeldOut:
     probe: list[Example]
 
 
-def score(network: Any, encoder: Encoder, held_out: HeldOut, settings: dict[str, Any], label: str) -> tuple[Scores, list[Row]]:
+def score(
+    network: Any, encoder: Encoder, held_out: HeldOut, settings: dict[str, Any], label: str
+) -> tuple[Scores, list[Row]]:
     """Scores of one model and its answers (id, prompt, expected, answer, right) to the held-out rows.
 
     loss: mean negative log-likelihood per completion token in nats; perplexity: its exponential; accuracy: share of rows
@@ -55,6 +57,15 @@ def score(network: Any, encoder: Encoder, held_out: HeldOut, settings: dict[str,
         "rows_with_checkable_answer": len(checked),
     }
     return scores, answers
+
+
+def changes(base: Scores, tuned: Scores) -> dict[str, Any]:
+    """How the tuned model differs: accuracy gained, and the relative rise of perplexity on general text (forgetting)."""
+    if not base or not tuned:
+        return {}
+    gain = None if base["accuracy"] is None or tuned["accuracy"] is None else tuned["accuracy"] - base["accuracy"]
+    probe = base["probe_perplexity"]
+    return {"accuracy_gain": gain, "probe_perplexity_rise": tuned["probe_perplexity"] / probe - 1 if probe else None}
 
 
 def is_right(answer: str, accepted: Sequence[str]) -> bool:

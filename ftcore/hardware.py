@@ -14,6 +14,9 @@ Accelerator = Literal["auto", "cpu", "gpu", "mps"]
 Strategy = Literal["single", "ddp", "fsdp"]
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
 
+# Rows that fill the arithmetic units of any machine; more only costs memory.
+AUTO_ROWS = 16
+
 
 def cuda_devices() -> int:
     """Number of CUDA devices; 0 without importing torch where the machine has no such device file."""
@@ -63,15 +66,20 @@ def _nearest(found: int) -> str:
     return "hardware=cpu, or hardware=ddp_2cpu to rehearse several processes" if not found else "hardware=gpu"
 
 
-def accumulation(*, global_batch_size: int, micro_batch_size: int, processes: int) -> int:
-    """Micro-batches per optimizer step and process. Raises `ConfigError` with the arithmetic when it does not divide."""
-    rows = micro_batch_size * processes
-    if global_batch_size % rows == 0:
-        return global_batch_size // rows
-    below, above = global_batch_size // rows * rows, (global_batch_size // rows + 1) * rows
+def micro_batch(*, global_batch_size: int, micro_batch_size: int | Literal["auto"], processes: int) -> int:
+    """Rows per forward pass and process; `auto` takes a process's whole share of a step, up to 16 rows.
+
+    Raises `ConfigError` with the arithmetic when the rows of a step cannot be dealt out evenly.
+    """
     fitting = [n for n in range(1, global_batch_size + 1) if global_batch_size % (n * processes) == 0]
+    if micro_batch_size == "auto" and fitting:
+        return max(n for n in fitting if n <= AUTO_ROWS)
+    if micro_batch_size in fitting:
+        return int(micro_batch_size)
+    rows = (1 if micro_batch_size == "auto" else micro_batch_size) * processes
+    below, above = global_batch_size // rows * rows, (global_batch_size // rows + 1) * rows
     raise ConfigError(
-        f"global_batch_size={global_batch_size} is not a multiple of micro_batch_size x processes = {micro_batch_size} x "
+        f"global_batch_size={global_batch_size} is not a multiple of micro_batch_size x processes = {rows // processes} x "
         f"{processes} = {rows}. Nearest global_batch_size: {' or '.join(str(n) for n in (below, above) if n)}"
         + (f"; micro_batch_size that fits {global_batch_size}: {', '.join(map(str, fitting))}." if fitting else ".")
     )

@@ -36,9 +36,10 @@ class TopLevel(TypedDict):
     verb: VERBS
     seed: Annotated[int, Ge(0)]
     name: str
+    choices: dict[str, str | None]
     output_dir: str
     global_batch_size: PositiveInt
-    micro_batch_size: PositiveInt
+    micro_batch_size: PositiveInt | Literal["auto"]
     max_steps: PositiveInt | None
     max_epochs: Annotated[float, Gt(0)] | None
     validate_every: PositiveInt | None

@@ -56,9 +56,21 @@ def wandb_logger(
 
     offline = mode == "offline" or (mode == "auto" and not _has_key())
     settings = wandb.Settings(
-        x_disable_meta=True, x_disable_stats=True, console="off", save_code=False, init_timeout=20, silent=True, disable_git=True
+        x_disable_meta=True,
+        x_disable_stats=True,
+        console="off",
+        save_code=False,
+        init_timeout=20,
+        silent=True,
+        disable_git=True,
     )
-    options = {"project": project, "entity": entity, "group": group, "tags": tags, "name": f"{config['name']}/{folder.name}"}
+    options = {
+        "project": project,
+        "entity": entity,
+        "group": group,
+        "tags": tags,
+        "name": f"{config['name']}/{folder.name}",
+    }
     common: dict[str, Any] = {**options, "dir": folder, "config": config, "settings": settings}
     try:
         run = wandb.init(**common, mode="offline" if offline else "online")

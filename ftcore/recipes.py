@@ -78,7 +78,9 @@ def _parse(file: Path, content: bytes) -> yaml.MappingNode:
         for event in yaml.parse(content, Loader=yaml.SafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent) or depth > MAX_DEPTH or getattr(event, "tag", None):
-                raise ConfigError(f"{file}:{event.start_mark.line + 1}: recipes have no aliases, no tags and few levels.")
+                raise ConfigError(
+                    f"{file}:{event.start_mark.line + 1}: recipes have no aliases, no tags and few levels."
+                )
         root = yaml.compose(content, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1

@@ -6,15 +6,13 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from ftcore.data import Records
+from ftcore.data.batches import TrainBatches
+from ftcore.data.tokens import Encoder
 from ftcore.evaluate import Scores, console
+from ftcore.model import parameter_counts
 
 Config = dict[str, Any]
-TRAINER_DEFAULTS = {
-    "enable_checkpointing": False,
-    "enable_model_summary": False,
-    "num_sanity_val_steps": 0,
-    "log_every_n_steps": 1,
-}
 SCORES = {
     "loss": ("loss, nats per token", "{:.3f}"),
     "perplexity": ("perplexity", "{:.2f}"),
@@ -25,21 +23,22 @@ SCORES = {
 STYLES = {True: "green", False: "red", None: ""}
 
 
-def plan(config: Config, network: Any, records: Any, encoder: Any, train: list[Any], batches: Any) -> None:
+def plan(config: Config, network: Any, records: Records, encoder: Encoder, batches: TrainBatches) -> None:
     """Print what is about to run: rows, steps, parameters; with dry_run also what it needs in memory."""
-    from ftcore.model import parameter_counts
-
     trained, parameters = parameter_counts(network)
-    lengths = sorted(len(example.input_ids) for example in train)
-    loss_tokens = sum(sum(example.completion_mask) for example in train)
+    lengths = sorted(len(example.input_ids) for example in batches.examples)
+    loss_tokens = sum(sum(example.completion_mask) for example in batches.examples)
     table = Table(show_header=False, box=None, title=config["name"], title_justify="left", title_style="bold")
-    table.add_row("rows", f"{len(records.train):,} train, {len(records.validation):,} validation, {len(records.test):,} held out")
-    table.add_row("tokens per row", f"median {lengths[len(lengths) // 2]}, longest {lengths[-1]}; {loss_tokens / sum(lengths):.0%} with loss")
-    table.add_row("parameters", f"{trained:,} of {parameters:,} train ({trained / parameters:.2%})")
     table.add_row(
-        "steps",
-        f"{batches.steps:,} of {batches.global_batch_size} rows = {batches.accumulation} x {batches.world_size} processes x {batches.micro_batch_size}",
+        "rows", f"{len(records.train):,} train, {len(records.validation):,} validation, {len(records.test):,} held out"
     )
+    table.add_row(
+        "tokens per row",
+        f"median {lengths[len(lengths) // 2]}, longest {lengths[-1]}; {loss_tokens / sum(lengths):.0%} with loss",
+    )
+    table.add_row("parameters", f"{trained:,} of {parameters:,} train ({trained / parameters:.2%})")
+    split = f"{batches.accumulation} x {batches.world_size} processes x {batches.micro_batch_size}"
+    table.add_row("steps", f"{batches.steps:,} of {batches.global_batch_size} rows = {split}")
     for reason, count in encoder.counts.items():
         table.add_row("rows", f"{count:,} {reason} (data.max_length={encoder.max_length})")
     if config["dry_run"]:
@@ -47,7 +46,7 @@ def plan(config: Config, network: Any, records: Any, encoder: Any, train: list[A
     console.print(table)
 
 
-def memory_estimate_gb(network: Any, batches: Any, longest: int) -> float:
+def memory_estimate_gb(network: Any, batches: TrainBatches, longest: int) -> float:
     """Lower estimate of the memory of training, 10^9 bytes: weights, gradients, AdamW's two moments, activations.
 
     Activations per token and block: about 34 hidden sizes of numbers (Korthikanti et al., arXiv:2205.05198, without the
@@ -58,15 +57,6 @@ def memory_estimate_gb(network: Any, batches: Any, longest: int) -> float:
     text = network.config.get_text_config()
     activations = 34 * text.hidden_size * text.num_hidden_layers * batches.micro_batch_size * longest * 2
     return (weights + 3 * trained + activations) / 1e9
-
-
-def changes(base: Scores, tuned: Scores) -> dict[str, Any]:
-    """How the tuned model differs: accuracy gained, and the relative rise of perplexity on general text (forgetting)."""
-    if not base or not tuned:
-        return {}
-    gain = None if base["accuracy"] is None or tuned["accuracy"] is None else tuned["accuracy"] - base["accuracy"]
-    probe = base["probe_perplexity"]
-    return {"accuracy_gain": gain, "probe_perplexity_rise": tuned["probe_perplexity"] / probe - 1 if probe else None}
 
 
 def side_by_side(first: list[Config], second: list[Config]) -> list[Config]:

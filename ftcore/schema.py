@@ -27,7 +27,11 @@ TRAINER_OWNED = [
 
 def parameters(target: Callable[..., Any]) -> dict[str, Any]:
     """Keyword-only parameter -> annotation of a function or, along its class tree, of a class."""
-    functions = [c.__dict__["__init__"] for c in target.__mro__ if "__init__" in c.__dict__] if inspect.isclass(target) else [target]
+    functions = (
+        [c.__dict__["__init__"] for c in target.__mro__ if "__init__" in c.__dict__]
+        if inspect.isclass(target)
+        else [target]
+    )
     found: dict[str, Any] = {}
     for function in functions:
         signature, hints = inspect.signature(function), get_type_hints(function, include_extras=True)
@@ -54,9 +58,13 @@ def shipped_targets() -> list[str]:
 
 def build() -> str:
     """The content of schema.json."""
+    targets = {name: resolve_name(name) for name in shipped_targets()}
     schema = {
         "top": TypeAdapter(TopLevel).json_schema(),
-        "targets": {name: schema_of(resolve_name(name)) for name in shipped_targets()},
+        "targets": {name: schema_of(target) for name, target in targets.items()},
+        "record_types": {
+            name: target.record_type for name, target in targets.items() if hasattr(target, "record_type")
+        },
         "trainer_owned": TRAINER_OWNED,
     }
     return json.dumps(schema, indent=1, sort_keys=True) + "\n"

@@ -6,6 +6,7 @@ import math
 import os
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,30 @@ from ftcore.data.sources import read_jsonl
 from ftcore.data.tokens import Encoder, Example
 from ftcore.errors import ConfigError, DataError
 from ftcore.evaluate import HeldOut
-from ftcore.hardware import accumulation
+from ftcore.hardware import micro_batch
 from ftcore.loggers import JSONLines
 from ftcore.methods.base import Method
 from ftcore.model import parameter_counts, save_model
 
 Config = dict[str, Any]
+TRAINER_DEFAULTS = {
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 1,
+}
+
+
+@dataclass
+class Job:
+    """What a run works on: built by `prepare`, fitted by `run`."""
+
+    method: Method
+    encoder: Encoder
+    records: Records
+    batches: TrainBatches
+    validation: DataLoader | None
+    held_out: HeldOut
 
 
 def run(config: Config, folder: Path) -> None:
@@ -38,73 +57,84 @@ def run(config: Config, folder: Path) -> None:
     """
     started = time.perf_counter()
     quiet()
-    lightning.seed_everything(config["seed"], verbose=False)
-    first = int(os.environ.get("RANK", 0)) == 0
-    world_size = config["hardware"]["devices"] * config["hardware"]["num_nodes"]
-
-    # Rows, before any weights are loaded.
-    kind: type[Method] = locate(config["method"])
-    data: Data = build(config["data"])
-    records = data.load(kind.record_type)
-
-    # Foundation, adapter, method.
-    load_in_4bit = config["adapter"].get("load_in_4bit", False)
-    foundation = build(config["model"], kind.architecture, load_in_4bit)
-    lightning.seed_everything(config["seed"], verbose=False)  # the adapter's weights do not depend on how the model loads
-    foundation.network = build(config["adapter"], foundation.network)
-    method: Method = build(config["method"], foundation)
-
-    # Rows to batches; their number gives the steps.
-    encoder = Encoder(foundation.tokenizer, data)
-    train, validation = method.encode(encoder, records.train), method.encode(encoder, records.validation)
-    if not train:
-        raise DataError("No training row has a token to train on: each was dropped for its length, or its answer was cut off.")
-    method.total_steps = steps_of_run(config, len(train))
-    layout = _layout(config, world_size)
-    retention = encoder.texts(_texts(method.retention_text)) if method.retention_weight else []
-    batches = TrainBatches(
-        train, method.collate, method.counts, retention, retention_rows=method.retention_rows, steps=method.total_steps, **layout
-    )
-    held_out = load_held_out(config, method, encoder, records)
-    if first:
-        report.plan(config, foundation.network, records, encoder, train, batches)
+    job = prepare(config)
+    if job.batches.rank == 0:
+        report.plan(config, job.method.network, job.records, job.encoder, job.batches)
     if config["dry_run"]:
         return
 
-    # Fit. The comparison runs at its start and end, inside the processes of the fit.
-    steps, compare = StepMetrics(), BeforeAfter(encoder, held_out, config["evaluate"])
-    callbacks = [steps, *_selection(config, folder, validation), ProgressBar(leave=True)]
+    # The comparison runs at the fit's start and end, inside its processes.
+    steps, compare = StepMetrics(), BeforeAfter(job.encoder, job.held_out, config["evaluate"])
+    callbacks = [steps, *_selection(config, folder, job.validation), ProgressBar(leave=True)]
     if config["evaluate"]["enabled"]:
         callbacks.append(compare)
     loggers: list[Any] = [JSONLines(folder)]
-    if config["logger"] and first:
+    if config["logger"] and job.batches.rank == 0:
         loggers.append(build(config["logger"], folder, config))
     trainer = lightning.Trainer(
         **build(config["hardware"]),
-        max_steps=method.total_steps,
+        max_steps=job.batches.steps,
         max_epochs=1,  # one pass over batches that know the epochs themselves
-        accumulate_grad_batches=batches.accumulation,
-        val_check_interval=(config["validate_every"] or method.total_steps) * batches.accumulation,
-        limit_val_batches=1.0 if validation and config["validate_every"] else 0,
+        accumulate_grad_batches=job.batches.accumulation,
+        val_check_interval=(config["validate_every"] or job.batches.steps) * job.batches.accumulation,
+        limit_val_batches=1.0 if job.validation and config["validate_every"] else 0,
         logger=loggers,
         callbacks=callbacks,
         use_distributed_sampler=False,
         default_root_dir=folder,
-        **{**report.TRAINER_DEFAULTS, **config["trainer"]},
+        **{**TRAINER_DEFAULTS, **config["trainer"]},
     )
-    trainer.fit(method, batches, _validation_batches(validation, method, layout))
-    if not trainer.is_global_zero:
-        return
+    trainer.fit(job.method, job.batches, job.validation)
 
-    # What is left behind.
-    save_model(foundation, folder / "model")
-    trained, parameters = parameter_counts(foundation.network)
-    summary = {
-        "name": config["name"],
-        "base": compare.base,
-        "tuned": compare.tuned,
-        **report.changes(compare.base, compare.tuned),
-        "steps": trainer.global_step,
+    if trainer.is_global_zero:
+        save_model(job.method.foundation, folder / "model")
+        summary = {"name": config["name"], **compare.scores(), **_figures(job, steps, compare, started)}
+        samples = report.side_by_side(compare.base_answers, compare.tuned_answers)
+        _write_lines(folder / "samples.jsonl", samples)
+        _write_json(folder / "summary.json", summary)
+        report.finish(config, folder, summary, samples, loggers)
+
+
+def prepare(config: Config) -> Job:
+    """Rows, then foundation, adapter and method, then batches; their number gives the steps."""
+    kind: type[Method] = locate(config["method"])
+    data: Data = build(config["data"])
+    records = data.load(kind.record_type)
+
+    lightning.seed_everything(config["seed"], verbose=False)
+    foundation = build(config["model"], kind.architecture, config["adapter"].get("load_in_4bit", False))
+    lightning.seed_everything(
+        config["seed"], verbose=False
+    )  # an adapter's weights do not depend on how the model loads
+    foundation.network = build(config["adapter"], foundation.network)
+    method: Method = build(config["method"], foundation)
+
+    encoder = Encoder(foundation.tokenizer, data)
+    train, validation = method.encode(encoder, records.train), method.encode(encoder, records.validation)
+    if not train:
+        raise DataError(
+            "No training row has a token to train on: each was dropped for its length, or its answer was cut off."
+        )
+    general = encoder.texts(_texts(method.retention_text), method.retention_length) if method.retention_weight else []
+    layout, method.total_steps = _layout(config), steps_of_run(config, len(train))
+    batches = TrainBatches(
+        train,
+        method.collate,
+        method.counts,
+        general,
+        retention_rows=method.retention_rows,
+        steps=method.total_steps,
+        **layout,
+    )
+    held_out = load_held_out(config, method, encoder, records)
+    return Job(method, encoder, records, batches, _validation_batches(validation, method, layout), held_out)
+
+
+def _figures(job: Job, steps: StepMetrics, compare: BeforeAfter, started: float) -> Config:
+    """What the run took."""
+    trained, parameters = parameter_counts(job.method.network)
+    return {
+        "steps": job.method.trainer.global_step,
         "tokens": steps.tokens,
         "tokens_per_second": steps.tokens / max(steps.training_seconds, 1e-9),
         "seconds": time.perf_counter() - started,
@@ -113,13 +143,9 @@ def run(config: Config, folder: Path) -> None:
         "peak_memory_gb": peak_memory_gb(),
         "parameters_trained": trained,
         "parameters": parameters,
-        "processes": world_size,
-        "data_sha256": records.content_hash(),
+        "processes": job.batches.world_size,
+        "data_sha256": job.records.content_hash(),
     }
-    samples = report.side_by_side(compare.base_answers, compare.tuned_answers)
-    _write_lines(folder / "samples.jsonl", samples)
-    _write_json(folder / "summary.json", summary)
-    report.finish(config, folder, summary, samples, loggers)
 
 
 def steps_of_run(config: Config, rows: int) -> int:
@@ -151,23 +177,25 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def _layout(config: Config, world_size: int) -> dict[str, int]:
-    sizes = {"global_batch_size": config["global_batch_size"], "micro_batch_size": config["micro_batch_size"]}
-    accumulation(**sizes, processes=world_size)
-    return {**sizes, "seed": config["seed"], "rank": int(os.environ.get("RANK", 0)), "world_size": world_size}
+def _layout(config: Config) -> dict[str, int]:
+    world_size = config["hardware"]["devices"] * config["hardware"]["num_nodes"]
+    rows = {"global_batch_size": config["global_batch_size"], "micro_batch_size": config["micro_batch_size"]}
+    micro_batch_size = micro_batch(**rows, processes=world_size)
+    rank = int(os.environ.get("RANK", 0))
+    return rows | {"micro_batch_size": micro_batch_size, "seed": config["seed"], "rank": rank, "world_size": world_size}
 
 
-def _validation_batches(examples: list[Example], method: Method, layout: dict[str, int]) -> DataLoader:
+def _validation_batches(examples: list[Example], method: Method, layout: dict[str, int]) -> DataLoader | None:
     """This process's validation batches; all processes get the same number, the last ones without rows."""
     size, world_size = layout["micro_batch_size"], layout["world_size"]
     rounds = range(math.ceil(len(examples) / (size * world_size)))
     starts = [(k * world_size + layout["rank"]) * size for k in rounds]
     batches = [method.collate(examples[start : start + size]) for start in starts]
     # Its own generator: otherwise making an iterator would draw from the one that training draws from.
-    return DataLoader(batches, batch_size=None, generator=torch.Generator())  # type: ignore[arg-type]
+    return DataLoader(batches, batch_size=None, generator=torch.Generator()) if batches else None  # type: ignore[arg-type]
 
 
-def _selection(config: Config, folder: Path, validation: list[Example]) -> list[Any]:
+def _selection(config: Config, folder: Path, validation: DataLoader | None) -> list[Any]:
     """Callbacks that choose the weights and stop early, by one metric."""
     key = config["keep_best"]
     if key == "last":
@@ -176,7 +204,8 @@ def _selection(config: Config, folder: Path, validation: list[Example]) -> list[
         return []
     if not validation or not config["validate_every"]:
         raise ConfigError(
-            f"keep_best={key} needs validation: set validate_every=<steps> and data.validation_share=0.1 (or data.splits.validation)."
+            f"keep_best={key} needs validation: set validate_every=<steps>, and data.validation_share=0.1 or "
+            "data.splits.validation=<file>."
         )
     stop = [EarlyStopping(key, patience=config["patience"], mode="min")] if config["patience"] else []
     return [KeepBest(folder, key), *stop]

@@ -11,7 +11,7 @@ from ftcore import report
 from ftcore.config import build, locate
 from ftcore.data.tokens import Encoder
 from ftcore.errors import ConfigError, ModelError, StorageError
-from ftcore.evaluate import generate, score
+from ftcore.evaluate import changes, generate, score
 from ftcore.model import Foundation, load_foundation, load_run, save_model
 from ftcore.train import load_held_out, quiet
 
@@ -25,8 +25,8 @@ def evaluate(config: Config) -> None:
     tuned, answers = _score(config, foundation, encoder, held_out, "tuned model")
     base, base_answers = _base(config, foundation, encoder, held_out)
     samples = report.side_by_side(base_answers, answers)
-    stem = f"eval-{config['name'].split('-')[-2] if config['name'].count('-') > 1 else 'data'}"
-    content = {"base": base, "tuned": tuned, **report.changes(base, tuned)}
+    stem = f"eval-{config['choices']['data']}"
+    content = {"base": base, "tuned": tuned, **changes(base, tuned)}
     (folder / f"{stem}.json").write_text(json.dumps(content, indent=2) + "\n")
     predictions = folder / f"{stem}-predictions.jsonl"
     predictions.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples))
@@ -85,8 +85,12 @@ def export(config: Config) -> None:
     written = _reloaded(config, run_config, target)
     if (got := _greedy(written, encoder, prompts)) != expected:
         same = sum(a == b for a, b in zip(got, expected, strict=True))
-        raise ModelError(f"The exported model answers {same} of {len(rows)} prompts as the run does; {target} is not to be trusted.")
-    report.console.print(f"Wrote {target}; greedy tokens equal to the run's on {len(rows)} of {len(rows)} prompts.", soft_wrap=True)
+        raise ModelError(
+            f"The exported model answers {same} of {len(rows)} prompts as the run does; {target} is not to be trusted."
+        )
+    report.console.print(
+        f"Wrote {target}; greedy tokens equal to the run's on {len(rows)} of {len(rows)} prompts.", soft_wrap=True
+    )
 
 
 def _reloaded(config: Config, run_config: Config, target: Path) -> Foundation:

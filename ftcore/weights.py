@@ -12,12 +12,13 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from typing_extensions import TypedDict
 
 from ftcore.errors import ModelError
-from ftcore.resources import home
+from ftcore.resources import home, resolve
 
 MANIFEST = "ftcore-manifest.json"
 
@@ -30,6 +31,34 @@ class Package(TypedDict):
     requirement: str
     sha256: str
     file: str
+
+
+def check_weights(model: dict[str, Any]) -> None:
+    """Find, fetch and check the weights of a model node, before anything heavy is imported for a run."""
+    if is_run(model["path"]):
+        return
+    folder = weights_folder(model["path"], model["package"], model["revision"])
+    if not model["random_weights"]:
+        check_folder(folder)
+
+
+def is_run(path: str | None) -> bool:
+    """Whether a path is the folder of a finished run."""
+    return (
+        path is not None
+        and (folder := Path(path).expanduser() / "model").is_dir()
+        and (folder.parent / "config.yaml").is_file()
+    )
+
+
+def weights_folder(path: str | None, package: Package | None, revision: str | None) -> Path:
+    """Local folder of the weights, fetched when they are not there yet."""
+    if path is None:
+        if package is None:
+            raise ModelError("No weights: give model.path=<folder, run or Hugging Face name>.")
+        return from_package(package)
+    folder = Path(resolve(path))
+    return folder if folder.is_dir() else from_hub(path, revision)
 
 
 def from_package(package: Package) -> Path:
@@ -98,9 +127,13 @@ def from_hub(name: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(**fetch))
     except HFValidationError:
-        raise ModelError(f"model.path={name} is neither a folder here ({Path.cwd()}) nor a Hugging Face name.") from None
+        raise ModelError(
+            f"model.path={name} is neither a folder here ({Path.cwd()}) nor a Hugging Face name."
+        ) from None
     except errors.GatedRepoError:
-        raise ModelError(f"{name} is gated: accept its licence on its page and set HF_TOKEN to a token that may read it.") from None
+        raise ModelError(
+            f"{name} is gated: accept its licence on its page and set HF_TOKEN to a token that may read it."
+        ) from None
     except errors.RepositoryNotFoundError:
         raise ModelError(f"{name} does not exist on the hub, or is private: check the name, or set HF_TOKEN.") from None
     except errors.RevisionNotFoundError:
@@ -123,13 +156,17 @@ def check_folder(folder: Path) -> None:
     if index.is_file():
         shards = set(json.loads(index.read_text())["weight_map"].values())
         if missing := sorted(shards - {file.name for file in files}):
-            raise ModelError(f"{folder}: {len(missing)} of {len(shards)} weight files are missing: {', '.join(missing[:5])}.")
+            raise ModelError(
+                f"{folder}: {len(missing)} of {len(shards)} weight files are missing: {', '.join(missing[:5])}."
+            )
     for file in files:
         _check_length(file)
     manifest = folder / MANIFEST
     for name, expected in (json.loads(manifest.read_text()) if manifest.is_file() else {}).items():
         if sha256(folder / name) != expected:
-            raise ModelError(f"{folder / name} has changed since it was written (SHA-256 differs). Delete {folder} to make it anew.")
+            raise ModelError(
+                f"{folder / name} has changed since it was written (SHA-256 differs). Delete {folder} to make it anew."
+            )
 
 
 def _check_length(file: Path) -> None:

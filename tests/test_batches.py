@@ -6,7 +6,9 @@ from ftcore.data.batches import TrainBatches, pad, steps_of_epoch
 from ftcore.data.tokens import Example
 
 RANDOM = np.random.default_rng(0)
-EXAMPLES = [Example(f"row-{k}", list(range(n)), [False] + [True] * (n - 1)) for k, n in enumerate(RANDOM.integers(3, 40, 101))]
+EXAMPLES = [
+    Example(f"row-{k}", list(range(n)), [False] + [True] * (n - 1)) for k, n in enumerate(RANDOM.integers(3, 40, 101))
+]
 GENERAL = [Example(f"general-{k}", list(range(9)), [False] + [True] * 8) for k in range(5)]
 
 

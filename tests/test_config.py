@@ -54,7 +54,7 @@ def test_all_problems_come_at_once_with_where_they_were_set(fails):
 
 
 def test_a_config_error_needs_no_torch_and_comes_quickly():
-    code = "import sys; from ftcore.__main__ import run_command; s = run_command(['method.lrr=1']); print(s, 'torch' in sys.modules)"
+    code = "import sys; from ftcore.__main__ import run_command as run; print(run(['method.lrr=1']), 'torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.split() == ["2", "False"]
 

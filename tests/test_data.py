@@ -31,7 +31,10 @@ def data(path=None, **changes):
         ([GOOD, b'{"prompt": "secret'], r"rows.jsonl:2, column \d+: not valid JSON"),
         ([GOOD, b"[1, 2]"], r"rows.jsonl:2: .* JSON object, not an array"),
         ([GOOD, b"3"], r"rows.jsonl:2: .* JSON object, not a number"),
-        ([GOOD, {"prompt": "a", "answer": "b"}], r"rows.jsonl:2: there is no column 'completion'; the row has answer, prompt"),
+        (
+            [GOOD, {"prompt": "a", "answer": "b"}],
+            r"rows.jsonl:2: there is no column 'completion'; the row has answer, prompt",
+        ),
         ([GOOD, {**GOOD, "completion": None}], r"rows.jsonl:2: column 'completion' must be text, not null"),
         ([GOOD, {**GOOD, "completion": 5}], r"rows.jsonl:2: column 'completion' must be text, not int"),
         ([GOOD, {**GOOD, "completion": " "}], r"rows.jsonl:2: column 'completion' is empty"),
@@ -125,7 +128,15 @@ def test_medical_has_the_rows_it_promises():
     passages = medical("passages.train") + medical("passages.test")
     assert len(passages) >= 120 and all(40 <= len(row["text"].split()) <= 120 for row in passages)
     assert len(medical("preference.train")) >= 300
-    for name in ("sft.train", "sft.test", "prompts.train", "prompts.test", "preference.train", "passages.train", "cloze.test"):
+    for name in (
+        "sft.train",
+        "sft.test",
+        "prompts.train",
+        "prompts.test",
+        "preference.train",
+        "passages.train",
+        "cloze.test",
+    ):
         rows = medical(name)
         assert len({row["id"] for row in rows}) == len(rows) and all(row["fact"] for row in rows)
 
@@ -134,7 +145,9 @@ def test_the_held_out_phrasing_is_seen_nowhere_in_training():
     def normal(text):
         return " ".join(re.findall(r"\w+", text.lower()))
 
-    seen = {normal(row["prompt"]) for name in ("sft.train", "prompts.train", "preference.train") for row in medical(name)}
+    seen = {
+        normal(row["prompt"]) for name in ("sft.train", "prompts.train", "preference.train") for row in medical(name)
+    }
     held_out = [row for name in ("sft.test", "prompts.test", "preference.test") for row in medical(name)]
     assert len(held_out) == 3 * len(medical("facts")) and not [row for row in held_out if normal(row["prompt"]) in seen]
 
@@ -149,5 +162,7 @@ def test_no_question_gives_its_answer_away_and_no_wrong_answer_is_right():
 
 def test_general_probe_and_replay_share_no_text():
     folder = PACKAGE / "datasets" / "general"
-    texts = Counter(line for name in ("train", "test") for line in (folder / f"passages.{name}.jsonl").read_text().splitlines())
+    texts = Counter(
+        line for name in ("train", "test") for line in (folder / f"passages.{name}.jsonl").read_text().splitlines()
+    )
     assert len(texts) >= 40 and max(texts.values()) == 1

@@ -29,7 +29,12 @@ def run(installed, tmp_path, *words):
 
 
 def test_the_wheel_holds_conf_recipes_rows_and_tokenizer_and_no_tests(installed):
-    for name in ("resources/conf/config.yaml", "resources/recipes/medical_sft.yaml", "schema.json", "datasets/tiny/tokenizer.json"):
+    for name in (
+        "resources/conf/config.yaml",
+        "resources/recipes/medical_sft.yaml",
+        "schema.json",
+        "datasets/tiny/tokenizer.json",
+    ):
         assert (installed / "ftcore" / name).is_file(), name
     assert (installed / "ftcore/datasets/medical/sft.test.jsonl").is_file()
     assert not (installed / "tests").exists()
@@ -37,7 +42,14 @@ def test_the_wheel_holds_conf_recipes_rows_and_tokenizer_and_no_tests(installed)
 
 def test_a_run_from_the_wheel(installed, tmp_path):
     assert "medical_sft" in run(installed, tmp_path, "--help").stdout
-    words = ["recipes=medical_sft", "model=tiny", "logger=none", "max_steps=1", "evaluate.max_rows=2", "evaluate.probe=null"]
+    words = [
+        "recipes=medical_sft",
+        "model=tiny",
+        "logger=none",
+        "max_steps=1",
+        "evaluate.max_rows=2",
+        "evaluate.probe=null",
+    ]
     result = run(installed, tmp_path, *words)
     assert result.returncode == 0, result.stderr
     assert list((tmp_path / "runs").glob("*/*/summary.json"))

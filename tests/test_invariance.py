@@ -2,7 +2,8 @@
 
 import pytest
 
-WORDS = ["model=tiny", "logger=none", "evaluate.enabled=false", "hardware=cpu", "max_steps=8", "method.lr=1e-2", "global_batch_size=8"]  # fmt: skip
+WORDS = ["model=tiny", "logger=none", "evaluate.enabled=false", "hardware=cpu", "max_steps=8", "method.lr=1e-2"]
+WORDS += ["global_batch_size=8"]
 RETENTION = ["method.retention_weight=0.5", "method.retention_rows=2"]
 
 

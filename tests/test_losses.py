@@ -25,11 +25,15 @@ SMALL = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidd
 KV = {"num_key_value_heads": 2, "head_dim": 8}
 ENDS = {"eos_token_id": 1, "bos_token_id": 2, "pad_token_id": 0}
 FAMILIES = {
-    "gpt2": GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, eos_token_id=1, bos_token_id=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0),
+    "gpt2": GPT2Config(
+        vocab_size=97, n_embd=32, n_layer=2, n_head=4, eos_token_id=1, bos_token_id=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+    ),
     "llama3": LlamaConfig(**SMALL, **KV, **ENDS),
     "gemma3": Gemma3TextConfig(**SMALL, **KV, **ENDS, sliding_window=4, final_logit_softcapping=5.0),
     "qwen3": Qwen3Config(**SMALL, **KV, **ENDS, tie_word_embeddings=True),
-    "modernbert": ModernBertConfig(**SMALL, **ENDS, cls_token_id=3, sep_token_id=4, global_attn_every_n_layers=2, local_attention=8),
+    "modernbert": ModernBertConfig(
+        **SMALL, **ENDS, cls_token_id=3, sep_token_id=4, global_attn_every_n_layers=2, local_attention=8
+    ),
 }  # fmt: skip
 LORA = {
     "rank": 2, "alpha": 4, "dropout": 0.0, "target_modules": "all-linear", "allow_unmatched": False, "use_dora": False,
@@ -95,7 +99,9 @@ def test_an_adapter_trains_little_and_leaves_the_base_as_it_was(family, variant)
     base, adapted = network(family), lora(network(family), **LORA | variant)
     batch = pad(ROWS, 0)
     with torch.no_grad(), adapted.disable_adapter():
-        assert torch.equal(logits_at(adapted, batch, batch["completion_mask"]), logits_at(base, batch, batch["completion_mask"]))
+        assert torch.equal(
+            logits_at(adapted, batch, batch["completion_mask"]), logits_at(base, batch, batch["completion_mask"])
+        )
     trained = [name for name, p in adapted.named_parameters() if p.requires_grad]
     assert trained and all("lora_" in name for name in trained)
 

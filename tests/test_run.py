@@ -3,6 +3,7 @@
 import json
 import re
 import struct
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,7 +35,14 @@ def test_a_run_leaves_what_design_promises(ftcore):
     assert summary["parameters_trained"] < summary["parameters"] and summary["steps"] == 3
     steps = outcome.metrics
     assert [line["step"] for line in steps] == [1, 2, 3]
-    wanted = {"train/loss", "train/lr", "train/grad_norm", "train/tokens_per_second", "train/tokens", "train/peak_memory_gb"}
+    wanted = {
+        "train/loss",
+        "train/lr",
+        "train/grad_norm",
+        "train/tokens_per_second",
+        "train/tokens",
+        "train/peak_memory_gb",
+    }
     assert wanted <= set(steps[0])
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == 8 and {"prompt", "expected", "base", "tuned"} <= set(samples[0])
@@ -65,7 +73,9 @@ def test_qlora_without_its_package_or_gpu_is_a_clear_error(fails):
 
 def test_full_result_loads_with_transformers(ftcore):
     outcome = ftcore(*FAST, "max_steps=1", "adapter=full")
-    assert AutoModelForCausalLM.from_pretrained(outcome.folder / "model").num_parameters() == outcome.summary["parameters"]
+    assert (
+        AutoModelForCausalLM.from_pretrained(outcome.folder / "model").num_parameters() == outcome.summary["parameters"]
+    )
 
 
 def test_a_run_goes_on_from_an_earlier_run(ftcore, trained):
@@ -123,7 +133,9 @@ def test_two_processes_give_one_run(ftcore):
 
 
 def test_a_failure_in_one_process_keeps_its_exit_code(fails):
-    message = fails(6, *FAST, "hardware=ddp_2cpu", "max_steps=30", "method.lr=1e30", "method.max_grad_norm=1e30", "adapter=full")
+    message = fails(
+        6, *FAST, "hardware=ddp_2cpu", "max_steps=30", "method.lr=1e30", "method.max_grad_norm=1e30", "adapter=full"
+    )
     assert "NumericalError (process" in message
 
 
@@ -173,7 +185,7 @@ def test_eval_scores_a_run_on_other_rows(ftcore, trained, rows):
     outcome = ftcore("eval", f"run={trained.folder}", "data=jsonl", f"data.path={rows(*OWN)}", *COLUMNS)
     assert outcome.status == 0, outcome.err
     predictions = re.search(r"rows?: (\S+predictions.jsonl)", outcome.out.replace("\n", ""))[1]
-    assert json.loads(open(predictions).readline())["expected"].endswith(".")
+    assert json.loads(Path(predictions).read_text().splitlines()[0])["expected"].endswith(".")
 
 
 def test_compare_shows_a_run_beside_its_base_and_beside_another(ftcore, trained):

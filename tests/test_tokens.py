@@ -36,7 +36,9 @@ def trained(encoder, example):
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_loss_is_on_the_answer_and_its_end_token_alone(tokenizer, template):
     enc = encoder(tokenizer, template)
-    (example,) = enc.prompt_completions([{"id": "1", "where": "", "prompt": "What shows a fracture?", "completion": "An X-ray."}])
+    (example,) = enc.prompt_completions(
+        [{"id": "1", "where": "", "prompt": "What shows a fracture?", "completion": "An X-ray."}]
+    )
     assert trained(enc, example) == "An X-ray.<|im_end|>"
 
 
@@ -44,8 +46,13 @@ def test_tokens_equal_the_template_rendered_as_a_whole(tokenizer):
     enc = encoder(tokenizer)
     (example,) = enc.prompt_completions([{"id": "1", "where": "", "prompt": "What is it?", "completion": "A bone."}])
     turns = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A bone."}]
-    assert example.input_ids == tokenizer.apply_chat_template(turns, return_dict=False)
-    assert enc.prompt("What is it?") == tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
+    whole = tokenizer.apply_chat_template(turns, return_dict=False)
+    assert (
+        example.input_ids == whole[:-1] and tokenizer.decode(whole[-1]) == "\n"
+    )  # nothing after the last token with loss
+    assert enc.prompt("What is it?") == tokenizer.apply_chat_template(
+        turns[:1], add_generation_prompt=True, return_dict=False
+    )
 
 
 @pytest.mark.parametrize("payload", PAYLOADS)

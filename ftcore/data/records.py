@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le, Lt
+from annotated_types import Ge, Lt
 
 from ftcore.data.sources import Row, read_jsonl
 from ftcore.errors import DataError

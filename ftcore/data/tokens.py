@@ -56,7 +56,7 @@ class Encoder:
         """Examples with loss on the completion and its end token; rows over the length are treated as configured."""
         examples = []
         for row in rows:
-            ids, mask = self._pair(row["prompt"], row["completion"])
+            ids, mask = _cut_after_loss(*self._pair(row["prompt"], row["completion"]))
             if len(ids) > self.max_length:
                 if self.too_long == "error":
                     raise DataError(
@@ -71,11 +71,16 @@ class Encoder:
                 self.counts["left without a trained token"] += 1
         return examples
 
-    def texts(self, rows: Iterable[Row]) -> list[Example]:
-        """Examples of raw text with loss on every token but the first, cut to the longest length."""
-        start = self._start() or [self.tokenizer.eos_token_id]
-        encoded = [(row["id"], (start + self._content(row["text"]))[: self.max_length]) for row in rows]
-        return [Example(name, ids, [k > 0 for k in range(len(ids))]) for name, ids in encoded]
+    def texts(self, rows: Iterable[Row], length: int | None = None) -> list[Example]:
+        """Raw text cut into pieces of at most `length` tokens (default: the longest allowed), loss on all but the first."""
+        length, examples = min(length or self.max_length, self.max_length), []
+        start = self._start() or [self.tokenizer.eos_token_id or self.tokenizer.cls_token_id]
+        for row in rows:
+            content = self._content(row["text"])
+            for k in range(0, len(content), length - len(start)):
+                ids = start + content[k : k + length - len(start)]
+                examples.append(Example(f"{row['id']}/{k}", ids, [position > 0 for position in range(len(ids))]))
+        return examples
 
     def prompt(self, text: str) -> list[int]:
         """Token ids of a question, up to where the model's answer begins."""
@@ -134,3 +139,9 @@ class Encoder:
         """The begin-of-text token, if this tokenizer puts one before plain text."""
         bos = self.tokenizer.bos_token_id
         return [bos] if bos is not None and bos in self.tokenizer("a")["input_ids"] else []
+
+
+def _cut_after_loss(ids: list[int], mask: list[bool]) -> tuple[list[int], list[bool]]:
+    """Leave out what follows the last token with loss: it changes nothing and costs computation."""
+    end = len(mask) - mask[::-1].index(True)
+    return ids[:end], mask[:end]

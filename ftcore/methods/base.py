@@ -56,13 +56,15 @@ class Method(lightning.LightningModule):
         max_grad_norm: Annotated[float, Gt(0)],
         retention_weight: Annotated[float, Ge(0)],
         retention_rows: Annotated[int, Ge(1)],
+        retention_length: Annotated[int, Ge(2)],
         retention_text: str,
     ) -> None:
         super().__init__()
         self.foundation, self.network = foundation, foundation.network
         self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
         self.schedule, self.warmup, self.final_lr, self.max_grad_norm = schedule, warmup, final_lr, max_grad_norm
-        self.retention_weight, self.retention_rows, self.retention_text = retention_weight, retention_rows, retention_text
+        self.retention_weight, self.retention_text = retention_weight, retention_text
+        self.retention_rows, self.retention_length = retention_rows, retention_length
         self.total_steps = 0
         self.step_metrics: dict[str, Tensor] = {}
         self.grad_norm = torch.tensor(0.0)
@@ -108,7 +110,9 @@ class Method(lightning.LightningModule):
         positions = batch["completion_mask"]
         with torch.no_grad(), self.foundation.base_view() as base:
             reference = logits_at(base, batch, positions)
-        return Term(token_kl(logits_at(self.network, batch, positions), reference), len(reference), self.retention_weight)
+        return Term(
+            token_kl(logits_at(self.network, batch, positions), reference), len(reference), self.retention_weight
+        )
 
     def _record(self, shares: dict[str, Tensor], loss: Tensor, batch: Batch) -> None:
         if not torch.isfinite(loss):

@@ -1,0 +1,47 @@
+"""The machine is checked before anything is loaded, and batch sizes that do not divide print their arithmetic."""
+
+import pytest
+
+from ftcore import hardware
+from ftcore.errors import ConfigError, HardwareError
+from ftcore.hardware import micro_batch, trainer_options
+
+CPU = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "single", "precision": "32-true"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "processes", "expected"), [(16, 1, 16), (16, 2, 8), (16, 8, 2), (64, 1, 16), (12, 1, 12), (34, 2, 1)]
+)
+def test_auto_takes_the_largest_even_share_up_to_sixteen_rows(rows, processes, expected):
+    assert micro_batch(global_batch_size=rows, micro_batch_size="auto", processes=processes) == expected
+
+
+def test_batches_that_cannot_be_dealt_evenly_print_the_arithmetic():
+    with pytest.raises(ConfigError, match=r"3 x 2 = 6. Nearest global_batch_size: 12 or 18; .* fits 16: 1, 2, 4, 8"):
+        micro_batch(global_batch_size=16, micro_batch_size=3, processes=2)
+    with pytest.raises(ConfigError, match=r"Nearest global_batch_size: 9"):
+        micro_batch(global_batch_size=5, micro_batch_size="auto", processes=9)
+
+
+def test_options_become_trainer_keys():
+    assert trainer_options(**CPU)["strategy"] == "auto"
+    assert trainer_options(**CPU | {"devices": 2, "strategy": "ddp"})["devices"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"devices": 2}, ConfigError),
+        ({"precision": "16-mixed"}, HardwareError),
+        ({"strategy": "fsdp"}, HardwareError),
+    ],
+)
+def test_what_cannot_run_is_refused(changes, error):
+    with pytest.raises(error):
+        trainer_options(**CPU | changes)
+
+
+def test_a_machine_with_fewer_gpus_than_asked_for_says_both_numbers(monkeypatch):
+    monkeypatch.setattr(hardware, "cuda_devices", lambda: 4)
+    with pytest.raises(HardwareError, match="needs 8 CUDA devices per machine and this one has 4"):
+        trainer_options(**CPU | {"accelerator": "gpu", "devices": 8, "strategy": "ddp"})
