@@ -117,15 +117,8 @@ def prepare(config: Config) -> Job:
         )
     general = encoder.texts(_texts(method.retention_text), method.retention_length) if method.retention_weight else []
     layout, method.total_steps = _layout(config), steps_of_run(config, len(train))
-    batches = TrainBatches(
-        train,
-        method.collate,
-        method.counts,
-        general,
-        retention_rows=method.retention_rows,
-        steps=method.total_steps,
-        **layout,
-    )
+    beside = {"retention_rows": method.retention_rows, "retention_every": method.retention_every}
+    batches = TrainBatches(train, method.collate, method.counts, general, steps=method.total_steps, **beside, **layout)
     held_out = load_held_out(config, method, encoder, records)
     return Job(method, encoder, records, batches, _validation_batches(validation, method, layout), held_out)
 

@@ -15,7 +15,7 @@ GENERAL = [Example(f"general-{k}", list(range(9)), [False] + [True] * 8) for k i
 def batches(micro=8, world=1, rank=0, steps=9, retention=(), retention_rows=1):
     counts = lambda example: {"nll": sum(example.completion_mask[1:])}  # noqa: E731
     return TrainBatches(
-        EXAMPLES, lambda rows: pad(rows, 0), counts, retention, retention_rows=retention_rows, steps=steps,
+        EXAMPLES, lambda rows: pad(rows, 0), counts, retention, retention_rows=retention_rows, retention_every=1, steps=steps,
         global_batch_size=16, micro_batch_size=micro, seed=3, rank=rank, world_size=world,
     )  # fmt: skip
 

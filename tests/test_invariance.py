@@ -4,7 +4,7 @@ import pytest
 
 WORDS = ["model=tiny", "logger=none", "evaluate.enabled=false", "hardware=cpu", "max_steps=8", "method.lr=1e-2"]
 WORDS += ["global_batch_size=8"]
-RETENTION = ["method.retention_weight=0.5", "method.retention_rows=2"]
+RETENTION = ["method.retention_weight=0.5", "method.retention_rows=2", "method.retention_every=1"]
 
 
 def losses(ftcore, *words):

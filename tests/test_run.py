@@ -92,7 +92,14 @@ def test_dry_run_counts_and_trains_nothing(ftcore):
 
 def test_the_best_validation_becomes_the_model_and_patience_stops(ftcore):
     words = ["data.validation_share=0.1", "validate_every=1", "keep_best=val/nll", "patience=2", "max_steps=12"]
-    outcome = ftcore(*FAST, *words, "adapter=full", "method.lr=0.1", "method.warmup=0")
+    words += [
+        "adapter=full",
+        "method.lr=0.1",
+        "method.warmup=0",
+        "method.schedule=constant",
+        "method.retention_weight=0",
+    ]
+    outcome = ftcore(*FAST, *words)
     assert outcome.status == 0, outcome.err
     validations = {line["step"]: line["val/nll"] for line in outcome.metrics if "val/nll" in line}
     best = min(validations, key=validations.get)

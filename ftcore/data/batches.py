@@ -42,7 +42,7 @@ class TrainBatches:
         examples: rows to train on.
         collate: a list of examples to one batch of tensors; an empty list gives a batch without loss.
         counts: an example's contribution to each loss term's count.
-        retention: general text, `retention_rows` of it beside the rows of each step (none: no such term).
+        retention: general text, `retention_rows` of it beside the rows of every `retention_every`-th step (none: no such term).
         steps: optimizer steps of the run.
     """
 
@@ -54,6 +54,7 @@ class TrainBatches:
         retention: Sequence[Example] = (),
         *,
         retention_rows: int,
+        retention_every: int,
         steps: int,
         global_batch_size: int,
         micro_batch_size: int,
@@ -62,7 +63,7 @@ class TrainBatches:
         world_size: int,
     ) -> None:
         self.examples, self.collate, self.counts, self.steps = examples, collate, counts, steps
-        self.retention, self.retention_rows = retention, retention_rows
+        self.retention, self.retention_rows, self.retention_every = retention, retention_rows, retention_every
         self.global_batch_size, self.micro_batch_size, self.seed = global_batch_size, micro_batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.accumulation = global_batch_size // (micro_batch_size * world_size)
@@ -74,8 +75,9 @@ class TrainBatches:
         lengths = [len(example.input_ids) for example in self.examples]
         general = _forever(lambda epoch: np.random.default_rng([self.seed, epoch, 1]).permutation(len(self.retention)))
         order = _forever(lambda epoch: steps_of_epoch(lengths, self.global_batch_size, self.seed, epoch))
-        for rows in islice(order, self.steps):
-            kept = [self.retention[row] for row in islice(general, self.retention_rows)] if self.retention else []
+        for step, rows in enumerate(islice(order, self.steps)):
+            due = self.retention and step % self.retention_every == 0
+            kept = [self.retention[row] for row in islice(general, self.retention_rows)] if due else []
             yield from self._micro_batches([self.examples[row] for row in rows], kept)
 
     def _micro_batches(self, rows: list[Example], retention: list[Example]) -> Iterator[Batch]:

@@ -55,6 +55,7 @@ class Method(lightning.LightningModule):
         final_lr: Annotated[float, Ge(0), Le(1)],
         max_grad_norm: Annotated[float, Gt(0)],
         retention_weight: Annotated[float, Ge(0)],
+        retention_every: Annotated[int, Ge(1)],
         retention_rows: Annotated[int, Ge(1)],
         retention_length: Annotated[int, Ge(2)],
         retention_text: str,
@@ -64,7 +65,11 @@ class Method(lightning.LightningModule):
         self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
         self.schedule, self.warmup, self.final_lr, self.max_grad_norm = schedule, warmup, final_lr, max_grad_norm
         self.retention_weight, self.retention_text = retention_weight, retention_text
-        self.retention_rows, self.retention_length = retention_rows, retention_length
+        self.retention_every, self.retention_rows, self.retention_length = (
+            retention_every,
+            retention_rows,
+            retention_length,
+        )
         self.total_steps = 0
         self.step_metrics: dict[str, Tensor] = {}
         self.grad_norm = torch.tensor(0.0)
@@ -91,6 +96,11 @@ class Method(lightning.LightningModule):
 
     # What the base class does with it.
 
+    def on_fit_start(self) -> None:
+        """Put a frozen copy of the base, which is no submodule, where the network is."""
+        if self.foundation.frozen_copy is not None:
+            self.foundation.frozen_copy.to(self.device)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Weighted sum of each term's sum over its count in the whole step.
 
@@ -110,9 +120,8 @@ class Method(lightning.LightningModule):
         positions = batch["completion_mask"]
         with torch.no_grad(), self.foundation.base_view() as base:
             reference = logits_at(base, batch, positions)
-        return Term(
-            token_kl(logits_at(self.network, batch, positions), reference), len(reference), self.retention_weight
-        )
+        divergence = token_kl(logits_at(self.network, batch, positions), reference)
+        return Term(divergence, len(reference), self.retention_weight)
 
     def _record(self, shares: dict[str, Tensor], loss: Tensor, batch: Batch) -> None:
         if not torch.isfinite(loss):
