@@ -3,6 +3,7 @@
 Compose and check first; torch is imported only once nothing is wrong with the config.
 """
 
+import json
 import os
 import sys
 import traceback
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ftcore import __version__
-from ftcore.errors import ConfigError, FtcoreError, StorageError
+from ftcore.errors import ConfigError, FtcoreError, StorageError, storage_errors
 
+SPLITS = ("train", "validation", "test")
 VERBS = ("train", "eval", "compare", "chat", "export")
 
 
@@ -30,7 +32,8 @@ def run_command(words: list[str]) -> int:
         elif "--version" in words:
             print(f"ftcore {__version__}")
         else:
-            _dispatch(words)
+            with storage_errors():
+                _dispatch(words)
         return 0
     except FtcoreError as error:
         if os.environ.get("FTCORE_DEBUG") == "1":
@@ -42,6 +45,9 @@ def run_command(words: list[str]) -> int:
     except SystemExit as leaving:
         if isinstance(leaving.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C during a fit into exit code 1
             return _interrupted()
+        if type(leaving).__name__ == "SIGTERMException":  # Lightning's, raised at the end of a step
+            print("Terminated.", file=sys.stderr)
+            return 143
         raise
 
 
@@ -90,8 +96,14 @@ def _split(words: list[str]) -> tuple[list[str], tuple[Path, ...], set[str]]:
                 f"Verbs: {', '.join(VERBS)}."
             )
         else:
-            overrides.append(word)
+            overrides.append(_quoted(word) if word.startswith("prompt=") else word)
     return overrides, tuple(config_dirs), flags
+
+
+def _quoted(word: str) -> str:
+    """A question as one quoted value, whatever commas and apostrophes it holds."""
+    key, _, text = word.partition("=")
+    return f"{key}={json.dumps(text, ensure_ascii=False)}"
 
 
 def _train(config: dict[str, Any]) -> None:
@@ -108,10 +120,22 @@ def _train(config: dict[str, Any]) -> None:
     )
     build(config["data"]).load(record_type(config["method"]))
     check_weights(config["model"])
+    _make_absolute(config)
     folder = Path(os.devnull) if config["dry_run"] else _run_folder(config)
     from ftcore.launcher import launch
 
     launch(config, folder, options["devices"])
+
+
+def _make_absolute(config: dict[str, Any]) -> None:
+    """Local paths as they are from anywhere: the run is used from other folders later."""
+    for node, key in (
+        (config["data"], "path"),
+        (config["model"], "path"),
+        *((config["data"]["splits"], k) for k in SPLITS),
+    ):
+        if node.get(key) and Path(node[key]).expanduser().exists():
+            node[key] = str(Path(node[key]).expanduser().resolve())
 
 
 def _run_folder(config: dict[str, Any]) -> Path:

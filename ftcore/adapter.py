@@ -13,7 +13,7 @@ def lora(
     /,
     *,
     rank: Annotated[int, Ge(1)],
-    alpha: Annotated[float, Gt(0)],
+    alpha: Annotated[int, Gt(0)],
     dropout: Annotated[float, Ge(0), Lt(1)],
     target_modules: str | list[str],
     allow_unmatched: bool,

@@ -92,7 +92,7 @@ class BeforeAfter(Callback):
         with method.foundation.untrained_view() as network:
             self.base, self.base_answers = self._score(trainer, method, network, "base model")
 
-    def on_fit_end(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
+    def on_train_end(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
         """The tuned model: the weights that become model/."""
         self.tuned, self.tuned_answers = self._score(trainer, method, method.network, "tuned model")
 
@@ -100,7 +100,7 @@ class BeforeAfter(Callback):
         started = time.perf_counter()
         with trainer.precision_plugin.forward_context():
             result = score(network, self.encoder, self.held_out, self.settings, label)
-        network.train()
+        method.network.train()
         self.seconds += time.perf_counter() - started
         return result
 
@@ -111,7 +111,6 @@ class KeepBest(Callback):
     def __init__(self, folder: Path, key: str) -> None:
         self.file, self.key = folder / "checkpoints" / "best.safetensors", key
         self.best: float | None = None
-        self.best_step = 0
 
     def on_validation_end(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
         """Save when the metric is lower than ever before."""
@@ -120,7 +119,7 @@ class KeepBest(Callback):
             known = ", ".join(sorted(str(key) for key in trainer.callback_metrics if str(key).startswith("val/")))
             raise ConfigError(f"keep_best={self.key}: validation gives no such metric. It gives: {known}.")
         if self.best is None or value < self.best:
-            self.best, self.best_step = float(value), trainer.global_step
+            self.best = float(value)
             if trainer.is_global_zero:
                 self.file.parent.mkdir(exist_ok=True)
                 beside = self.file.with_suffix(".partial")

@@ -6,6 +6,7 @@ closest valid name, without importing torch.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
@@ -20,18 +21,35 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
 from jsonschema import Draft202012Validator
+from jsonschema.validators import extend
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ftcore.errors import ConfigError
 from ftcore.recipes import recipe_folders, staged_recipes
-from ftcore.resources import PACKAGE, resources
+from ftcore.resources import PACKAGE, resolve, resources
 
 Config = dict[str, Any]
 GROUPS = ("model", "adapter", "data", "method", "hardware", "logger", "recipes")
 SECRET = re.compile(r"(^|_)(api_?key|token|secret|password|credentials?)$", re.IGNORECASE)
+SECRET_ADVICE = "looks like a secret, and configs are saved and logged: put it in an environment variable"
 SECRET_VALUE = re.compile(
     r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|wandb_v1_\w{20,}|gh[pousr]_\w{20,})|://[^/\s:]+:[^@\s]+@"
+)
+
+
+def _is_integer(_: Any, value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(_: Any, value: Any) -> bool:
+    return _is_integer(_, value) or (isinstance(value, float) and math.isfinite(value))
+
+
+# Stricter than JSON Schema: 10.0 is no integer, infinity no number.
+Validator = extend(
+    Draft202012Validator,
+    type_checker=Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_integer).redefine("number", _is_number),
 )
 
 
@@ -69,17 +87,17 @@ def load_config(arguments: list[str], config_dirs: tuple[Path, ...] = ()) -> Con
     `arguments` are Hydra overrides (`method=dpo method.lr=1e-4`). With `run=<folder>` that run's config.yaml is the base
     that they change. Raises `ConfigError` naming every problem.
     """
-    overrides = _parse(arguments)
+    overrides = _parse([word for word in arguments if word != "recipes=null"])
     chosen = [o for o in overrides if o.key_or_group in GROUPS]
     values = [o for o in overrides if o.key_or_group not in GROUPS]
     _check_choices(chosen, config_dirs)
     with staged_recipes([str(o.value()) for o in chosen if o.key_or_group == "recipes"], config_dirs) as staged:
-        config = _compose(chosen, values, [*config_dirs, *staged.search_path])
+        config = _compose(chosen, values, [*staged.search_path, *config_dirs])
         config = _on_top_of_run(config, chosen, values)
         config["name"] = config.get("name") or "-".join(
             config["choices"][group] for group in ("method", "data", "model")
         )
-        problems = list(_problems(config))
+        problems = [*_problems(config), *_conflicts(config)]
     if problems:
         sources = {o.key_or_group: f"command line, {o.input_line}" for o in values} | staged.lines
         raise ConfigError(_report(problems, sources))
@@ -95,6 +113,8 @@ def _parse(arguments: list[str]) -> list[Override]:
             f"hold spaces, commas or equals signs: 'prompt=\"What is it?\"'."
         ) from None
     for override in overrides:
+        if override.key_or_group.split(".")[0].split("/")[0] == "hydra":
+            raise ConfigError(f"{override.input_line!r}: ftcore composes with Hydra but takes no hydra.* keys.")
         if override.is_delete() or override.is_sweep_override():
             raise ConfigError(
                 f"{override.input_line!r} is a {'deletion' if override.is_delete() else 'sweep'}, which this command "
@@ -107,7 +127,7 @@ def _check_choices(chosen: list[Override], config_dirs: tuple[Path, ...]) -> Non
     problems = []
     for override in chosen:
         known = options(override.key_or_group, config_dirs)
-        if override.value() is not None and str(override.value()) not in known:
+        if str(override.value()) not in known:
             problems.append(
                 f"{override.input_line}: {override.key_or_group} has no option {str(override.value())!r}"
                 f"{_closest(str(override.value()), known)} Options: {', '.join(known)}."
@@ -119,14 +139,16 @@ def _check_choices(chosen: list[Override], config_dirs: tuple[Path, ...]) -> Non
 def _compose(chosen: list[Override], values: list[Override], search: list[Path]) -> Config:
     """Compose the chosen options, then the values on top; `choices` says which option each group got."""
     # `++` lets a misspelt key through to the schema check, which reports all of them at once with suggestions.
-    lines = [o.input_line for o in chosen] + ["++" + (o.input_line or "").lstrip("+") for o in values]
+    lines = [o.input_line or "" for o in chosen] + ["++" + (o.input_line or "").lstrip("+") for o in values]
     if search:
         lines.append(f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in search)}]")
     try:
         with initialize_config_dir(str(resources() / "conf"), version_base="1.3"):
             config = hydra_compose("config", lines, return_hydra_config=True)
         choices = {group: config.hydra.runtime.choices.get(group) for group in GROUPS}
-        return _plain(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])) | {"choices": choices}
+        return _plain(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])) | {
+            "choices": choices
+        }
     except (HydraException, OmegaConfBaseException) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         where = next(
@@ -157,7 +179,14 @@ def _on_top_of_run(config: Config, chosen: list[Override], values: list[Override
     file = Path(config["run"]).expanduser() / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"run={config['run']} is not a run folder: {file.resolve()} does not exist.")
-    base = yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        base = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        base = None
+    if not isinstance(base, dict) or not isinstance(base.get("choices"), dict):
+        raise ConfigError(f"{file} is not the config.yaml of a run of this version.")
+    if any(o.key_or_group == "recipes" for o in chosen):
+        raise ConfigError("run= takes the run's own config, recipes= another one: give one of the two.")
     kept = {o.key_or_group for o in chosen}
     merged = OmegaConf.create({**config, **{key: value for key, value in base.items() if key not in kept}})
     merged["choices"] = {**base["choices"], **{group: config["choices"][group] for group in kept}}
@@ -181,14 +210,37 @@ def _problems(config: Config) -> Iterator[tuple[str, str]]:
             yield from _check_node({k: v for k, v in node.items() if k != "_target_"}, schema["targets"][target], key)
     for path, value in _leaves(config):
         if (SECRET.search(path.rsplit(".", 1)[-1]) and value) or SECRET_VALUE.search(str(value)):
-            yield path, "looks like a secret, and configs are saved and logged: put it in an environment variable"
-    both = set(config.get("trainer") or {}) & {*(config.get("hardware") or {}), *schema["trainer_owned"]}
-    for key in sorted(both):
-        yield f"trainer.{key}", "is set by ftcore or by the hardware group; set it there"
+            yield path, SECRET_ADVICE
+    owned = {*(config.get("hardware") or {}), *schema["trainer_owned"]}
+    for key in sorted(config.get("trainer") or {}):
+        if key in owned:
+            yield f"trainer.{key}", "is set by ftcore or by the hardware group; set it there"
+        elif key not in schema["trainer_keys"]:
+            yield f"trainer.{key}", f"is not a key of lightning.Trainer{_closest(key, schema['trainer_keys'])}"
+
+
+def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
+    """(key path, what is wrong) for keys that are right one by one and not together."""
+    get = config.get
+    if get("max_steps") is None and get("max_epochs") is None:
+        yield "max_steps", "and max_epochs are both null, so nothing says when to stop: set one of them"
+    if get("keep_best") == "last" and get("patience"):
+        yield "patience", "needs a metric to watch: set keep_best=val/loss"
+    if get("keep_best") != "last" and not get("validate_every"):
+        yield "keep_best", "needs validation: set validate_every=<steps> and data.validation_share=0.1"
+    if ".." in str(get("name")) or str(get("name")).startswith("/"):
+        yield "name", "is the name of a folder below output_dir, without .. or a leading /"
+    texts = {
+        "evaluate.probe": (get("evaluate") or {}).get("probe"),
+        "method.retention_text": (get("method") or {}).get("retention_text"),
+    }
+    for key, path in texts.items():
+        if isinstance(path, str) and not Path(resolve(path)).is_file():
+            yield key, f"names no file: {Path(resolve(path)).absolute()}"
 
 
 def _check_node(node: Mapping[str, Any], schema: Config, prefix: str) -> Iterator[tuple[str, str]]:
-    for error in Draft202012Validator(schema).iter_errors(node):
+    for error in Validator(schema).iter_errors(node):
         path = ".".join([prefix, *map(str, error.absolute_path)]).strip(".")
         if error.validator == "additionalProperties":
             known = error.schema["properties"]
@@ -229,8 +281,9 @@ def _closest(word: str, known: Iterable[str]) -> str:
 
 
 def _report(problems: list[tuple[str, str]], sources: Mapping[str, str]) -> str:
-    lines = []
+    lines, secret = [], {path for path, text in problems if text == SECRET_ADVICE}
     for path, text in problems:
         source = next((where for key, where in sources.items() if path == key or path.startswith(f"{key}.")), None)
+        source = None if path in secret else source  # the line would show it
         lines.append(f"  {path} {text}" + (f"  ({source})" if source else ""))
     return f"{len(lines)} problem{'s'[: len(lines) > 1]} in the config:\n" + "\n".join(lines)

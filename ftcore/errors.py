@@ -3,6 +3,9 @@
 Only `ftcore.__main__` turns them into an exit status. Messages never hold the content of a row: rows may be private.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class FtcoreError(ValueError):
     """Base class of every error a user can cause."""
@@ -46,10 +49,16 @@ class StorageError(FtcoreError):
     exit_code = 7
 
 
-class RewardError(FtcoreError):
-    """A reward function or generation that failed too often."""
-
-    exit_code = 8
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Turn what the operating system says of files into a `StorageError`."""
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise StorageError(
+            f"{error.strerror or error}{where}. Free space, permissions or the path need mending."
+        ) from None
 
 
 def error_for_exit_code(code: int) -> type[FtcoreError]:

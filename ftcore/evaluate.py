@@ -49,8 +49,8 @@ def score(
         probe = _mean_loss(network, encoder.tokenizer, held_out.probe, size // 4 or 1, f"{label}: probe")
     checked = [row["right"] for row in answers if row["right"] is not None]
     scores = {
-        "loss": loss,
-        "perplexity": math.exp(min(loss, 700)),
+        "loss": loss if held_out.examples else None,
+        "perplexity": math.exp(min(loss, 700)) if held_out.examples else None,
         "accuracy": sum(checked) / len(checked) if checked else None,
         "probe_perplexity": math.exp(min(probe, 700)) if held_out.probe else None,
         "rows": len(held_out.examples),
@@ -105,7 +105,7 @@ def _answers(network: Any, encoder: Encoder, held_out: HeldOut, settings: dict[s
         return []
     prompts = [encoder.prompt(row["prompt"]) if "prompt" in row else None for row in held_out.rows]
     order = sorted((k for k, p in enumerate(prompts) if p), key=lambda k: len(prompts[k]))  # type: ignore[arg-type]
-    answers = {}
+    answers: dict[int, str] = {}
     for batch in _batches(order, settings["batch_size"], label):
         texts = generate(network, encoder, [prompts[k] for k in batch], settings["max_new_tokens"])  # type: ignore[misc]
         answers.update(zip(batch, texts, strict=True))

@@ -10,7 +10,7 @@ from annotated_types import Ge
 
 from ftcore.errors import ConfigError, HardwareError
 
-Accelerator = Literal["auto", "cpu", "gpu", "mps"]
+Accelerator = Literal["auto", "cpu", "gpu"]
 Strategy = Literal["single", "ddp", "fsdp"]
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
 
@@ -44,6 +44,8 @@ def trainer_options(
             f"The hardware option needs {devices} CUDA device{'s' * (devices > 1)} per machine and this one has {found}. "
             f"The nearest option that runs here: {_nearest(found)}."
         )
+    if num_nodes > 1:
+        raise HardwareError("Runs over several machines (hardware.num_nodes) are not part of this version.")
     if strategy == "fsdp":
         raise HardwareError(
             "Sharding the model over processes (strategy=fsdp) is not part of this version; hardware=ddp_8gpu keeps a "

@@ -34,8 +34,8 @@ def print_help() -> None:
     defaults = _defaults()
     for group in GROUPS:
         names = options(group)
-        first = [defaults[group]] if defaults.get(group) in names else []
-        print(f"    {group:<12}{', '.join(first + [n for n in names if n not in first])}")
+        default = defaults.get(group)
+        print(f"    {group:<12}{', '.join([n for n in names if n == default] + [n for n in names if n != default])}")
     print("\nCommon overrides:")
     for words, meaning in EXAMPLES:
         print(f"    {words:<40}{meaning}")

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 from typing_extensions import TypedDict
 
 PositiveInt = Annotated[int, Ge(1)]
@@ -34,7 +34,7 @@ class TopLevel(TypedDict):
     hardware: dict[str, Any]
     logger: dict[str, Any] | None
     verb: VERBS
-    seed: Annotated[int, Ge(0)]
+    seed: Annotated[int, Ge(0), Lt(2**32)]
     name: str
     choices: dict[str, str | None]
     output_dir: str

@@ -1,7 +1,6 @@
 """Starts the processes of a run: in this one when one is enough, else by torch's elastic launcher.
 
 Lightning finds the environment that the launcher set and starts nothing itself, so command lines are never replayed.
-Under torchrun or srun from outside, the processes are already there.
 """
 
 import logging
@@ -19,9 +18,14 @@ def launch(config: Config, folder: Path, devices: int) -> None:
     """Run `ftcore.train.run(config, folder)` in `devices` processes. The first failure is raised as its own error kind."""
     from ftcore.train import run
 
-    if devices == 1 or "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ:
+    if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+        raise HardwareError(
+            "ftcore starts its own processes: run it once per machine, without torchrun, in one SLURM task."
+        )
+    if devices == 1:
         run(config, folder)
         return
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -38,6 +42,8 @@ def launch(config: Config, folder: Path, devices: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // devices, 1)))
     try:
         elastic_launch(settings, _rank)(config, str(folder))
+    except SignalException as signal:
+        sys.exit(128 + signal.sigval)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         kind = error_for_exit_code(failure.exitcode)
@@ -48,11 +54,12 @@ def launch(config: Config, folder: Path, devices: int) -> None:
 
 def _rank(config: Config, folder: str) -> None:
     """One process of several; prints its own error, because only its exit code reaches the launcher."""
-    from ftcore.errors import FtcoreError
+    from ftcore.errors import FtcoreError, storage_errors
     from ftcore.train import run
 
     try:
-        run(config, Path(folder))
+        with storage_errors():
+            run(config, Path(folder))
     except FtcoreError as error:
         print(f"{type(error).__name__} (process {os.environ['RANK']}): {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from ftcore.errors import ConfigError
+
 
 class JSONLines(Logger):
     """metrics.jsonl: one line per optimizer step, and one per validation."""
@@ -74,9 +76,15 @@ def wandb_logger(
     common: dict[str, Any] = {**options, "dir": folder, "config": config, "settings": settings}
     try:
         run = wandb.init(**common, mode="offline" if offline else "online")
-    except (wandb.errors.CommError, wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
-        print(f"W&B cannot be used online ({type(error).__name__}); writing offline instead.", file=sys.stderr)
-        run = wandb.init(**common, mode="offline")
+    except wandb.errors.Error as error:
+        print(f"W&B did not start ({type(error).__name__}); trying offline.", file=sys.stderr)
+        try:
+            run = wandb.init(**common, mode="offline")
+        except wandb.errors.Error as again:
+            reason = str(again).splitlines()[0]
+            raise ConfigError(
+                f"W&B refuses the logger's settings: {reason} Correct logger.*, or use logger=none."
+            ) from None
     return WandbLogger(experiment=run)
 
 

@@ -16,6 +16,7 @@ import transformers
 import yaml
 from transformers import AutoConfig, AutoTokenizer
 
+from ftcore.config import locate
 from ftcore.errors import ModelError
 from ftcore.resources import resolve
 from ftcore.weights import Package, check_folder, is_run, weights_folder
@@ -30,6 +31,7 @@ class Foundation:
     network: Any
     tokenizer: Any
     frozen_copy: Any = None
+    from_adapter_run: bool = False
 
     @property
     def has_adapter(self) -> bool:
@@ -43,8 +45,10 @@ class Foundation:
             assert self.frozen_copy is not None, "keep_base() comes before training"
             yield self.frozen_copy
             return
+        training = self.network.training
         with self.network.disable_adapter():
-            yield self.network
+            yield self.network.eval()
+        self.network.train(training)
 
     @contextlib.contextmanager
     def untrained_view(self) -> Iterator[Any]:
@@ -76,7 +80,7 @@ def load_foundation(
     Raises `ModelError` when they are not to be had, damaged, incomplete or would need code from elsewhere.
     """
     if is_run(path):
-        return _from_run(Path(path).expanduser(), architecture)  # type: ignore[arg-type]
+        return _from_run(Path(path).expanduser())  # type: ignore[arg-type]
     folder = weights_folder(path, package, revision)
     options: dict[str, Any] = {"attn_implementation": attention, "trust_remote_code": False}
     if load_in_4bit:
@@ -93,28 +97,30 @@ def load_foundation(
             check_folder(folder)
             network, report = auto_class.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
             _check_keys(folder, report)
+        return Foundation(network, _prepare(tokenizer, network, chat_template))
     except ModelError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{folder} cannot be loaded as a {architecture} model: {str(error).splitlines()[0]}") from None
-    return Foundation(network, _prepare(tokenizer, network, chat_template))
+    except (OSError, ValueError, LookupError, RuntimeError, ImportError, TypeError, AttributeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{folder} cannot be loaded as a {architecture} model: {reason}") from None
 
 
-def load_run(folder: Path, *, trainable: bool = False) -> tuple[Foundation, dict[str, Any]]:
+def load_run(folder: Path) -> tuple[Foundation, dict[str, Any]]:
     """An earlier run's tuned model and config: foundation with its adapter attached, or the full tuned weights."""
     config = run_config(folder)
     saved = folder / "model"
+    architecture = locate(config["method"]).architecture
     node = {key: value for key, value in config["model"].items() if key != "_target_"}
     if not (saved / "adapter_config.json").is_file():
-        return load_foundation(**{**node, "path": str(saved), "random_weights": False}), config
+        return load_foundation(architecture, **{**node, "path": str(saved), "random_weights": False}), config
     if not (saved / "adapter_model.safetensors").is_file():
         raise ModelError(f"{saved} has no adapter_model.safetensors: the run did not finish, or the file was removed.")
     from peft import PeftModel
 
     if node["random_weights"]:
         torch.manual_seed(config["seed"])
-    foundation = load_foundation(**node)
-    foundation.network = PeftModel.from_pretrained(foundation.network, saved, is_trainable=trainable)
+    foundation = load_foundation(architecture, config["adapter"].get("load_in_4bit", False), **node)
+    foundation.network = PeftModel.from_pretrained(foundation.network, saved)
     return foundation, config
 
 
@@ -127,11 +133,11 @@ def run_config(folder: Path) -> dict[str, Any]:
     return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
 
 
-def _from_run(run: Path, architecture: str) -> Foundation:
+def _from_run(run: Path) -> Foundation:
     """An earlier run's result as a foundation: its adapter is merged into the weights."""
     foundation, _ = load_run(run)
     if foundation.has_adapter:
-        foundation.network = foundation.network.merge_and_unload()
+        foundation.network, foundation.from_adapter_run = foundation.network.merge_and_unload(), True
     return foundation
 
 
@@ -176,6 +182,9 @@ def _four_bit() -> Any:
 
 def save_model(foundation: Foundation, folder: Path) -> None:
     """Write the adapter or the full model with its tokenizer in Hugging Face layout, complete or not at all."""
+    if foundation.from_adapter_run and foundation.has_adapter:
+        # The adapter alone would name the weights before the earlier run as its base.
+        foundation.network = foundation.network.merge_and_unload()
     beside = folder.with_name(folder.name + ".partial")
     foundation.network.save_pretrained(beside)
     foundation.tokenizer.save_pretrained(beside)

@@ -95,7 +95,8 @@ def _check(file: Path, root: yaml.MappingNode) -> None:
     for key, value in root.value:
         where = f"{file}:{key.start_mark.line + 1}"
         if key.value == "defaults":
-            for entry in yaml.SafeLoader("").construct_object(value, deep=True):
+            entries = yaml.safe_load(yaml.serialize(value))
+            for entry in entries if isinstance(entries, list) else [entries]:
                 _check_default(where, entry)
     for path, line in _key_lines(root):
         name = path.rsplit(".", 1)[-1]
@@ -109,8 +110,9 @@ def _check(file: Path, root: yaml.MappingNode) -> None:
 def _check_default(where: str, entry: object) -> None:
     if entry == "_self_":
         return
-    match = re.fullmatch(r"override /(\w+)", next(iter(entry))) if isinstance(entry, dict) and len(entry) == 1 else None
-    if match is None or match[1] not in OVERRIDE_GROUPS:
+    key, option = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else ("", "")
+    match = re.fullmatch(r"override /(\w+)", str(key))
+    if match is None or match[1] not in OVERRIDE_GROUPS or not re.fullmatch(r"[A-Za-z0-9]\w*", str(option)):
         raise ConfigError(
             f"{where}: a recipe's defaults are lines such as '- override /method: sft', for {', '.join(OVERRIDE_GROUPS)}."
         )
@@ -120,6 +122,8 @@ def _key_lines(node: yaml.Node, prefix: str = "") -> Iterator[tuple[str, int]]:
     """(dotted path, line) of every key below `node`, deepest first within a branch."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConfigError(f"line {key.start_mark.line + 1} of the recipe: a key must be a plain word.")
             path = f"{prefix}.{key.value}".strip(".")
             yield from _key_lines(value, path)
             yield path, key.start_mark.line + 1

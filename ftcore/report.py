@@ -82,12 +82,17 @@ def comparison(base: Scores, tuned: Scores, names: tuple[str, str] = ("base", "t
     return table
 
 
+def spread(rows: list[Config], count: int) -> list[Config]:
+    """`count` rows at even distances, the first among them."""
+    return rows[:: max(len(rows) // max(count, 1), 1)][:count]
+
+
 def samples_table(samples: list[Config], count: int, names: tuple[str, str] = ("base", "tuned")) -> Table:
     """`count` answers side by side, spread over all rows, right ones in green."""
     table = Table(show_lines=True)
     for column in ("prompt", "expected", *names):
         table.add_column(column, overflow="fold", ratio=1)
-    for row in samples[:: max(len(samples) // max(count, 1), 1)][:count]:
+    for row in spread(samples, count):
         answers = (Text(row[key], style=STYLES[row[f"{key}_right"]]) for key in ("base", "tuned"))
         table.add_row(Text(row["prompt"]), Text(row["expected"]), *answers)
     return table

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pkgutil import resolve_name
 from typing import Any, get_type_hints
 
+import lightning
 import yaml
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
@@ -20,8 +21,9 @@ from ftcore.resources import PACKAGE, resources
 
 # Keys of lightning.Trainer that the run decides itself.
 TRAINER_OWNED = [
-    "accumulate_grad_batches", "callbacks", "default_root_dir", "enable_progress_bar", "gradient_clip_val", "logger",
-    "max_epochs", "max_steps", "plugins", "use_distributed_sampler", "val_check_interval",
+    "accumulate_grad_batches", "callbacks", "default_root_dir", "enable_progress_bar", "gradient_clip_val",
+    "limit_train_batches", "limit_val_batches", "logger", "max_epochs", "max_time", "max_steps", "plugins",
+    "use_distributed_sampler", "val_check_interval",
 ]  # fmt: skip
 
 
@@ -45,8 +47,8 @@ def parameters(target: Callable[..., Any]) -> dict[str, Any]:
 
 def schema_of(target: Callable[..., Any]) -> dict[str, Any]:
     """JSON schema of the config node that calls `target`: every parameter is required, no other key is known."""
-    node = TypedDict("node", parameters(target))  # type: ignore[operator]
-    node.__pydantic_config__ = {"extra": "forbid"}
+    node = TypedDict("node", parameters(target))  # type: ignore[misc]
+    node.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
     return TypeAdapter(node).json_schema()
 
 
@@ -65,6 +67,7 @@ def build() -> str:
         "record_types": {
             name: target.record_type for name, target in targets.items() if hasattr(target, "record_type")
         },
+        "trainer_keys": sorted(set(inspect.signature(lightning.Trainer.__init__).parameters) - {"self"}),
         "trainer_owned": TRAINER_OWNED,
     }
     return json.dumps(schema, indent=1, sort_keys=True) + "\n"

@@ -76,7 +76,8 @@ def run(config: Config, folder: Path) -> None:
         max_steps=job.batches.steps,
         max_epochs=1,  # one pass over batches that know the epochs themselves
         accumulate_grad_batches=job.batches.accumulation,
-        val_check_interval=(config["validate_every"] or job.batches.steps) * job.batches.accumulation,
+        val_check_interval=min(config["validate_every"] or job.batches.steps, job.batches.steps)
+        * job.batches.accumulation,
         limit_val_batches=1.0 if job.validation and config["validate_every"] else 0,
         logger=loggers,
         callbacks=callbacks,
@@ -88,10 +89,11 @@ def run(config: Config, folder: Path) -> None:
 
     if trainer.is_global_zero:
         save_model(job.method.foundation, folder / "model")
-        summary = {"name": config["name"], **compare.scores(), **_figures(job, steps, compare, started)}
         samples = report.side_by_side(compare.base_answers, compare.tuned_answers)
-        _write_lines(folder / "samples.jsonl", samples)
-        _write_json(folder / "summary.json", summary)
+        shown = {"samples": report.spread(samples, config["evaluate"]["samples"])}
+        summary = {"name": config["name"], **compare.scores(), **_figures(job, steps, compare, started), **shown}
+        write_lines(folder / "samples.jsonl", samples)
+        write_json(folder / "summary.json", summary)
         report.finish(config, folder, summary, samples, loggers)
 
 
@@ -108,6 +110,7 @@ def prepare(config: Config) -> Job:
     )  # an adapter's weights do not depend on how the model loads
     foundation.network = build(config["adapter"], foundation.network)
     method: Method = build(config["method"], foundation)
+    method.network.train()
 
     encoder = Encoder(foundation.tokenizer, data)
     train, validation = method.encode(encoder, records.train), method.encode(encoder, records.validation)
@@ -148,8 +151,6 @@ def steps_of_run(config: Config, rows: int) -> int:
         limits.append(math.ceil(config["max_epochs"] * math.ceil(rows / config["global_batch_size"])))
     if config["max_steps"] is not None:
         limits.append(config["max_steps"])
-    if not limits:
-        raise ConfigError("Nothing says when to stop: set max_steps, max_epochs or both.")
     return min(limits)
 
 
@@ -192,15 +193,16 @@ def _selection(config: Config, folder: Path, validation: DataLoader | None) -> l
     """Callbacks that choose the weights and stop early, by one metric."""
     key = config["keep_best"]
     if key == "last":
-        if config["patience"]:
-            raise ConfigError("patience needs a metric to watch: set keep_best=val/nll.")
         return []
-    if not validation or not config["validate_every"]:
+    if not validation:
         raise ConfigError(
-            f"keep_best={key} needs validation: set validate_every=<steps>, and data.validation_share=0.1 or "
-            "data.splits.validation=<file>."
+            f"keep_best={key}, but there is no validation row: set data.validation_share=0.1 or a file of them."
         )
-    stop = [EarlyStopping(key, patience=config["patience"], mode="min")] if config["patience"] else []
+    stop = (
+        [EarlyStopping(key, patience=config["patience"], mode="min", check_on_train_epoch_end=False)]
+        if config["patience"]
+        else []
+    )
     return [KeepBest(folder, key), *stop]
 
 
@@ -211,9 +213,11 @@ def _texts(path: str) -> list[dict[str, Any]]:
     return [{"id": str(row.get("id", line)), "text": row["text"]} for line, row in rows]
 
 
-def _write_json(file: Path, content: Any) -> None:
+def write_json(file: Path, content: Any) -> None:
+    """Write one JSON document."""
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
+def write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
+    """Write one JSON object a line."""
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

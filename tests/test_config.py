@@ -33,6 +33,16 @@ PATHS = {"jsonl": ["data.path=x.jsonl"], "own_jsonl": ["data.path=x.jsonl"]}
         (["name=${output_dir}", "output_dir=${name}"], 2, ["Recursive"]),
         (["trainer.max_steps=3"], 2, ["trainer.max_steps", "set by ftcore"]),
         (["model.api_key=abc"], 2, ["model.api_key", "secret"]),
+        (["trainer.foo=1"], 2, ["trainer.foo", "lightning.Trainer"]),
+        (["global_batch_size=1e1"], 2, ["global_batch_size", "whole number"]),
+        (["method.lr=nan"], 2, ["method.lr"]),
+        (["max_epochs=inf"], 2, ["max_epochs"]),
+        (["seed=99999999999"], 2, ["seed"]),
+        (["name=../../x"], 2, ["output_dir"]),
+        (["hydra.run.dir=x"], 2, ["hydra.*"]),
+        (["logger=null"], 2, ["Options: none"]),
+        (["evaluate.probe=nowhere.jsonl"], 2, ["evaluate.probe", "nowhere.jsonl"]),
+        (["patience=2"], 2, ["keep_best=val/loss"]),
         (["trian"], 2, ["did you mean 'train'"]),
         (["--multi"], 2, ["--cfg job"]),
         (["seed=1,2"], 2, ["sweep"]),
@@ -126,6 +136,10 @@ def test_a_misspelt_key_in_a_recipe_is_named_with_its_line(tmp_path):
         "# @package _global_\nhydra:\n  job: {env_set: {LD_PRELOAD: x}}\n",
         "# @package _global_\ndefaults:\n  - /evil@hydra.job_logging: y\n",
         "# @package _global_\ndefaults:\n  - override /hydra/launcher: joblib\n",
+        "# @package _global_\ndefaults:\n  - override /logger: ../../../../tmp/evil\n",
+        "# @package _global_\ndefaults: 3\n",
+        "# @package _global_\ndefaults:\n  - {1: 2}\n",
+        "# @package _global_\n? [a, b]\n: 1\n",
         "# @package hydra.callbacks\nx: 1\n",
         "# @package _global_\nname: ${oc.env:HOME}\n",
         "# @package _global_\na: &a [1]\nb: [*a, *a]\n",
@@ -142,6 +156,29 @@ def test_a_recipe_that_is_more_than_data_is_refused_within_a_second(tmp_path, te
         load_config(["recipes=mine"], folder)
     assert time.perf_counter() - started < 1
     assert not (tmp_path / "evil").exists()
+
+
+def test_what_was_checked_is_what_is_composed(tmp_path, monkeypatch):
+    (team,) = recipe(tmp_path, "# @package _global_\nmethod: {_target_: os.system}\n")
+    good = tmp_path / "good"
+    good.mkdir()
+    (good / "mine.yaml").write_text("# @package _global_\nseed: 4\n")
+    monkeypatch.setenv("FTCORE_RECIPES", str(good))
+    config = load_config(["recipes=mine"], (team,))
+    assert config["seed"] == 4 and config["method"]["_target_"] == "ftcore.methods.sft.SFT"
+
+
+def test_a_secret_is_refused_and_not_repeated(fails):
+    assert "SUPERSECRET" not in fails(2, "logger.entity=sk-SUPERSECRET0123456789abc", "model.api_key=SUPERSECRET")
+
+
+def test_run_and_recipe_together_are_refused(tmp_path):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(load_config([])))
+    with pytest.raises(ConfigError, match="one of the two"):
+        load_config([f"run={tmp_path}", "recipes=medical_sft"])
+    (tmp_path / "config.yaml").write_text("[")
+    with pytest.raises(ConfigError, match="not the config.yaml of a run"):
+        load_config([f"run={tmp_path}"])
 
 
 def test_an_unknown_recipe_lists_those_that_exist(fails):

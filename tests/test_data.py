@@ -43,6 +43,7 @@ def data(path=None, **changes):
         ([GOOD, b'{"prompt": "\xff"}'], r"rows.jsonl:2: byte 13 is not UTF-8"),
         ([GOOD, b'{"prompt": NaN, "completion": "c"}'], r"rows.jsonl:2: not valid JSON: NaN"),
         ([GOOD, b"[" * 100_000], r"rows.jsonl:2"),
+        ([GOOD, {**GOOD, "answer": 5}], r"rows.jsonl:2: column 'answer' must be text or a list"),
         ([b""], r"has 0 rows"),
     ],
 )
@@ -105,8 +106,38 @@ def test_content_hash_changes_with_one_letter(rows):
 
 
 def test_a_record_type_that_is_missing_names_the_data_options_that_have_it(fails):
-    with pytest.raises(DataError, match=r"no unknown rows .* Data options that have them"):
-        data(records={"text": {"train": "x"}}).load("unknown")
+    with pytest.raises(DataError, match=r"no preference rows .* Data options that have them: jsonl, medical"):
+        data(records={"text": {"train": "x"}}).load("preference")
+
+
+def test_test_and_validation_rows_are_shares_of_their_own(rows):
+    lines = [{"prompt": f"question {k}", "completion": "x"} for k in range(1000)]
+    records = data(rows(*lines), test_share=0.1, validation_share=0.1).load("prompt_completion")
+    assert all(60 < len(part) < 140 for part in (records.test, records.validation))
+    assert len(records.train) + len(records.validation) + len(records.test) == 1000
+
+
+def test_eval_of_other_data_takes_all_its_rows(rows):
+    records = data(rows(*({"prompt": f"{k}", "completion": "x"} for k in range(9)))).whole("prompt_completion")
+    assert len(records.test) == 9 and not records.train
+
+
+def test_own_path_beside_an_option_with_its_own_rows_is_refused(fails):
+    assert "data=jsonl" in fails(3, "data.path=my.jsonl")
+
+
+def test_a_mapped_column_wins_over_one_of_its_name_and_a_source_can_serve_twice(rows):
+    line = {"prompt": "old", "question": "new", "completion": "x"}
+    path = rows(line, {**line, "question": "newer"})
+    records = data(path, columns={"prompt": "question", "completion": "question"}, test_share=0).load(
+        "prompt_completion"
+    )
+    assert [(row["prompt"], row["completion"]) for row in records.train] == [("new", "new"), ("newer", "newer")]
+
+
+def test_a_misspelt_target_column_is_refused(rows):
+    with pytest.raises(DataError, match=r"promt means nothing .* prompt"):
+        data(rows(GOOD), columns={"promt": "q"}).load("prompt_completion")
 
 
 # The rows that ship with ftcore.

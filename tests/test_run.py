@@ -91,7 +91,7 @@ def test_dry_run_counts_and_trains_nothing(ftcore):
 
 
 def test_the_best_validation_becomes_the_model_and_patience_stops(ftcore):
-    words = ["data.validation_share=0.1", "validate_every=1", "keep_best=val/nll", "patience=2", "max_steps=12"]
+    words = ["data.validation_share=0.1", "validate_every=1", "keep_best=val/loss", "patience=2", "max_steps=12"]
     words += [
         "adapter=full",
         "method.lr=0.1",
@@ -101,7 +101,7 @@ def test_the_best_validation_becomes_the_model_and_patience_stops(ftcore):
     ]
     outcome = ftcore(*FAST, *words)
     assert outcome.status == 0, outcome.err
-    validations = {line["step"]: line["val/nll"] for line in outcome.metrics if "val/nll" in line}
+    validations = {line["step"]: line["val/loss"] for line in outcome.metrics if "val/loss" in line}
     best = min(validations, key=validations.get)
     assert outcome.summary["steps"] == best + 2 < 12
     kept = load_file(outcome.folder / "checkpoints" / "best.safetensors")
@@ -111,7 +111,7 @@ def test_the_best_validation_becomes_the_model_and_patience_stops(ftcore):
 
 def test_an_unknown_metric_to_keep_is_named(fails):
     words = ["data.validation_share=0.1", "validate_every=1", "keep_best=val/x", "max_steps=2"]
-    assert "val/nll" in fails(2, *FAST, *words)
+    assert "val/loss" in fails(2, *FAST, *words)
 
 
 def test_a_learning_rate_that_explodes_ends_with_exit_code_6(fails):
@@ -191,7 +191,7 @@ def test_wandb_has_every_step_the_table_and_no_command_line(ftcore):
 def test_eval_scores_a_run_on_other_rows(ftcore, trained, rows):
     outcome = ftcore("eval", f"run={trained.folder}", "data=jsonl", f"data.path={rows(*OWN)}", *COLUMNS)
     assert outcome.status == 0, outcome.err
-    predictions = re.search(r"rows?: (\S+predictions.jsonl)", outcome.out.replace("\n", ""))[1]
+    predictions = re.search(r"Predictions of .*: (\S+predictions.jsonl)", outcome.out.replace("\n", ""))[1]
     assert json.loads(Path(predictions).read_text().splitlines()[0])["expected"].endswith(".")
 
 
@@ -203,10 +203,17 @@ def test_compare_shows_a_run_beside_its_base_and_beside_another(ftcore, trained)
     assert outcome.status == 0 and other.name[:10] in outcome.out, outcome.err
 
 
+def test_other_data_gets_another_file(ftcore, trained, rows):
+    for name in ("a.jsonl", "b.jsonl"):
+        path = rows({"prompt": f"What is {name}?", "completion": "x"}, name=name)
+        assert ftcore("eval", f"run={trained.folder}", "data=jsonl", f"data.path={path}").status == 0
+    assert len(list(trained.folder.glob("eval-jsonl-*.json"))) == 2
+
+
 def test_chat_answers_a_prompt_and_standard_input(ftcore, trained, monkeypatch):
     import io
 
-    assert ftcore("chat", f"run={trained.folder}", "prompt=What is it?").status == 0
+    assert ftcore("chat", f"run={trained.folder}", "prompt=What's this, or that?").status == 0
     monkeypatch.setattr("sys.stdin", io.StringIO("What is it?\n\nAnd this?\n"))
     assert ftcore("chat", f"run={trained.folder}").status == 0
 

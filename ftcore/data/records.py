@@ -5,8 +5,8 @@ A record type is named by the columns of TRL's dataset formats.
 
 import hashlib
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Lt
@@ -14,6 +14,7 @@ from annotated_types import Ge, Lt
 from ftcore.data.sources import Row, read_jsonl
 from ftcore.errors import DataError
 
+Split = Literal["train", "validation", "test"]
 # Record type -> columns that every row must have, as non-empty text.
 RECORD_TYPES = {
     "text": ("text",),
@@ -21,7 +22,7 @@ RECORD_TYPES = {
     "preference": ("prompt", "chosen", "rejected"),
     "prompt": ("prompt",),
 }
-SPLITS = ("train", "validation", "test")
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Data:
     """A data set as its YAML says: where each record type comes from, its columns, how rows are split and encoded."""
 
     path: str | None
-    splits: dict[Literal["train", "validation", "test"], str | None]
-    records: dict[str, dict[Literal["train", "validation", "test"], str | None]]
+    splits: dict[Split, str | None]
+    records: dict[str, dict[Split, str | None]]
     columns: dict[str, str]
     test_share: Annotated[float, Ge(0), Lt(1)]
     validation_share: Annotated[float, Ge(0), Lt(1)]
@@ -58,29 +59,51 @@ class Data:
 
     def load(self, record_type: str) -> Records:
         """Read, check and split the rows of a record type. Raises `DataError` naming file, line and reason."""
-        files = dict(self.records.get(record_type) or self.splits)
-        files["train"] = files.get("train") or (self.path if not self.records else None)
-        if not files.get("train"):
-            have = ", ".join(self.records) or "none"
-            raise DataError(f"This data set has no {record_type} rows (it has: {have}). {_options_with(record_type)}")
+        self._check_columns(record_type)
+        files = self._files(record_type)
         rows = {split: list(self._rows(files[split], record_type)) for split in SPLITS if files.get(split)}
-        shares = {"test": self.test_share, "validation": self.validation_share}
-        for split, share in shares.items():
-            if split not in rows:
-                rows[split], rows["train"] = _split_by_hash(rows["train"], share)
+        if "test" not in rows:
+            rows["train"], rows["test"] = _split(rows["train"], self.test_share, min)
+        if "validation" not in rows:
+            rows["train"], rows["validation"] = _split(rows["train"], self.validation_share, max)
         if not rows["train"]:
-            raise DataError(f"No rows are left to train on: {files['train']} is too small to hold rows out of it.")
+            raise DataError(f"{files['train']} is too small: all its rows are held out. Lower data.test_share.")
         return Records(record_type, rows["train"], rows["validation"], rows["test"])
 
-    def _rows(self, path: str | None, record_type: str) -> Iterator[Row]:
-        assert path is not None
+    def whole(self, record_type: str) -> Records:
+        """All rows as the test split, unless a file of test rows is named: what `eval` scores of other data."""
+        if self._files(record_type).get("test"):
+            return self.load(record_type)
+        everything = replace(self, test_share=0.0, validation_share=0.0).load(record_type)
+        return Records(record_type, [], [], everything.train)
+
+    def _files(self, record_type: str) -> dict[Split, Any]:
+        if self.records and (self.path or any(self.splits.values())):
+            raise DataError(
+                "This data option has its own rows; for rows of your own choose data=jsonl data.path=<file>."
+            )
+        files = dict(self.records.get(record_type, {}) if self.records else self.splits)
+        files["train"] = files.get("train") or self.path
+        if not files["train"]:
+            have = ", ".join(self.records) or "none"
+            raise DataError(f"This data set has no {record_type} rows (it has: {have}). {_options_with(record_type)}")
+        return files
+
+    def _check_columns(self, record_type: str) -> None:
+        known = {*RECORD_TYPES[record_type], "id", "group", "answer"}
+        if unknown := sorted(set(self.columns) - known):
+            raise DataError(
+                f"data.columns: {', '.join(unknown)} means nothing for {record_type} rows, which have {', '.join(sorted(known))}."
+            )
+
+    def _rows(self, path: str, record_type: str) -> Iterator[Row]:
         name = path.rsplit("/", 1)[-1]
-        required = RECORD_TYPES[record_type]
-        renamed = {source: target for target, source in self.columns.items()}
+        mapped = set(self.columns) | set(self.columns.values())
         for line, raw in read_jsonl(path):
-            row = {renamed.get(column, column): value for column, value in raw.items()}
+            row = {column: value for column, value in raw.items() if column not in mapped}
+            row |= {target: raw[source] for target, source in self.columns.items() if source in raw}
             where = f"{name}:{line}"
-            _check_row(row, required, where, self.columns, sorted(raw))
+            _check_row(row, RECORD_TYPES[record_type], where, self.columns, sorted(raw))
             yield {**row, "id": str(row.get("id", where)), "where": where}
 
 
@@ -98,19 +121,29 @@ def _check_row(row: Row, required: tuple[str, ...], where: str, columns: dict[st
             raise DataError(f"{where}: column {source!r} must be text, not {kind}. Correct or remove the row.")
         if not value.strip():
             raise DataError(f"{where}: column {source!r} is empty. Correct or remove the row.")
+    answers = row.get("answer", [])
+    if not isinstance(answers, str) and not (
+        isinstance(answers, list) and all(isinstance(text, str) for text in answers)
+    ):
+        raise DataError(
+            f"{where}: column {columns.get('answer', 'answer')!r} must be text or a list of texts that count as right."
+        )
 
 
-def _split_by_hash(rows: list[Row], share: float) -> tuple[list[Row], list[Row]]:
-    """(held out, rest), decided for each row by a hash of its `group` or normalised prompt or text alone.
+def _split(rows: list[Row], share: float, end: Callable[..., float]) -> tuple[list[Row], list[Row]]:
+    """(rest, held out) by a hash of each row's `group` or normalised prompt or text: never by its place in the file.
 
-    Equal texts stay together and a row never changes sides when others are added. A share above 0 holds out at least one.
+    Equal texts stay together and a row never changes sides when others are added. Held out is the share of the scale at its
+    lower (`end=min`) or upper end (`max`), and at least the outermost text, as long as another is left.
     """
     if share <= 0:
-        return [], rows
+        return rows, []
     positions = [_position(row) for row in rows]
-    limit = max(share, min(positions, default=0.0))
-    held_out = [row for row, position in zip(rows, positions, strict=True) if position <= limit]
-    return held_out, [row for row, position in zip(rows, positions, strict=True) if position > limit]
+    chosen = {p for p in positions if (p < share if end is min else p >= 1 - share)}
+    if not chosen and len(set(positions)) > 1:
+        chosen = {end(positions)}
+    rest = [row for row, position in zip(rows, positions, strict=True) if position not in chosen]
+    return rest, [row for row, position in zip(rows, positions, strict=True) if position in chosen]
 
 
 def _position(row: Row) -> float:
@@ -127,5 +160,5 @@ def _options_with(record_type: str) -> str:
 
     files = sorted((resources() / "conf" / "data").glob("[!_]*.yaml"))
     nodes = {file.stem: yaml.safe_load(file.read_text()) for file in files}
-    names = [name for name, node in nodes.items() if record_type in node.get("records", {}) or "path" in node]
+    names = [name for name, node in nodes.items() if record_type in node.get("records", [record_type])]
     return f"Data options that have them: {', '.join(names)}."

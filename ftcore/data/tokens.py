@@ -28,11 +28,6 @@ class Example:
     input_ids: list[int]
     completion_mask: list[bool]
 
-    @property
-    def prompt_ids(self) -> list[int]:
-        """Tokens before the first one with loss: what a model is given to complete."""
-        return self.input_ids[: self.completion_mask.index(True)]
-
 
 class Encoder:
     """Turns rows into examples with a tokenizer, a chat template and a longest length.
@@ -74,7 +69,8 @@ class Encoder:
     def texts(self, rows: Iterable[Row], length: int | None = None) -> list[Example]:
         """Raw text cut into pieces of at most `length` tokens (default: the longest allowed), loss on all but the first."""
         length, examples = min(length or self.max_length, self.max_length), []
-        start = self._start() or [self.tokenizer.eos_token_id or self.tokenizer.cls_token_id]
+        eos, cls = self.tokenizer.eos_token_id, self.tokenizer.cls_token_id
+        start = self._start() or [cls if eos is None else eos]
         for row in rows:
             content = self._content(row["text"])
             for k in range(0, len(content), length - len(start)):

@@ -26,8 +26,8 @@ from ftcore.model import Foundation
 class Term(NamedTuple):
     """One term of a loss: a sum with gradient, what it is a sum over, and its weight in the total."""
 
-    sum: Tensor
-    count: int
+    total: Tensor
+    size: int
     weight: float = 1.0
 
 
@@ -110,7 +110,7 @@ class Method(lightning.LightningModule):
         terms = self.loss(batch)
         if "retention" in batch:
             terms["retention"] = self.retention(batch["retention"])
-        shares = {name: term.sum / max(batch["counts"].get(name, 0), 1) for name, term in terms.items()}
+        shares = {name: term.total / max(batch["counts"].get(name, 0), 1) for name, term in terms.items()}
         loss = torch.stack([terms[name].weight * share for name, share in shares.items()]).sum()
         self._record(shares, loss, batch)
         return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
@@ -129,24 +129,27 @@ class Method(lightning.LightningModule):
                 f"The loss is {loss.item()} at step {self.trainer.global_step + 1}, rows {', '.join(batch['ids'][:8])}. No step "
                 "was taken with it. Lower method.lr, or look at these rows."
             )
-        for name, value in {"loss": loss, **(shares if len(shares) > 1 else {})}.items():
+        for name, value in {"loss": loss, **shares}.items():
             self.step_metrics[name] = self.step_metrics.get(name, torch.zeros((), device=value.device)) + value.detach()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log each term's exact average over the validation rows."""
         for name, term in self.loss(batch).items():
-            self._validation[name] += torch.tensor([term.sum.item(), term.count], dtype=torch.float64)
+            self._weights[name] = term.weight
+            self._validation[name] += torch.tensor([term.total.item(), term.size], dtype=torch.float64)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the sums of the last validation."""
-        self._validation = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
+        self._weights: dict[str, float] = {}
+        self._validation: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
 
     def on_validation_epoch_end(self) -> None:
         """Average over all processes."""
-        averages = {}
+        averages: dict[str, float] = {}
         for name, sums in self._validation.items():
             total, count = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
             averages[f"val/{name}"] = (total / count).item()
+            averages["val/loss"] = averages.get("val/loss", 0.0) + self._weights[name] * averages[f"val/{name}"]
         self.log_dict(averages, prog_bar=True, logger=False)
         for logger in self.trainer.loggers:
             logger.log_metrics(averages, step=self.trainer.global_step)
@@ -154,7 +157,8 @@ class Method(lightning.LightningModule):
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clip by the global norm and keep the norm for the log."""
         self.grad_norm = torch.nn.utils.clip_grad_norm_(self.trained_parameters(), self.max_grad_norm)
-        if not torch.isfinite(self.grad_norm):
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of float16, which skips such a step by itself
+        if scaler is None and not torch.isfinite(self.grad_norm):
             raise NumericalError(
                 f"The gradient is not finite at step {self.trainer.global_step + 1}. The step was not taken. Lower method.lr."
             )
@@ -168,12 +172,14 @@ class Method(lightning.LightningModule):
         """Parameters that the optimizer changes."""
         return [p for p in self.parameters() if p.requires_grad]
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """AdamW with decay on matrices only; the schedule is a function of the step."""
         matrices = [p for p in self.trained_parameters() if p.ndim >= 2]
         vectors = [p for p in self.trained_parameters() if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=tuple(self.betas))
+        optimizer = torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=self.lr, betas=(self.betas[0], self.betas[1])
+        )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
