@@ -54,6 +54,8 @@ def storage_errors() -> Iterator[None]:
     """Turn what the operating system says of files into a `StorageError`."""
     try:
         yield
+    except BrokenPipeError:
+        raise
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise StorageError(
