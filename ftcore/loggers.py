@@ -91,7 +91,8 @@ def wandb_logger(
 def wandb_hint(logger: WandbLogger) -> str:
     """Where the run can be seen, or the command that uploads it."""
     run = logger.experiment
-    return f"W&B: {run.url}" if run.url else f"W&B wrote offline; upload with: wandb sync {Path(run.dir).parent}"
+    online = run.settings.mode == "online"
+    return f"W&B: {run.url}" if online else f"W&B wrote offline; upload with: wandb sync {Path(run.dir).parent}"
 
 
 def _has_key() -> bool:
