@@ -113,6 +113,7 @@ def _train(config: dict[str, Any]) -> None:
     """Check machine, rows and weights, choose the run folder, start the processes."""
     from ftcore.config import build, record_type
     from ftcore.hardware import micro_batch
+    from ftcore.stages import run_stages
     from ftcore.weights import check_weights
 
     options = build(config["hardware"])
@@ -124,6 +125,8 @@ def _train(config: dict[str, Any]) -> None:
     build(config["data"]).load(record_type(config["method"]))
     check_weights(config["model"])
     _make_absolute(config)
+    if not run_stages(config):
+        return
     folder = Path(os.devnull) if config["dry_run"] else _run_folder(config)
     from ftcore.launcher import launch
 
@@ -134,7 +137,9 @@ def _make_absolute(config: dict[str, Any]) -> None:
     """Local paths as they are from anywhere: the run is used from other folders later."""
     for node, key in (
         (config["data"], "path"),
+        (config["data"], "cloze"),
         (config["model"], "path"),
+        *((config["method"], key) for key in ("policy", "reward_model")),
         *((config["data"]["splits"], k) for k in SPLITS),
     ):
         if node.get(key) and Path(node[key]).expanduser().exists():

@@ -6,10 +6,11 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Lt
 
 from ftcore.errors import ConfigError, ModelError
+from ftcore.model import Foundation
 
 
 def lora(
-    network: Any,
+    foundation: Foundation,
     /,
     *,
     rank: Annotated[int, Ge(1)],
@@ -21,12 +22,15 @@ def lora(
     use_rslora: bool,
     load_in_4bit: bool,
 ) -> Any:
-    """Freeze `network` and put low-rank updates beside its linear layers. Returns a PeftModel.
+    """Freeze the network and put low-rank updates beside its linear layers. Returns a PeftModel.
+
+    What the checkpoint lacked (a new score layer, new control tokens) trains in full.
 
     Raises `ModelError` when an entry of `target_modules` matches no module, with the names that exist.
     """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
+    network = foundation.network
     if isinstance(target_modules, list):
         matches = _matches(network, target_modules)
         print("Adapter modules: " + ", ".join(f"{name} {count}" for name, count in matches.items()))
@@ -48,24 +52,32 @@ def lora(
         target_modules=target_modules,
         use_dora=use_dora,
         use_rslora=use_rslora,
+        task_type="SEQ_CLS" if foundation.new_modules else None,
+        modules_to_save=foundation.new_modules or None,
+        trainable_token_indices=foundation.new_tokens or None,
     )
     return get_peft_model(network, config)
 
 
-def full(network: Any, /) -> Any:
+def full(foundation: Foundation, /) -> Any:
     """Every parameter trains."""
-    return network.requires_grad_(True)
+    return foundation.network.requires_grad_(True)
 
 
-def freeze(network: Any, /, *, top_layers: Annotated[int, Ge(1)], train_head: bool) -> Any:
-    """Train the last `top_layers` transformer blocks and what follows them; the rest is frozen."""
+def freeze(foundation: Foundation, /, *, top_layers: Annotated[int, Ge(1)], train_head: bool) -> Any:
+    """Train the last `top_layers` transformer blocks and what the checkpoint lacked; the rest is frozen."""
+    network = foundation.network
     blocks = transformer_blocks(network)
     if top_layers > len(blocks):
         raise ModelError(f"adapter.top_layers={top_layers}, but the model has {len(blocks)} transformer blocks.")
     network.requires_grad_(False)
     for block in blocks[-top_layers:]:
         block.requires_grad_(True)
-    if train_head:
+    for name in foundation.new_modules:
+        getattr(network, name).requires_grad_(True)
+    if foundation.new_tokens:
+        network.get_input_embeddings().requires_grad_(True)
+    if train_head and network.get_output_embeddings() is not None:
         network.get_output_embeddings().requires_grad_(True)
     return network
 

@@ -10,11 +10,12 @@ import torch
 from lightning import Trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.utilities import rank_zero_info
 from safetensors.torch import load_file, save_file
 
-from ftcore.data.tokens import Encoder
+from ftcore.data.tokens import Example
 from ftcore.errors import ConfigError
-from ftcore.evaluate import HeldOut, Scores, changes, score
+from ftcore.evaluate import HeldOut, Scores, changes, probe_perplexity, score
 from ftcore.methods.base import Method
 
 
@@ -60,6 +61,7 @@ class StepMetrics(Callback):
         self.tokens += int(tokens)
         self.training_seconds += seconds
         metrics = {f"train/{name}": value for name, value in zip(names, sums, strict=True)} | {
+            **{f"train/{name}": value for name, value in method.metrics.items()},
             "train/lr": method.last_lr,
             "train/grad_norm": float(method.grad_norm),
             "train/tokens_per_second": tokens / seconds,
@@ -75,8 +77,8 @@ class StepMetrics(Callback):
 class BeforeAfter(Callback):
     """Scores the base model before the first step and the tuned model after the last, on the same held-out rows."""
 
-    def __init__(self, encoder: Encoder, held_out: HeldOut, settings: dict[str, Any]) -> None:
-        self.encoder, self.held_out, self.settings = encoder, held_out, settings
+    def __init__(self, held_out: HeldOut, settings: dict[str, Any]) -> None:
+        self.held_out, self.settings = held_out, settings
         self.base: Scores = {}
         self.tuned: Scores = {}
         self.base_answers: list[dict[str, Any]] = []
@@ -89,20 +91,60 @@ class BeforeAfter(Callback):
 
     def on_fit_start(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
         """The base model: the same weights, adapters off."""
-        with method.foundation.untrained_view() as network:
-            self.base, self.base_answers = self._score(trainer, method, network, "base model")
+        with method.foundation.untrained_view():
+            self.base, self.base_answers = self._score(trainer, method, "base model")
 
     def on_train_end(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
         """The tuned model: the weights that become model/."""
-        self.tuned, self.tuned_answers = self._score(trainer, method, method.network, "tuned model")
+        self.tuned, self.tuned_answers = self._score(trainer, method, "tuned model")
 
-    def _score(self, trainer: Trainer, method: Method, network: Any, label: str) -> tuple[Scores, list[dict[str, Any]]]:
+    def _score(self, trainer: Trainer, method: Method, label: str) -> tuple[Scores, list[dict[str, Any]]]:
         started = time.perf_counter()
         with trainer.precision_plugin.forward_context():
-            result = score(network, self.encoder, self.held_out, self.settings, label)
+            result = score(method, self.held_out, self.settings, label)
         method.network.train()
         self.seconds += time.perf_counter() - started
         return result
+
+
+class RetentionGuard(Callback):
+    """Looks at the perplexity of general text and acts when it has risen too far above the base model's."""
+
+    def __init__(self, probe: list[Example], max_rise: float, check_every: int, action: str, batch_size: int) -> None:
+        self.probe, self.max_rise, self.check_every, self.action = probe, max_rise, check_every, action
+        self.batch_size, self.base = batch_size, 0.0
+
+    def on_fit_start(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
+        """The base model's perplexity."""
+        with method.foundation.untrained_view():
+            self.base = self._perplexity(trainer, method)
+
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, method: Method, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look after every `check_every` optimizer steps."""
+        if (batch_idx + 1) % (self.check_every * trainer.accumulate_grad_batches):
+            return
+        rise = self._perplexity(trainer, method) / self.base - 1
+        for logger in trainer.loggers:
+            logger.log_metrics({"retention/rise": rise}, step=trainer.global_step)
+        if rise > self.max_rise:
+            if self.action == "halve_lr":
+                method.lr_scale /= 2
+            trainer.should_stop = self.action == "stop"
+            rank_zero_info(
+                f"Perplexity of general text rose by {rise:.1%} (retention.max_rise={self.max_rise}) at step "
+                f"{trainer.global_step}: {'stopping' if trainer.should_stop else 'halving the learning rate'}."
+            )
+
+    @torch.no_grad()
+    def _perplexity(self, trainer: Trainer, method: Method) -> float:
+        method.network.eval()
+        with trainer.precision_plugin.forward_context():
+            perplexity = probe_perplexity(method, self.probe, self.batch_size, "probe")
+        method.network.train()
+        assert perplexity is not None
+        return perplexity
 
 
 class KeepBest(Callback):

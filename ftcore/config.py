@@ -31,6 +31,7 @@ from ftcore.resources import PACKAGE, resolve, resources
 
 Config = dict[str, Any]
 GROUPS = ("model", "adapter", "data", "method", "hardware", "logger", "recipes")
+TRUST_ADVICE = "to use a module of your own, give trust=[{}] on the command line"
 SECRET = re.compile(r"(^|_)(api_?key|token|secret|password|credentials?)$", re.IGNORECASE)
 SECRET_ADVICE = "looks like a secret, and configs are saved and logged: put it in an environment variable"
 SECRET_VALUE = re.compile(
@@ -64,8 +65,8 @@ def build(node: Mapping[str, Any], *given: Any) -> Any:
 
 
 def record_type(method: Mapping[str, Any]) -> str:
-    """The record type that a method needs, without importing it."""
-    return _schema()["record_types"][method["_target_"]]
+    """The record type that a method needs, without importing it unless it is a user's own."""
+    return _schema()["record_types"].get(method["_target_"]) or locate(method).record_type
 
 
 def _schema() -> Config:
@@ -88,6 +89,7 @@ def load_config(arguments: list[str], config_dirs: tuple[Path, ...] = ()) -> Con
     that they change. Raises `ConfigError` naming every problem.
     """
     overrides = _parse([word for word in arguments if word != "recipes=null"])
+    trust = next((o.value() for o in overrides if o.key_or_group == "trust"), [])
     chosen = [o for o in overrides if o.key_or_group in GROUPS]
     values = [o for o in overrides if o.key_or_group not in GROUPS]
     _check_choices(chosen, config_dirs)
@@ -97,6 +99,8 @@ def load_config(arguments: list[str], config_dirs: tuple[Path, ...] = ()) -> Con
         config["name"] = config.get("name") or "-".join(
             config["choices"][group] for group in ("method", "data", "model")
         )
+        if config.get("trust") != trust:
+            raise ConfigError("trust is given on the command line only: no file may say whose code runs.")
         problems = [*_problems(config), *_conflicts(config)]
     if problems:
         sources = {o.key_or_group: f"command line, {o.input_line}" for o in values} | staged.lines
@@ -190,7 +194,7 @@ def _on_top_of_run(config: Config, chosen: list[Override], values: list[Override
     kept = {o.key_or_group for o in chosen}
     merged = OmegaConf.create({**config, **{key: value for key, value in base.items() if key not in kept}})
     merged["choices"] = {**base["choices"], **{group: config["choices"][group] for group in kept}}
-    for key in ("verb", "run", "other", "prompt", "format"):
+    for key in ("verb", "run", "other", "prompt", "format", "trust"):
         merged[key] = config[key]
     for override in values:
         OmegaConf.update(merged, override.key_or_group, override.value(), force_add=True)
@@ -204,10 +208,15 @@ def _problems(config: Config) -> Iterator[tuple[str, str]]:
     for key, node in config.items():
         if isinstance(node, Mapping) and "_target_" in node:
             target = node["_target_"]
-            if target not in schema["targets"]:
-                yield f"{key}._target_", f"{target!r} is not part of ftcore"
+            known = schema["targets"].get(target)
+            if known is None and not is_trusted(target, config.get("trust") or []):
+                yield (
+                    f"{key}._target_",
+                    f"{target!r} is not part of ftcore; {TRUST_ADVICE.format(target.split('.')[0])}",
+                )
                 continue
-            yield from _check_node({k: v for k, v in node.items() if k != "_target_"}, schema["targets"][target], key)
+            known = known or _schema_of_users(target)
+            yield from _check_node({k: v for k, v in node.items() if k != "_target_"}, known, key)
     for path, value in _leaves(config):
         if (SECRET.search(path.rsplit(".", 1)[-1]) and value) or SECRET_VALUE.search(str(value)):
             yield path, SECRET_ADVICE
@@ -217,6 +226,21 @@ def _problems(config: Config) -> Iterator[tuple[str, str]]:
             yield f"trainer.{key}", "is set by ftcore or by the hardware group; set it there"
         elif key not in schema["trainer_keys"]:
             yield f"trainer.{key}", f"is not a key of lightning.Trainer{_closest(key, schema['trainer_keys'])}"
+
+
+def is_trusted(name: str, trust: Iterable[str]) -> bool:
+    """Whether a dotted name lies in one of the modules that the command line trusts."""
+    return any(name.startswith(f"{module}.") for module in trust)
+
+
+def _schema_of_users(target: str) -> Config:
+    """Schema of a class or function of a trusted module, from its signature."""
+    from ftcore.schema import schema_of
+
+    try:
+        return schema_of(resolve_name(target))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"_target_ {target} cannot be imported: {type(error).__name__}: {error}.") from None
 
 
 def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
@@ -232,11 +256,34 @@ def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
         yield "name", "is the name of a folder below output_dir, without .. or a leading /"
     texts = {
         "evaluate.probe": (get("evaluate") or {}).get("probe"),
-        "method.retention_text": (get("method") or {}).get("retention_text"),
+        "retention.text": (get("retention") or {}).get("text"),
+        "data.cloze": (get("data") or {}).get("cloze"),
     }
+    yield from _wrong_rewards(get("method") or {}, get("trust") or [])
     for key, path in texts.items():
         if isinstance(path, str) and not Path(resolve(path)).is_file():
             yield key, f"names no file: {Path(resolve(path)).absolute()}"
+
+
+def _wrong_rewards(method: Mapping[str, Any], trust: list[str]) -> Iterator[tuple[str, str]]:
+    """Reward functions that do not exist, lack an option or are not trusted."""
+    names, weights, options = (method.get(key) for key in ("rewards", "reward_weights", "reward_options"))
+    if not (isinstance(names, list) and isinstance(weights, list) and isinstance(options, Mapping)):
+        return
+    from ftcore.rewards import check_reward
+
+    if len(names) != len(weights):
+        yield "method.reward_weights", f"has {len(weights)} weights for {len(names)} functions in method.rewards"
+    for name in sorted(set(options) - set(names)):
+        yield (
+            f"method.reward_options.{name}",
+            f"is for a function that method.rewards does not name{_closest(name, names)}",
+        )
+    for name in names:
+        try:
+            check_reward(str(name), dict(options.get(name) or {}), trust)
+        except ConfigError as error:
+            yield "method.rewards", f"holds {name!r}: {error}"
 
 
 def _check_node(node: Mapping[str, Any], schema: Config, prefix: str) -> Iterator[tuple[str, str]]:

@@ -49,6 +49,12 @@ class StorageError(FtcoreError):
     exit_code = 7
 
 
+class RewardError(FtcoreError):
+    """Rewards or generation that failed too often."""
+
+    exit_code = 8
+
+
 @contextmanager
 def storage_errors() -> Iterator[None]:
     """Turn what the operating system says of files into a `StorageError`."""

@@ -1,62 +1,75 @@
 """Is the tuned model better than the base? Both answer the same held-out rows; general text shows what was forgotten."""
 
 import math
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from rich.console import Console
 from rich.progress import track
 from transformers import GenerationConfig
 
-from ftcore.data.batches import pad
+from ftcore.answers import accepted_answers, is_right
+from ftcore.data.batches import in_batches, pad
 from ftcore.data.sources import Row
 from ftcore.data.tokens import Encoder, Example
 from ftcore.logits import completion_logps
+from ftcore.methods.base import Averages, Method
+from ftcore.processes import gathered, rank_and_world
 
 Scores = dict[str, Any]
 console = Console()
-# A completion longer than this is no short answer, and finding it word by word in a generation says nothing.
-SHORT_ANSWER_WORDS = 8
 
 
 @dataclass
 class HeldOut:
-    """What both models are scored on: held-out rows with their encodings, and the general-text probe."""
+    """What both models are scored on: held-out rows with their encodings, sentences with a gap, and the general-text probe."""
 
     rows: list[Row]
-    examples: list[Example]
+    examples: list[Any]
+    cloze: list[Row]
     probe: list[Example]
 
 
-def score(
-    network: Any, encoder: Encoder, held_out: HeldOut, settings: dict[str, Any], label: str
-) -> tuple[Scores, list[Row]]:
-    """Scores of one model and its answers (id, prompt, expected, answer, right) to the held-out rows.
+def score(method: Method, held_out: HeldOut, settings: dict[str, Any], label: str) -> tuple[Scores, list[Row]]:
+    """Scores of a method's network and its answers (id, prompt, expected, answer, right) to the held-out rows.
 
-    loss: mean negative log-likelihood per completion token in nats; perplexity: its exponential; accuracy: share of rows
-    whose greedy answer holds an accepted answer as whole words, over rows with a checkable answer; probe_perplexity: on
-    general text. With several processes each scores its share, and all return the whole.
+    Every term of the method's loss averaged over the held-out rows (loss: nats per token where it is a likelihood, then
+    perplexity is its exponential); accuracy: share of rows whose greedy answer holds an accepted answer as whole words, over
+    rows with a checkable answer; probe_perplexity: on general text; and what the method adds. With several processes each
+    scores its share, and all return the whole.
     """
-    network.eval()
+    method.network.eval()
     size = settings["batch_size"]
     with torch.inference_mode():
-        answers = _answers(network, encoder, held_out, settings, f"{label}: answers")
-        loss = _mean_loss(network, encoder.tokenizer, held_out.examples, size, f"{label}: loss")
-        probe = _mean_loss(network, encoder.tokenizer, held_out.probe, size // 4 or 1, f"{label}: probe")
+        answers = _answers(method, held_out, settings, f"{label}: answers")
+        terms = _averages(method, held_out.examples, size, f"{label}: loss")
+        more = method.held_out_scores(held_out, answers, size)
+        probe = probe_perplexity(method, held_out.probe, size // 4 or 1, f"{label}: probe")
     checked = [row["right"] for row in answers if row["right"] is not None]
     scores = {
-        "loss": loss if held_out.examples else None,
-        "perplexity": math.exp(min(loss, 700)) if held_out.examples else None,
+        **terms,
+        "perplexity": math.exp(min(terms["nll"], 700)) if "nll" in terms else None,
         "accuracy": sum(checked) / len(checked) if checked else None,
-        "probe_perplexity": math.exp(min(probe, 700)) if held_out.probe else None,
-        "rows": len(held_out.examples),
+        **more,
+        "probe_perplexity": probe,
+        "rows": len(held_out.rows),
         "rows_with_checkable_answer": len(checked),
     }
     return scores, answers
+
+
+def probe_perplexity(method: Method, probe: list[Example], size: int, label: str) -> float | None:
+    """Perplexity on general text; None without a probe."""
+    if not probe:
+        return None
+    total, count = 0.0, 0
+    for examples in _batches(_by_length(probe), size, label):
+        logps = completion_logps(method.network, method.placed(pad(examples, method.pad_id)))
+        total, count = total - logps.double().sum().item(), count + len(logps)
+    sums = gathered((total, count))
+    return math.exp(min(sum(part[0] for part in sums) / max(sum(part[1] for part in sums), 1), 700))
 
 
 def changes(base: Scores, tuned: Scores) -> dict[str, Any]:
@@ -66,24 +79,6 @@ def changes(base: Scores, tuned: Scores) -> dict[str, Any]:
     gain = None if base["accuracy"] is None or tuned["accuracy"] is None else tuned["accuracy"] - base["accuracy"]
     probe = base["probe_perplexity"]
     return {"accuracy_gain": gain, "probe_perplexity_rise": tuned["probe_perplexity"] / probe - 1 if probe else None}
-
-
-def is_right(answer: str, accepted: Sequence[str]) -> bool:
-    """Whether an answer holds one of the accepted strings as whole words; case and punctuation do not count.
-
-    >>> is_right("You need an X-ray.", ["x ray"]), is_right("Sixteen", ["six"])
-    (True, False)
-    """
-    return any(f" {_normalised(entry)} " in f" {_normalised(answer)} " for entry in accepted)
-
-
-def accepted_answers(row: Row) -> list[str] | None:
-    """What counts as right: the row's `answer`, else its completion when that is short, else None."""
-    answer = row.get("answer")
-    if answer:
-        return [answer] if isinstance(answer, str) else [str(entry) for entry in answer]
-    completion = row.get("completion", "")
-    return [completion] if 0 < len(completion.split()) <= SHORT_ANSWER_WORDS else None
 
 
 def generate(network: Any, encoder: Encoder, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
@@ -96,20 +91,20 @@ def generate(network: Any, encoder: Encoder, prompts: list[list[int]], max_new_t
         max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad_id, eos_token_id=encoder.end_ids(network)
     )
     output = network.generate(input_ids=input_ids, attention_mask=mask, generation_config=config)
-    return [text.strip() for text in encoder.tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)]
+    return encoder.texts_of(output[:, longest:].tolist())
 
 
-def _answers(network: Any, encoder: Encoder, held_out: HeldOut, settings: dict[str, Any], label: str) -> list[Row]:
+def _answers(method: Method, held_out: HeldOut, settings: dict[str, Any], label: str) -> list[Row]:
     """Generated answers to the held-out rows, in their order."""
-    if not network.can_generate():
+    if not method.network.can_generate() or not any("prompt" in row for row in held_out.rows):
         return []
-    prompts = [encoder.prompt(row["prompt"]) if "prompt" in row else None for row in held_out.rows]
-    order = sorted((k for k, p in enumerate(prompts) if p), key=lambda k: len(prompts[k]))  # type: ignore[arg-type]
+    prompts = [method.encoder.prompt(row) for row in held_out.rows]
+    order = sorted(range(len(prompts)), key=lambda k: len(prompts[k]))
     answers: dict[int, str] = {}
     for batch in _batches(order, settings["batch_size"], label):
-        texts = generate(network, encoder, [prompts[k] for k in batch], settings["max_new_tokens"])  # type: ignore[misc]
+        texts = generate(method.network, method.encoder, [prompts[k] for k in batch], settings["max_new_tokens"])
         answers.update(zip(batch, texts, strict=True))
-    whole = {k: text for part in _gathered(answers) for k, text in part.items()}
+    whole = {k: text for part in gathered(answers) for k, text in part.items()}
     return [_answered(held_out.rows[k], whole[k]) for k in sorted(whole)]
 
 
@@ -118,41 +113,26 @@ def _answered(row: Row, answer: str) -> Row:
     return {
         "id": row["id"],
         "prompt": row["prompt"],
-        "expected": row.get("completion") or (accepted or [""])[0],
+        "expected": row.get("completion") or row.get("chosen") or (accepted or [""])[0],
         "answer": answer,
         "right": is_right(answer, accepted) if accepted else None,
     }
 
 
-def _mean_loss(network: Any, tokenizer: Any, examples: list[Example], size: int, label: str) -> float:
-    """Mean negative log-likelihood per token with loss, over all processes; 0 without examples."""
-    device = next(network.parameters()).device
-    order = sorted(range(len(examples)), key=lambda k: len(examples[k].input_ids))
-    total, count = 0.0, 0
-    for numbers in _batches(order, size, label):
-        batch = pad([examples[k] for k in numbers], tokenizer.pad_token_id or 0)
-        logps = completion_logps(network, {k: v.to(device) for k, v in batch.items() if isinstance(v, torch.Tensor)})
-        total, count = total - logps.double().sum().item(), count + len(logps)
-    sums = _gathered((total, count))
-    return sum(part[0] for part in sums) / max(sum(part[1] for part in sums), 1)
+def _averages(method: Method, examples: list[Any], size: int, label: str) -> dict[str, Any]:
+    """Each term of the loss averaged over held-out rows and processes."""
+    sums = Averages()
+    for batch in _batches(_by_length(examples), size, label):
+        sums.add(method.held_out_terms(batch))
+    return {"loss": None, **sums.over_processes()} if examples else {"loss": None}
 
 
-def _batches(order: list[int], size: int, label: str) -> Iterator[list[int]]:
+def _by_length(examples: list[Any]) -> list[Any]:
+    return sorted(examples, key=len)
+
+
+def _batches(items: list[Any], size: int, label: str) -> Iterator[list[Any]]:
     """This process's share of the batches, with a progress bar on the first process."""
-    world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-    batches = [order[start : start + size] for start in range(0, len(order), size)]
-    mine = batches[rank::world]
+    rank, world = rank_and_world()
+    mine = in_batches(items, size)[rank::world]
     yield from track(mine, f"{label:<16}", console=console, transient=True, disable=rank > 0 or not console.is_terminal)
-
-
-def _gathered(part: Any) -> list[Any]:
-    """`part` of every process."""
-    if not dist.is_initialized():
-        return [part]
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, part)
-    return parts
-
-
-def _normalised(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.lower()))

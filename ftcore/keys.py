@@ -22,6 +22,21 @@ class Evaluate(TypedDict):
     probe: str | None
 
 
+class Retention(TypedDict):
+    """Keys under `retention`."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]
+
+    weight: Annotated[float, Ge(0)]
+    every: PositiveInt
+    rows: PositiveInt
+    length: Annotated[int, Ge(2)]
+    text: str
+    max_rise: Annotated[float, Gt(0)] | None
+    check_every: PositiveInt
+    action: Literal["stop", "halve_lr"]
+
+
 class TopLevel(TypedDict):
     """Keys of the whole config. Groups are mappings here; each is checked against what its `_target_` takes."""
 
@@ -47,6 +62,8 @@ class TopLevel(TypedDict):
     patience: PositiveInt | None
     dry_run: bool
     evaluate: Evaluate
+    retention: Retention
+    trust: list[str]
     trainer: dict[str, Any]
     run: str | None
     other: str | None

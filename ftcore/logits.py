@@ -7,26 +7,65 @@ from torch.nn.functional import pad
 
 
 def logits_at(network: Any, batch: dict[str, Any], positions: Tensor) -> Tensor:
-    """Next-token logits (N, V) in float32 at the N true entries of `positions` (B, T).
+    """Logits (N, V) in float32 at the N true entries of `positions` (B, T)."""
+    return logits_and_hidden_at(network, batch, positions)[0]
+
+
+def logits_and_hidden_at(network: Any, batch: dict[str, Any], positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (N, V) in float32 and last hidden states (N, H) at the N true entries of `positions` (B, T).
 
     A pre-hook on the output embedding keeps those positions' hidden states, and the model's own forward does the rest
     (soft-capping, logit scale, hooks of sharding): the vocabulary is projected nowhere else.
     """
+    kept: list[Tensor] = []
 
     def keep(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0][positions].unsqueeze(0), *args[1:])
+        kept.append(args[0][positions])
+        return (kept[0].unsqueeze(0), *args[1:])
 
     hook = network.get_output_embeddings().register_forward_pre_hook(keep)
     try:
-        output = network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+        output = network(**_inputs(batch), use_cache=False)
     finally:
         hook.remove()
-    return output.logits[0].float()
+    return output.logits[0].float(), kept[0]
 
 
-def completion_logps(network: Any, batch: dict[str, Any]) -> Tensor:
-    """Log-probability (N,) of every token of `batch` with loss, given what precedes it, row after row."""
-    trained = batch["completion_mask"][:, 1:]  # a first token has nothing before it
-    logits = logits_at(network, batch, pad(trained, (0, 1)))
-    targets = batch["input_ids"][:, 1:][trained]
+def _inputs(batch: dict[str, Any]) -> dict[str, Tensor | None]:
+    """Sequences packed in one row are told apart by positions that begin again; padded ones by their mask."""
+    if "position_ids" in batch:
+        return {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "attention_mask": None}
+    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+
+
+def predicted(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """(positions (B, T) that predict a token with loss, those tokens (N,)).
+
+    A token is predicted where it stands when the batch has `targets` (masked words), else one position earlier.
+    """
+    mask = batch["completion_mask"]
+    if "targets" in batch:
+        return mask, batch["targets"][mask]
+    following = mask[:, 1:]  # a first token has nothing before it
+    return pad(following, (0, 1)), batch["input_ids"][:, 1:][following]
+
+
+def completion_logps(network: Any, batch: dict[str, Any], temperature: float = 1.0) -> Tensor:
+    """Log-probability (N,) of every token of `batch` with loss, row after row."""
+    positions, targets = predicted(batch)
+    return target_logps(logits_at(network, batch, positions) / temperature, targets)
+
+
+def target_logps(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log-probability (N,) of `targets` (N,) under `logits` (N, V)."""
     return logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+
+
+def row_sums(values: Tensor, batch: dict[str, Any]) -> Tensor:
+    """Sum (B,) over each row of `values` (N,), which stand in the order of `completion_logps`."""
+    return values.new_zeros(len(batch["input_ids"])).index_add(0, row_numbers(batch), values)
+
+
+def row_numbers(batch: dict[str, Any]) -> Tensor:
+    """The row (N,) that each value of `completion_logps` belongs to."""
+    return predicted(batch)[0].nonzero()[:, 0]

@@ -1,7 +1,8 @@
-"""Losses: pure functions of tensors, each a sum and what it is a sum over. Nothing here knows a config or a module."""
+"""Losses: pure functions of tensors, one value per token, pair or row. Nothing here knows a config or a module."""
 
 import torch
 from torch import Tensor
+from torch.nn.functional import kl_div, logsigmoid
 
 
 def token_kl(logits: Tensor, reference_logits: Tensor) -> Tensor:
@@ -13,9 +14,65 @@ def token_kl(logits: Tensor, reference_logits: Tensor) -> Tensor:
     0.0
     """
     logps, reference_logps = logits.log_softmax(-1), reference_logits.log_softmax(-1)
-    return torch.nn.functional.kl_div(logps, reference_logps.detach(), reduction="sum", log_target=True)
+    return kl_div(logps, reference_logps.detach(), reduction="sum", log_target=True)
 
 
 def negative_log_likelihood(logps: Tensor) -> Tensor:
     """Sum of -log p over the tokens of `logps` (N,), in nats."""
     return -logps.sum()
+
+
+def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0, smoothing: float = 0.0) -> Tensor:
+    """-log of the probability (n,) that the chosen answer beats the rejected one by `margin`: sigmoid of the difference.
+
+    `smoothing` is the assumed share of swapped labels (conservative DPO, Mitchell 2023).
+
+    >>> round(float(bradley_terry(torch.zeros(1), torch.zeros(1))), 4)  # no difference: log 2
+    0.6931
+    """
+    difference = chosen - rejected - margin
+    return -logsigmoid(difference) * (1 - smoothing) - logsigmoid(-difference) * smoothing
+
+
+def log_odds(mean_logps: Tensor) -> Tensor:
+    """log(p / (1 - p)) (n,) of p = exp(mean log-probability per token), as ORPO compares answers."""
+    return mean_logps - torch.log1p(-mean_logps.exp())
+
+
+def kl_estimate(logps: Tensor, ref_logps: Tensor) -> Tensor:
+    """Per-token estimate (N,) of KL(policy || reference) from the sampled tokens: r - 1 - log r, r = p_ref / p.
+
+    Unbiased when the tokens are the policy's own and never negative (Schulman 2020, "k3").
+    """
+    log_ratio = ref_logps - logps
+    return log_ratio.exp() - 1 - log_ratio
+
+
+def clipped_policy_loss(log_ratio: Tensor, advantages: Tensor, low: float, high: float) -> Tensor:
+    """-min(r A, clip(r, 1 - low, 1 + high) A) per element, r = exp(log_ratio) (Schulman et al. 2017, eq. 7)."""
+    ratio = log_ratio.exp()
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
+
+
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
+    """Half the larger squared error (N,) of the values and of the values kept within `clip` of the old ones."""
+    kept = old_values + (values - old_values).clamp(-clip, clip)
+    return 0.5 * torch.maximum((values - returns) ** 2, (kept - returns) ** 2)
+
+
+def generalized_advantages(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
+    """Advantages (T,) of one completion: A_t = d_t + gamma lam A_{t+1}, d_t = r_t + gamma V_{t+1} - V_t, V after the end 0.
+
+    Schulman et al. 2016, "High-dimensional continuous control using generalized advantage estimation", eq. 16.
+    """
+    following = torch.cat([values[1:], values.new_zeros(1)])
+    errors, advantages, last = rewards + gamma * following - values, torch.zeros_like(rewards), rewards.new_zeros(())
+    for t in reversed(range(len(rewards))):
+        last = errors[t] + gamma * lam * last
+        advantages[t] = last
+    return advantages
+
+
+def whitened(values: Tensor) -> Tensor:
+    """Values (N,) with mean 0 and variance 1."""
+    return (values - values.mean()) / (values.var(unbiased=False) + 1e-8).sqrt()

@@ -7,7 +7,7 @@ once. No pickles, no remote code.
 import contextlib
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,8 @@ from ftcore.errors import ModelError
 from ftcore.resources import resolve
 from ftcore.weights import Package, check_folder, is_run, weights_folder
 
+# Names of the score layer in transformers' sequence classifiers, new where a language model becomes a reward model.
+HEADS = ("score", "classifier", "head")
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -32,6 +34,10 @@ class Foundation:
     tokenizer: Any
     frozen_copy: Any = None
     from_adapter_run: bool = False
+    # Modules that the checkpoint lacked (the head of a new reward model) and control tokens that the tokenizer lacked.
+    new_modules: list[str] = field(default_factory=list)
+    new_tokens: list[int] = field(default_factory=list)
+    viewing_base: bool = False
 
     @property
     def has_adapter(self) -> bool:
@@ -46,15 +52,34 @@ class Foundation:
             yield self.frozen_copy
             return
         training = self.network.training
-        with self.network.disable_adapter():
-            yield self.network.eval()
+        with self.untrained_view() as network:
+            yield network.eval()
         self.network.train(training)
 
     @contextlib.contextmanager
     def untrained_view(self) -> Iterator[Any]:
         """`base_view` before the first step, when weights without an adapter are still the base's own."""
-        with self.network.disable_adapter() if self.has_adapter else contextlib.nullcontext():
+        if self.viewing_base or not self.has_adapter:  # leaving an inner view would switch the adapters on again
             yield self.network
+            return
+        self.viewing_base = True
+        try:
+            with self.network.disable_adapter():
+                yield self.network
+        finally:
+            self.viewing_base = False
+
+    def add_control_tokens(self, tokens: tuple[str, ...]) -> None:
+        """Add those that the tokenizer lacks; their embeddings are drawn around the mean of the others."""
+        added = [token for token in tokens if token not in self.tokenizer.get_vocab()]
+        if not added:
+            return
+        self.tokenizer.add_special_tokens({"additional_special_tokens": added})
+        self.new_tokens = self.tokenizer.convert_tokens_to_ids(added)
+        if len(self.tokenizer) > self.network.get_input_embeddings().num_embeddings:
+            with torch.random.fork_rng():
+                torch.manual_seed(0)  # the same rows whenever the run is loaded again
+                self.network.resize_token_embeddings(len(self.tokenizer))
 
     def keep_base(self) -> None:
         """Make `base_view` possible: copy the weights unless an adapter leaves them untouched."""
@@ -83,21 +108,27 @@ def load_foundation(
         return _from_run(Path(path).expanduser())  # type: ignore[arg-type]
     folder = weights_folder(path, package, revision)
     options: dict[str, Any] = {"attn_implementation": attention, "trust_remote_code": False}
+    scores = {"num_labels": 1} if architecture == "SequenceClassification" else {}
     if load_in_4bit:
         options["quantization_config"] = _four_bit()
     auto_class = getattr(transformers, f"AutoModelFor{architecture}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        new: list[str] = list(scores and HEADS[:1]) if random_weights else []
         if random_weights:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **scores)
             network = auto_class.from_config(
                 config, dtype=None if dtype == "auto" else getattr(torch, dtype), **options
             )
         else:
             check_folder(folder)
+            options |= scores
             network, report = auto_class.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
-            _check_keys(folder, report)
-        return Foundation(network, _prepare(tokenizer, network, chat_template))
+            new = _check_keys(folder, report, HEADS if scores else ())
+        if scores:
+            tokenizer.pad_token = _pad_token(tokenizer)
+            network.config.pad_token_id = tokenizer.pad_token_id
+        return Foundation(network, _prepare(tokenizer, network, chat_template), new_modules=new)
     except ModelError:
         raise
     except (OSError, ValueError, LookupError, RuntimeError, ImportError, TypeError, AttributeError) as error:
@@ -109,7 +140,8 @@ def load_run(folder: Path) -> tuple[Foundation, dict[str, Any]]:
     """An earlier run's tuned model and config: foundation with its adapter attached, or the full tuned weights."""
     config = run_config(folder)
     saved = folder / "model"
-    architecture = locate(config["method"]).architecture
+    method = locate(config["method"])
+    architecture = method.architecture_of(config["method"])
     node = {key: value for key, value in config["model"].items() if key != "_target_"}
     if not (saved / "adapter_config.json").is_file():
         return load_foundation(architecture, **{**node, "path": str(saved), "random_weights": False}), config
@@ -120,7 +152,8 @@ def load_run(folder: Path) -> tuple[Foundation, dict[str, Any]]:
     if node["random_weights"]:
         torch.manual_seed(config["seed"])
     foundation = load_foundation(architecture, config["adapter"].get("load_in_4bit", False), **node)
-    foundation.network = PeftModel.from_pretrained(foundation.network, saved)
+    foundation.add_control_tokens(method.control_tokens(config["method"], foundation.tokenizer))
+    foundation.network, foundation.new_modules = PeftModel.from_pretrained(foundation.network, saved), []
     return foundation, config
 
 
@@ -159,13 +192,25 @@ def _prepare(tokenizer: Any, network: Any, chat_template: str | None) -> Any:
     return tokenizer
 
 
-def _check_keys(folder: Path, report: dict[str, Any]) -> None:
+def _check_keys(folder: Path, report: dict[str, Any], heads: tuple[str, ...]) -> list[str]:
+    """Names of `heads` that are new. Raises `ModelError` when other weights are missing or have another shape."""
     missing, mismatched = sorted(report["missing_keys"]), sorted(map(str, report["mismatched_keys"]))
+    new = {head for head in heads if any(key.startswith(f"{head}.") for key in missing)}
+    missing = [key for key in missing if key.split(".")[0] not in new]
     if missing or mismatched:
         names = ", ".join([*missing, *mismatched][:5])
         raise ModelError(
             f"{folder}: {len(missing)} weights are missing and {len(mismatched)} have another shape: {names} ..."
         )
+    return sorted(new)
+
+
+def _pad_token(tokenizer: Any) -> str:
+    """A padding token that ends no text: sequence classifiers take the last token that is none for the text's end."""
+    ends = {tokenizer.eos_token, tokenizer.bos_token, None}
+    control = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    choices = [tokenizer.pad_token, tokenizer.unk_token, *control]
+    return next((token for token in choices if token not in ends), tokenizer.eos_token)
 
 
 def _four_bit() -> Any:
@@ -186,7 +231,7 @@ def save_model(foundation: Foundation, folder: Path) -> None:
         # The adapter alone would name the weights before the earlier run as its base.
         foundation.network = foundation.network.merge_and_unload()
     beside = folder.with_name(folder.name + ".partial")
-    foundation.network.save_pretrained(beside)
+    foundation.network.save_pretrained(beside, **({"save_embedding_layers": False} if foundation.has_adapter else {}))
     foundation.tokenizer.save_pretrained(beside)
     beside.rename(folder)
 

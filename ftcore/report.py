@@ -8,34 +8,42 @@ from rich.text import Text
 
 from ftcore.data import Records
 from ftcore.data.batches import TrainBatches
-from ftcore.data.tokens import Encoder
 from ftcore.evaluate import Scores, console
+from ftcore.methods.base import Method
 from ftcore.model import parameter_counts
 
 Config = dict[str, Any]
+# Score -> what it is called in the table and how it is written; `change` of a share is a difference, of others a ratio.
 SCORES = {
-    "loss": ("loss, nats per token", "{:.3f}"),
+    "loss": ("loss", "{:.3f}"),
     "perplexity": ("perplexity", "{:.2f}"),
     "accuracy": ("answer accuracy", "{:.1%}"),
+    "cloze": ("missing word found among four", "{:.1%}"),
+    "rewards/accuracies": ("pairs in the right order", "{:.1%}"),
+    "rewards/margins": ("margin of rewards", "{:.3f}"),
+    "rewards/chosen": ("reward of chosen", "{:.3f}"),
+    "rewards/rejected": ("reward of rejected", "{:.3f}"),
+    "logps/chosen": ("log-probability of chosen", "{:.2f}"),
+    "logps/rejected": ("log-probability of rejected", "{:.2f}"),
+    "reward": ("mean reward", "{:.3f}"),
     "probe_perplexity": ("perplexity on general text", "{:.2f}"),
 }
 
 STYLES = {True: "green", False: "red", None: ""}
 
 
-def plan(config: Config, network: Any, records: Records, encoder: Encoder, batches: TrainBatches) -> None:
+def plan(config: Config, method: Method, records: Records, batches: TrainBatches) -> None:
     """Print what is about to run: rows, steps, parameters; with dry_run also what it needs in memory."""
+    network, encoder = method.network, method.encoder
     trained, parameters = parameter_counts(network)
-    lengths = sorted(len(example.input_ids) for example in batches.examples)
-    loss_tokens = sum(sum(example.completion_mask) for example in batches.examples)
+    lengths = sorted(map(len, batches.examples))
+    loss_tokens = sum(sum(getattr(example, "completion_mask", [])) for example in batches.examples)
+    with_loss = f"; {loss_tokens / sum(lengths):.0%} with loss" if loss_tokens else ""
     table = Table(show_header=False, box=None, title=config["name"], title_justify="left", title_style="bold")
     table.add_row(
         "rows", f"{len(records.train):,} train, {len(records.validation):,} validation, {len(records.test):,} held out"
     )
-    table.add_row(
-        "tokens per row",
-        f"median {lengths[len(lengths) // 2]}, longest {lengths[-1]}; {loss_tokens / sum(lengths):.0%} with loss",
-    )
+    table.add_row("tokens per row", f"median {lengths[len(lengths) // 2]}, longest {lengths[-1]}{with_loss}")
     table.add_row("parameters", f"{trained:,} of {parameters:,} train ({trained / parameters:.2%})")
     split = f"{batches.accumulation} x {batches.world_size} processes x {batches.micro_batch_size}"
     table.add_row("steps", f"{batches.steps:,} of {batches.global_batch_size} rows = {split}")
@@ -77,9 +85,14 @@ def comparison(base: Scores, tuned: Scores, names: tuple[str, str] = ("base", "t
         a, b = base.get(key), tuned.get(key)
         if a is None or b is None:
             continue
-        change = f"{b - a:+.1%}" if key == "accuracy" else f"{b / a - 1:+.1%}" if a else ""
-        table.add_row(label, form.format(a), form.format(b), change)
+        table.add_row(label, form.format(a), form.format(b), _change(a, b, form))
     return table
+
+
+def _change(first: float, second: float, form: str) -> str:
+    if form.endswith("%}"):
+        return f"{second - first:+.1%}"
+    return f"{second / first - 1:+.1%}" if first > 0 and second > 0 else f"{second - first:+.3f}"
 
 
 def spread(rows: list[Config], count: int) -> list[Config]:
@@ -102,20 +115,22 @@ def finish(config: Config, folder: Path, summary: Config, samples: list[Config],
     """Print the comparison and where things are; send the same to the experiment tracker."""
     if summary["tuned"]:
         console.print(comparison(summary["base"], summary["tuned"]))
-        console.print(samples_table(samples, config["evaluate"]["samples"]))
+        if samples:
+            console.print(samples_table(samples, config["evaluate"]["samples"]))
     for logger in loggers:
         if hasattr(logger, "log_table"):
             _log_to_wandb(logger, summary, samples)
     minutes, seconds = divmod(round(summary["seconds"]), 60)
     console.print(f"Done in {minutes} min {seconds} s. Everything is in {folder}", soft_wrap=True)
-    console.print(f"Next: python -m ftcore chat run={folder}", soft_wrap=True, highlight=False)
+    if samples:
+        console.print(f"Next: python -m ftcore chat run={folder}", soft_wrap=True, highlight=False)
 
 
 def _log_to_wandb(logger: Any, summary: Config, samples: list[Config]) -> None:
     from ftcore.loggers import wandb_hint
 
     if summary["tuned"]:
-        rows = [[key, summary["base"][key], summary["tuned"][key]] for key in SCORES]
+        rows = [[key, summary["base"][key], summary["tuned"][key]] for key in SCORES if key in summary["tuned"]]
         logger.log_table("before_after", columns=["score", "base", "tuned"], data=rows)
         columns = list(samples[0]) if samples else []
         logger.log_table("samples", columns=columns, data=[[row[c] for c in columns] for row in samples[:100]])

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pkgutil import resolve_name
 from typing import Any, get_type_hints
 
-import lightning
 import yaml
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
@@ -60,6 +59,8 @@ def shipped_targets() -> list[str]:
 
 def build() -> str:
     """The content of schema.json."""
+    import lightning
+
     targets = {name: resolve_name(name) for name in shipped_targets()}
     schema = {
         "top": TypeAdapter(TopLevel).json_schema(),

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch.utils.data import DataLoader
 
 from ftcore import report
-from ftcore.callbacks import BeforeAfter, KeepBest, ProgressBar, StepMetrics, peak_memory_gb
+from ftcore.callbacks import BeforeAfter, KeepBest, ProgressBar, RetentionGuard, StepMetrics, peak_memory_gb
 from ftcore.config import build, locate
 from ftcore.data import Data, Records
 from ftcore.data.batches import TrainBatches
@@ -43,7 +43,6 @@ class Job:
     """What a run works on: built by `prepare`, fitted by `run`."""
 
     method: Method
-    encoder: Encoder
     records: Records
     batches: TrainBatches
     validation: DataLoader | None
@@ -59,13 +58,13 @@ def run(config: Config, folder: Path) -> None:
     quiet()
     job = prepare(config)
     if job.batches.rank == 0:
-        report.plan(config, job.method.network, job.records, job.encoder, job.batches)
+        report.plan(config, job.method, job.records, job.batches)
     if config["dry_run"]:
         return
 
     # The comparison runs at the fit's start and end, inside its processes.
-    steps, compare = StepMetrics(), BeforeAfter(job.encoder, job.held_out, config["evaluate"])
-    callbacks = [steps, *_selection(config, folder, job.validation), ProgressBar(leave=True)]
+    steps, compare = StepMetrics(), BeforeAfter(job.held_out, config["evaluate"])
+    callbacks = [steps, *_selection(config, folder, job.validation), *_guard(config, job), ProgressBar(leave=True)]
     if config["evaluate"]["enabled"]:
         callbacks.append(compare)
     loggers: list[Any] = [JSONLines(folder)]
@@ -103,27 +102,63 @@ def prepare(config: Config) -> Job:
     data: Data = build(config["data"])
     records = data.load(kind.record_type)
 
-    lightning.seed_everything(config["seed"], verbose=False)
-    foundation = build(config["model"], kind.architecture, config["adapter"].get("load_in_4bit", False))
-    lightning.seed_everything(
-        config["seed"], verbose=False
-    )  # an adapter's weights do not depend on how the model loads
-    foundation.network = build(config["adapter"], foundation.network)
-    method: Method = build(config["method"], foundation)
-    method.network.train()
-
-    encoder = Encoder(foundation.tokenizer, data)
-    train, validation = method.encode(encoder, records.train), method.encode(encoder, records.validation)
+    method = load_method(config, data)
+    train, validation = method.encode(records.train), method.encode(records.validation)
     if not train:
         raise DataError(
             "No training row has a token to train on: each was dropped for its length, or its answer was cut off."
         )
-    general = encoder.texts(_texts(method.retention_text), method.retention_length) if method.retention_weight else []
-    layout, method.total_steps = _layout(config), steps_of_run(config, len(train))
-    beside = {"retention_rows": method.retention_rows, "retention_every": method.retention_every}
-    batches = TrainBatches(train, method.collate, method.counts, general, steps=method.total_steps, **beside, **layout)
-    held_out = load_held_out(config, method, encoder, records)
-    return Job(method, encoder, records, batches, _validation_batches(validation, method, layout), held_out)
+    layout, pace = _layout(config), _pace(config, method)
+    method.micro_batch_size = layout["micro_batch_size"]
+    method.total_steps = steps_of_run(config, math.ceil(len(train) / pace["rows_per_step"]) * method.updates)
+    keep = config["retention"]
+    beside = {"retention_rows": keep["rows"], "retention_every": keep["every"], "steps": method.total_steps, **pace}
+    batches = TrainBatches(
+        train,
+        method.collate,
+        method.counts,
+        _general(method, keep),
+        method.rows_of_step,
+        method.collate_text,
+        **beside,
+        **layout,
+    )
+    held_out = load_held_out(config, data, method, records)
+    return Job(method, records, batches, _validation_batches(validation, method, layout), held_out)
+
+
+def load_method(config: Config, data: Data) -> Method:
+    """Foundation, adapter and method of a config; the method's network trains."""
+    kind: type[Method] = locate(config["method"])
+    lightning.seed_everything(config["seed"], verbose=False)
+    in_4bit = config["adapter"].get("load_in_4bit", False)
+    foundation = build(config["model"], kind.architecture_of(config["method"]), in_4bit)
+    foundation.add_control_tokens(kind.control_tokens(config["method"], foundation.tokenizer))
+    # An adapter's weights do not depend on how the model loads.
+    lightning.seed_everything(config["seed"], verbose=False)
+    foundation.network = build(config["adapter"], foundation)
+    method: Method = build(config["method"], foundation, Encoder(foundation.tokenizer, data))
+    if config["retention"]["weight"] and method.models_language:
+        method.retention_weight = config["retention"]["weight"]
+        foundation.keep_base()
+    method.network.train()
+    return method
+
+
+def _general(method: Method, keep: Config) -> list[Example]:
+    """Pieces of general text for the retention term; none when it is off."""
+    return method.pieces(_texts(keep["text"]), keep["length"]) if method.retention_weight else []
+
+
+def _pace(config: Config, method: Method) -> dict[str, int]:
+    """Rows that a step draws and updates on them: a method that samples draws a prompt for each group of completions."""
+    size, group = config["global_batch_size"], method.group_size
+    if size % group:
+        raise ConfigError(
+            f"global_batch_size={size} completions are no whole number of groups of method.group_size={group}: "
+            f"{size} / {group} = {size / group:g}. Nearest: {max(size // group, 1) * group} or {(size // group + 1) * group}."
+        )
+    return {"rows_per_step": size // group, "updates": method.updates}
 
 
 def _figures(job: Job, steps: StepMetrics, compare: BeforeAfter, started: float) -> Config:
@@ -144,21 +179,23 @@ def _figures(job: Job, steps: StepMetrics, compare: BeforeAfter, started: float)
     }
 
 
-def steps_of_run(config: Config, rows: int) -> int:
-    """Optimizer steps from the number of rows, max_epochs and max_steps."""
+def steps_of_run(config: Config, steps_of_epoch: int) -> int:
+    """Optimizer steps from those of an epoch, max_epochs and max_steps."""
     limits = []
     if config["max_epochs"] is not None:
-        limits.append(math.ceil(config["max_epochs"] * math.ceil(rows / config["global_batch_size"])))
+        limits.append(math.ceil(config["max_epochs"] * steps_of_epoch))
     if config["max_steps"] is not None:
         limits.append(config["max_steps"])
     return min(limits)
 
 
-def load_held_out(config: Config, method: Method, encoder: Encoder, records: Records) -> HeldOut:
-    """The rows that base and tuned model answer, and the general-text probe."""
-    rows = records.test[: config["evaluate"]["max_rows"]]
+def load_held_out(config: Config, data: Data, method: Method, records: Records) -> HeldOut:
+    """The rows that base and tuned model answer, sentences with a gap, and the general-text probe."""
+    limit = config["evaluate"]["max_rows"]
+    rows = records.test[:limit]
+    cloze = [{"id": str(line), **row} for line, row in read_jsonl(data.cloze)][:limit] if data.cloze else []
     probe = _texts(config["evaluate"]["probe"]) if config["evaluate"]["probe"] else []
-    return HeldOut(rows, method.encode(encoder, rows), encoder.texts(probe))
+    return HeldOut(rows, method.encode(rows), cloze, method.pieces(probe) if method.models_language else [])
 
 
 def quiet() -> None:
@@ -204,6 +241,19 @@ def _selection(config: Config, folder: Path, validation: DataLoader | None) -> l
         else []
     )
     return [KeepBest(folder, key), *stop]
+
+
+def _guard(config: Config, job: Job) -> list[Any]:
+    """The callback that watches the probe, where a limit is set."""
+    keep = config["retention"]
+    if not keep["max_rise"]:
+        return []
+    if not job.held_out.probe:
+        raise ConfigError(
+            "retention.max_rise needs general text to look at and a model that predicts it: set evaluate.probe."
+        )
+    size = config["evaluate"]["batch_size"] // 4 or 1
+    return [RetentionGuard(job.held_out.probe, keep["max_rise"], keep["check_every"], keep["action"], size)]
 
 
 def _texts(path: str) -> list[dict[str, Any]]:

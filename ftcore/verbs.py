@@ -14,6 +14,7 @@ from ftcore.data.sources import read_jsonl
 from ftcore.data.tokens import Encoder
 from ftcore.errors import ConfigError, ModelError, StorageError
 from ftcore.evaluate import HeldOut, changes, generate, score
+from ftcore.methods.base import Method
 from ftcore.model import Foundation, load_foundation, load_run, save_model
 from ftcore.train import load_held_out, quiet, write_json, write_lines
 
@@ -30,9 +31,9 @@ def evaluate(config: Config) -> None:
     data = build(config["data"])
     kind = locate(config["method"]).record_type
     records = data.load(kind) if config["data"] == run_config["data"] else data.whole(kind)
-    encoder, held_out = _held_out(config, foundation, records)
-    tuned, answers = score(foundation.network, encoder, held_out, config["evaluate"], "tuned model")
-    base, base_answers = _base(config, foundation, encoder, held_out)
+    method, held_out = _held_out(config, foundation, records)
+    tuned, answers = score(method, held_out, config["evaluate"], "tuned model")
+    base, base_answers = _base(config, method, held_out)
     samples = report.side_by_side(base_answers, answers)
     stem = f"eval-{config['choices']['data']}-{records.content_hash()[:8]}"
     write_json(folder / f"{stem}.json", {"base": base, "tuned": tuned, **changes(base, tuned)})
@@ -47,15 +48,15 @@ def compare(config: Config) -> None:
     folder = _run(config, "run")
     foundation, _ = _load(config, folder)
     records = build(config["data"]).load(locate(config["method"]).record_type)
-    encoder, held_out = _held_out(config, foundation, records)
-    second, second_answers = score(foundation.network, encoder, held_out, config["evaluate"], folder.name)
+    method, held_out = _held_out(config, foundation, records)
+    second, second_answers = score(method, held_out, config["evaluate"], folder.name)
     if config["other"] is None:
-        first, first_answers = _base(config, foundation, encoder, held_out)
+        first, first_answers = _base(config, method, held_out)
         names = ("base", folder.name)
     else:
         other = _run(config, "other")
         rival, _ = _load(config, other)
-        first, first_answers = score(rival.network, *_held_out(config, rival, records), config["evaluate"], other.name)
+        first, first_answers = score(*_held_out(config, rival, records), config["evaluate"], other.name)
         names = (other.name, folder.name)
         if len(rival.tokenizer) != len(foundation.tokenizer):
             print("The runs have different tokenizers: their losses and perplexities per token cannot be compared.")
@@ -65,6 +66,8 @@ def compare(config: Config) -> None:
 def chat(config: Config) -> None:
     """Answer `prompt=`, or every line of standard input until it ends."""
     foundation, _ = _load(config, _run(config, "run"))
+    if not foundation.network.can_generate():
+        raise ConfigError("This run's model writes nothing: it scores answers or fills in words.")
     encoder = Encoder(foundation.tokenizer, build(config["data"]))
     questions = [config["prompt"]] if config["prompt"] else sys.stdin
     if sys.stdin.isatty() and not config["prompt"]:
@@ -72,7 +75,7 @@ def chat(config: Config) -> None:
     for question in questions:
         if question.strip():
             with torch.inference_mode():
-                answer = generate(foundation.network, encoder, [encoder.prompt(question.strip())], 256)[0]
+                answer = generate(foundation.network, encoder, [encoder.prompt({"prompt": question.strip()})], 256)[0]
             print(answer, flush=True)
 
 
@@ -88,35 +91,41 @@ def export(config: Config) -> None:
         raise ConfigError("This run has no adapter: every weight was trained. Use format=merged.")
     encoder = Encoder(foundation.tokenizer, build(config["data"]))
     questions = [row["prompt"] for _, row in read_jsonl("ftcore://medical/prompts.test.jsonl")][:5]
-    prompts = [encoder.prompt(question) for question in questions]
-    expected = _greedy(foundation, encoder, prompts)
+    prompts = [encoder.prompt({"prompt": question}) for question in questions]
+    expected = _behaviour(foundation, encoder, prompts)
     if config["format"] == "merged" and foundation.has_adapter:
         foundation.network = foundation.network.merge_and_unload()
     unchecked = target.with_name("unchecked")
     shutil.rmtree(unchecked, ignore_errors=True)
     save_model(foundation, unchecked)
-    got = _greedy(_reloaded(config, run_config, unchecked), encoder, prompts)
+    got = _behaviour(_reloaded(config, run_config, unchecked), encoder, prompts)
     if got != expected:
         same = sum(a == b for a, b in zip(got, expected, strict=True))
         raise ModelError(f"The exported model answers {same} of 5 prompts as the run does: not written as {target}.")
     unchecked.rename(target)
-    report.console.print(f"Wrote {target}; greedy tokens equal to the run's on 5 of 5 prompts.", soft_wrap=True)
+    report.console.print(f"Wrote {target}; it answers 5 of 5 prompts as the run does.", soft_wrap=True)
 
 
 def _reloaded(config: Config, run_config: Config, folder: Path) -> Foundation:
-    node = {k: v for k, v in run_config["model"].items() if k != "_target_"}
     if config["format"] == "merged":
-        return _placed(config, load_foundation(**{**node, "path": str(folder), "random_weights": False}))
+        return _base_foundation(
+            {**run_config, "model": {**run_config["model"], "path": str(folder), "random_weights": False}}
+        )
     from peft import PeftModel
 
-    torch.manual_seed(run_config["seed"])
-    base = load_foundation(**node)
-    return _placed(config, Foundation(PeftModel.from_pretrained(base.network, folder), base.tokenizer))
+    base = _base_foundation(run_config)
+    base.network = PeftModel.from_pretrained(base.network, folder)
+    return _placed(config, base)
 
 
-def _greedy(foundation: Foundation, encoder: Encoder, prompts: list[list[int]]) -> list[str]:
+def _behaviour(foundation: Foundation, encoder: Encoder, prompts: list[list[int]]) -> list[Any]:
+    """What a network does with prompts: greedy answers, else the likeliest token of each position, else scores."""
+    network = foundation.network
     with torch.inference_mode():
-        return generate(foundation.network, encoder, prompts, 24)
+        if network.can_generate():
+            return generate(network, encoder, prompts, 24)
+        outputs = [network(input_ids=torch.tensor([prompt], device=network.device)).logits[0] for prompt in prompts]
+    return [out.argmax(-1).tolist() if out.ndim > 1 else f"{out.item():.3f}" for out in outputs]
 
 
 def _run(config: Config, key: str) -> Path:
@@ -138,26 +147,38 @@ def _placed(config: Config, foundation: Foundation) -> Foundation:
     return foundation
 
 
-def _held_out(config: Config, foundation: Foundation, records: Records) -> tuple[Encoder, HeldOut]:
-    encoder = Encoder(foundation.tokenizer, build(config["data"]))
-    method = build({**config["method"], "retention_weight": 0.0}, foundation)
-    return encoder, load_held_out(config, method, encoder, records)
+def _held_out(config: Config, foundation: Foundation, records: Records) -> tuple[Method, HeldOut]:
+    """The method around a run's network, and what it is scored on."""
+    if not foundation.has_adapter and foundation.frozen_copy is None:
+        foundation.frozen_copy = _base_foundation(config).network
+    data = build(config["data"])
+    method: Method = build(config["method"], foundation, Encoder(foundation.tokenizer, data))
+    return method, load_held_out(config, data, method, records)
 
 
-def _base(config: Config, foundation: Foundation, encoder: Encoder, held_out: Any) -> Any:
-    """Scores of the foundation that the run started from."""
-    if foundation.has_adapter:
-        with foundation.base_view() as network:
-            return score(network, encoder, held_out, config["evaluate"], "base model")
+def _base_foundation(config: Config) -> Foundation:
+    """The foundation that a run started from."""
+    kind = locate(config["method"])
     node = {key: value for key, value in config["model"].items() if key != "_target_"}
     torch.manual_seed(config["seed"])
-    base = _placed(config, load_foundation(**node))
-    return score(base.network, encoder, held_out, config["evaluate"], "base model")
+    foundation = load_foundation(kind.architecture_of(config["method"]), **node)
+    foundation.add_control_tokens(kind.control_tokens(config["method"], foundation.tokenizer))
+    return _placed(config, foundation)
+
+
+def _base(config: Config, method: Method, held_out: HeldOut) -> Any:
+    """Scores of the foundation that the run started from."""
+    with method.foundation.base_view() as network:
+        tuned, method.network = method.network, network
+        result = score(method, held_out, config["evaluate"], "base model")
+        method.network = tuned
+    return result
 
 
 def _show(config: Config, first: Any, second: Any, samples: list[Config], names: tuple[str, str]) -> None:
     report.console.print(report.comparison(first, second, names))
-    report.console.print(report.samples_table(samples, config["evaluate"]["samples"], names))
+    if samples:
+        report.console.print(report.samples_table(samples, config["evaluate"]["samples"], names))
 
 
 VERBS = {"eval": evaluate, "compare": compare, "chat": chat, "export": export}

@@ -184,7 +184,7 @@ def test_the_held_out_phrasing_is_seen_nowhere_in_training():
 
 
 def test_no_question_gives_its_answer_away_and_no_wrong_answer_is_right():
-    from ftcore.evaluate import is_right
+    from ftcore.answers import is_right
 
     for fact in medical("facts"):
         assert is_right(fact["completion"], fact["accept"])

@@ -18,6 +18,8 @@ from ftcore.data.tokens import Example
 
 Batch = dict[str, Any]
 T = TypeVar("T")
+# Draws the rows of the next step, and what a method makes of them: itself, or rollouts, or masked words.
+Draw = Callable[[], list[Any]]
 # Steps whose rows are sorted by length together: fewer padding tokens, order still random across windows.
 WINDOW = 16
 
@@ -41,21 +43,29 @@ class TrainBatches:
     Args:
         examples: rows to train on.
         collate: a list of examples to one batch of tensors; an empty list gives a batch without loss.
-        counts: an example's contribution to each loss term's count.
+        counts: an example's contribution to the counts that loss terms are divided by.
+        prepare: what to train on in a step, given a function that draws its rows and a random generator that is the same in
+            every process (default: the rows).
+        collate_text: `collate` of the general text (default: the same).
         retention: general text, `retention_rows` of it beside the rows of every `retention_every`-th step (none: no such term).
         steps: optimizer steps of the run.
+        updates: optimizer steps on what one call of `prepare` returned.
     """
 
     def __init__(
         self,
-        examples: Sequence[Example],
-        collate: Callable[[list[Example]], Batch],
-        counts: Callable[[Example], dict[str, int]],
+        examples: Sequence[Any],
+        collate: Callable[[list[Any]], Batch],
+        counts: Callable[[Any], dict[str, int]],
         retention: Sequence[Example] = (),
+        prepare: Callable[[Draw, np.random.Generator], list[Any]] = lambda draw, _: draw(),
+        collate_text: Callable[[list[Example]], Batch] | None = None,
         *,
         retention_rows: int,
         retention_every: int,
         steps: int,
+        updates: int = 1,
+        rows_per_step: int | None = None,
         global_batch_size: int,
         micro_batch_size: int,
         seed: int,
@@ -63,6 +73,8 @@ class TrainBatches:
         world_size: int,
     ) -> None:
         self.examples, self.collate, self.counts, self.steps = examples, collate, counts, steps
+        self.collate_text = collate_text or collate
+        self.prepare, self.updates, self.rows_per_step = prepare, updates, rows_per_step or global_batch_size
         self.retention, self.retention_rows, self.retention_every = retention, retention_rows, retention_every
         self.global_batch_size, self.micro_batch_size, self.seed = global_batch_size, micro_batch_size, seed
         self.rank, self.world_size = rank, world_size
@@ -72,30 +84,43 @@ class TrainBatches:
         return self.steps * self.accumulation
 
     def __iter__(self) -> Iterator[Batch]:
-        lengths = [len(example.input_ids) for example in self.examples]
+        lengths = [len(example) for example in self.examples]
         general = _forever(lambda epoch: np.random.default_rng([self.seed, epoch, 1]).permutation(len(self.retention)))
-        order = _forever(lambda epoch: steps_of_epoch(lengths, self.global_batch_size, self.seed, epoch))
-        for step, rows in enumerate(islice(order, self.steps)):
+        order = _forever(lambda epoch: steps_of_epoch(lengths, self.rows_per_step, self.seed, epoch))
+        prepared: list[Any] = []
+        for step in range(self.steps):
+            if step % self.updates == 0:
+                random = np.random.default_rng([self.seed, step, 2])
+                prepared = self.prepare(lambda: [self.examples[row] for row in next(order)], random)
             due = self.retention and step % self.retention_every == 0
             kept = [self.retention[row] for row in islice(general, self.retention_rows)] if due else []
-            yield from self._micro_batches([self.examples[row] for row in rows], kept)
+            yield from self._micro_batches(prepared, kept)
 
-    def _micro_batches(self, rows: list[Example], retention: list[Example]) -> Iterator[Batch]:
+    def _micro_batches(self, rows: list[Any], retention: list[Example]) -> Iterator[Batch]:
         totals: Counter[str] = Counter(retention=sum(sum(example.completion_mask) for example in retention))
         for row in rows:
             totals.update(self.counts(row))
-        rows = sorted(rows, key=lambda row: -len(row.input_ids))
+        rows = sorted(rows, key=lambda row: -len(row))
         for k in range(self.accumulation):
             share = k * self.world_size + self.rank
             batch = self.collate(_share(rows, share, self.micro_batch_size)) | {"counts": dict(totals)}
             general = _share(retention, share, ceil(len(retention) / (self.accumulation * self.world_size)))
             # With several processes each takes part in every forward pass, if only with a masked token.
             if general or (retention and self.world_size > 1):
-                batch["retention"] = self.collate(general)
+                batch["retention"] = self.collate_text(general)
             yield batch
 
 
-def _share(rows: list[Example], number: int, size: int) -> list[Example]:
+def in_batches(items: Sequence[T], size: int) -> list[list[T]]:
+    """Lists of `size` items, the last one shorter.
+
+    >>> in_batches([1, 2, 3], 2)
+    [[1, 2], [3]]
+    """
+    return [list(items[start : start + size]) for start in range(0, len(items), size)]
+
+
+def _share(rows: list[T], number: int, size: int) -> list[T]:
     return rows[number * size : (number + 1) * size]
 
 
@@ -110,19 +135,37 @@ def pad(examples: list[Example], pad_id: int) -> Batch:
     >>> batch["input_ids"].tolist(), batch["completion_mask"].int().tolist()
     ([[5, 6, 7], [5, 8, 0]], [[0, 1, 1], [0, 1, 0]])
     """
-    longest = max((len(example.input_ids) for example in examples), default=1)
+    longest = max((len(example) for example in examples), default=1)
     shape = (max(len(examples), 1), longest)
-    input_ids = torch.full(shape, pad_id)
-    attention_mask, completion_mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
-    attention_mask[:, 0] = 1
+    batch = {"input_ids": torch.full(shape, pad_id), "attention_mask": torch.zeros(shape, dtype=torch.long)}
+    batch |= {"completion_mask": torch.zeros(shape, dtype=torch.bool)}
+    batch["attention_mask"][:, 0] = 1
+    if any(example.targets for example in examples):
+        batch["targets"] = torch.zeros(shape, dtype=torch.long)
     for k, example in enumerate(examples):
-        n = len(example.input_ids)
-        input_ids[k, :n] = torch.tensor(example.input_ids)
-        attention_mask[k, :n] = 1
-        completion_mask[k, :n] = torch.tensor(example.completion_mask)
+        n = len(example)
+        batch["input_ids"][k, :n] = torch.tensor(example.input_ids)
+        batch["attention_mask"][k, :n] = 1
+        batch["completion_mask"][k, :n] = torch.tensor(example.completion_mask)
+        if example.targets:
+            batch["targets"][k, :n] = torch.tensor(example.targets)
+    return batch | {"ids": [example.id for example in examples]}
+
+
+def pack(examples: list[Example]) -> Batch:
+    """Sequences side by side in one row without padding; positions begin again at each, and none sees another.
+
+    >>> batch = pack([Example("a", [5, 6, 7], [False, True, True]), Example("b", [5, 8], [True, True])])
+    >>> batch["input_ids"].tolist(), batch["position_ids"].tolist(), batch["completion_mask"].int().tolist()
+    ([[5, 6, 7, 5, 8]], [[0, 1, 2, 0, 1]], [[0, 1, 1, 0, 1]])
+    """
+    if not examples:
+        return pad([], 0)
+    ids, masks = zip(*((e.input_ids, [False, *e.completion_mask[1:]]) for e in examples), strict=True)
     return {
-        "input_ids": input_ids,
-        "attention_mask": attention_mask,
-        "completion_mask": completion_mask,
+        "input_ids": torch.tensor([list(chain(*ids))]),
+        "position_ids": torch.tensor([[k for e in examples for k in range(len(e))]]),
+        "attention_mask": torch.ones(1, sum(map(len, examples)), dtype=torch.long),
+        "completion_mask": torch.tensor([list(chain(*masks))]),
         "ids": [example.id for example in examples],
     }

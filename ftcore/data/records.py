@@ -15,13 +15,18 @@ from ftcore.data.sources import Row, read_jsonl
 from ftcore.errors import DataError
 
 Split = Literal["train", "validation", "test"]
-# Record type -> columns that every row must have, as non-empty text.
+# Record type -> columns that every row must have, as non-empty text (`label`: true or false).
 RECORD_TYPES = {
     "text": ("text",),
     "prompt_completion": ("prompt", "completion"),
     "preference": ("prompt", "chosen", "rejected"),
+    "unpaired": ("prompt", "completion", "label"),
     "prompt": ("prompt",),
 }
+# Record type -> the type whose rows it can be made of when a data option has no rows of its own.
+DERIVED = {"unpaired": "preference", "prompt": "prompt_completion", "text": "prompt_completion"}
+# Columns that a row may have beside the required ones: `messages` stands for prompt and completion.
+OPTIONAL = ("id", "group", "answer", "margin", "messages")
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
@@ -51,6 +56,7 @@ class Data:
     splits: dict[Split, str | None]
     records: dict[str, dict[Split, str | None]]
     columns: dict[str, str]
+    cloze: str | None
     test_share: Annotated[float, Ge(0), Lt(1)]
     validation_share: Annotated[float, Ge(0), Lt(1)]
     max_length: Annotated[int, Ge(8)]
@@ -82,7 +88,8 @@ class Data:
             raise DataError(
                 "This data option has its own rows; for rows of your own choose data=jsonl data.path=<file>."
             )
-        files = dict(self.records.get(record_type, {}) if self.records else self.splits)
+        source = record_type if record_type in self.records else DERIVED.get(record_type, record_type)
+        files = dict(self.records.get(source, {}) if self.records else self.splits)
         files["train"] = files.get("train") or self.path
         if not files["train"]:
             have = ", ".join(self.records) or "none"
@@ -90,7 +97,7 @@ class Data:
         return files
 
     def _check_columns(self, record_type: str) -> None:
-        known = {*RECORD_TYPES[record_type], "id", "group", "answer"}
+        known = {*RECORD_TYPES[record_type], *RECORD_TYPES.get(DERIVED.get(record_type, ""), ()), *OPTIONAL}
         if unknown := sorted(set(self.columns) - known):
             raise DataError(
                 f"data.columns: {', '.join(unknown)} means nothing for {record_type} rows, which have {', '.join(sorted(known))}."
@@ -103,8 +110,49 @@ class Data:
             row = {column: value for column, value in raw.items() if column not in mapped}
             row |= {target: raw[source] for target, source in self.columns.items() if source in raw}
             where = f"{name}:{line}"
-            _check_row(row, RECORD_TYPES[record_type], where, self.columns, sorted(raw))
-            yield {**row, "id": str(row.get("id", where)), "where": where}
+            row = {**row, "id": str(row.get("id", where)), "where": where}
+            for made in derive(row, record_type):
+                _check_row(made, RECORD_TYPES[record_type], where, self.columns, sorted(raw))
+                yield made
+
+
+def derive(row: Row, record_type: str) -> list[Row]:
+    """A row as rows of the type that is asked for, where another type's columns hold what it needs.
+
+    A conversation's last question and answer become prompt and completion, a pair a good and a bad answer, a question and its
+    answer a text.
+    """
+    if "messages" in row:
+        row = {**row, **check_messages(row["messages"], row["where"])}
+    if record_type == "unpaired" and "label" not in row and {"chosen", "rejected"} <= set(row):
+        sides = (("chosen", True), ("rejected", False))
+        return [{**row, "id": f"{row['id']}/{side}", "completion": row[side], "label": good} for side, good in sides]
+    if record_type == "text" and "text" not in row and {"prompt", "completion"} <= set(row):
+        return [{**row, "text": f"{row['prompt']}\n{row['completion']}"}]
+    return [row]
+
+
+def check_messages(messages: Any, where: str) -> Row:
+    """Prompt and completion of a conversation: its last question and answer.
+
+    Raises `DataError` unless an optional system message is followed by user and assistant in turn, the assistant last.
+    """
+    fix = 'Messages look like [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}].'
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise DataError(f"{where}: messages must be a list of objects. {fix}")
+    for k, message in enumerate(messages, 1):
+        if not isinstance(message.get("content"), str) or not message["content"].strip():
+            raise DataError(f"{where}: message {k} has no text in 'content'. {fix}")
+    roles = [message.get("role") for message in messages]
+    if set(map(str, roles)) - {"system", "user", "assistant"}:
+        raise DataError(f"{where}: a role is not one of system, user, assistant. {fix}")
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
+        raise DataError(
+            f"{where}: after at most one system message, user and assistant must take turns and the assistant end; the roles "
+            f"are {', '.join(roles)}."
+        )
+    return {"prompt": messages[-2]["content"], "completion": messages[-1]["content"]}
 
 
 def _check_row(row: Row, required: tuple[str, ...], where: str, columns: dict[str, str], present: list[str]) -> None:
@@ -115,12 +163,7 @@ def _check_row(row: Row, required: tuple[str, ...], where: str, columns: dict[st
                 f"{where}: there is no column {source!r}; the row has {', '.join(present)}. Say which column holds the "
                 f"{column}: data.columns.{column}=<name>."
             )
-        value = row[column]
-        if not isinstance(value, str):
-            kind = "null" if value is None else type(value).__name__
-            raise DataError(f"{where}: column {source!r} must be text, not {kind}. Correct or remove the row.")
-        if not value.strip():
-            raise DataError(f"{where}: column {source!r} is empty. Correct or remove the row.")
+        _check_value(row[column], source, bool if column == "label" else str, where)
     answers = row.get("answer", [])
     if not isinstance(answers, str) and not (
         isinstance(answers, list) and all(isinstance(text, str) for text in answers)
@@ -128,6 +171,18 @@ def _check_row(row: Row, required: tuple[str, ...], where: str, columns: dict[st
         raise DataError(
             f"{where}: column {columns.get('answer', 'answer')!r} must be text or a list of texts that count as right."
         )
+    margin = row.get("margin", 0.0)
+    if isinstance(margin, bool) or not isinstance(margin, int | float):
+        raise DataError(f"{where}: column {columns.get('margin', 'margin')!r} must be a number.")
+
+
+def _check_value(value: Any, source: str, kind: type, where: str) -> None:
+    if not isinstance(value, kind):
+        found = "null" if value is None else type(value).__name__
+        wanted = "true or false" if kind is bool else "text"
+        raise DataError(f"{where}: column {source!r} must be {wanted}, not {found}. Correct or remove the row.")
+    if isinstance(value, str) and not value.strip():
+        raise DataError(f"{where}: column {source!r} is empty. Correct or remove the row.")
 
 
 def _split(rows: list[Row], share: float, end: Callable[..., float]) -> tuple[list[Row], list[Row]]:
@@ -160,5 +215,6 @@ def _options_with(record_type: str) -> str:
 
     files = sorted((resources() / "conf" / "data").glob("[!_]*.yaml"))
     nodes = {file.stem: yaml.safe_load(file.read_text()) for file in files}
-    names = [name for name, node in nodes.items() if record_type in node.get("records", [record_type])]
+    types = {record_type, DERIVED.get(record_type, record_type)}
+    names = [name for name, node in nodes.items() if types & set(node.get("records", types))]
     return f"Data options that have them: {', '.join(names)}."

@@ -10,24 +10,31 @@ from collections import defaultdict
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import lightning
+import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le, Lt
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
-from ftcore.data.batches import Batch, pad
+from ftcore.data.batches import Batch, Draw, pad
 from ftcore.data.sources import Row
 from ftcore.data.tokens import Encoder, Example
 from ftcore.errors import NumericalError
 from ftcore.logits import logits_at
 from ftcore.losses import token_kl
 from ftcore.model import Foundation
+from ftcore.processes import gathered
 
 
 class Term(NamedTuple):
-    """One term of a loss: a sum with gradient, what it is a sum over, and its weight in the total."""
+    """One term of a loss: a sum, how many it is a sum over, what they are (a key of `counts`), its weight in the total.
+
+    A term of weight 0 is a metric: averaged and logged like the others.
+    """
 
     total: Tensor
     size: int
+    per: str
     weight: float = 1.0
 
 
@@ -36,15 +43,20 @@ class Method(lightning.LightningModule):
 
     Args:
         foundation: network and tokenizer, adapter applied.
-        total_steps: optimizer steps of the run, from the data's length.
+        encoder: turns rows into token ids.
     """
 
     record_type: ClassVar[str]
-    architecture: ClassVar[str] = "CausalLM"
+    # Whether the loss compares with the base model, so that its weights must stay at hand.
+    has_reference: ClassVar[bool] = False
+    # Completions of each row and optimizer steps on them, for methods that sample.
+    group_size = 1
+    updates = 1
 
     def __init__(
         self,
         foundation: Foundation,
+        encoder: Encoder,
         /,
         *,
         lr: Annotated[float, Gt(0)],
@@ -54,47 +66,92 @@ class Method(lightning.LightningModule):
         warmup: Annotated[float, Ge(0), Le(1)],
         final_lr: Annotated[float, Ge(0), Le(1)],
         max_grad_norm: Annotated[float, Gt(0)],
-        retention_weight: Annotated[float, Ge(0)],
-        retention_every: Annotated[int, Ge(1)],
-        retention_rows: Annotated[int, Ge(1)],
-        retention_length: Annotated[int, Ge(2)],
-        retention_text: str,
     ) -> None:
         super().__init__()
-        self.foundation, self.network = foundation, foundation.network
+        self.foundation, self.network, self.encoder = foundation, foundation.network, encoder
         self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
         self.schedule, self.warmup, self.final_lr, self.max_grad_norm = schedule, warmup, final_lr, max_grad_norm
-        self.retention_weight, self.retention_text = retention_weight, retention_text
-        self.retention_every, self.retention_rows, self.retention_length = (
-            retention_every,
-            retention_rows,
-            retention_length,
-        )
-        self.total_steps = 0
+        self.retention_weight, self.lr_scale, self.total_steps, self.micro_batch_size = 0.0, 1.0, 0, 1
         self.step_metrics: dict[str, Tensor] = {}
+        self.metrics: dict[str, float] = {}
         self.grad_norm = torch.tensor(0.0)
-        if retention_weight:
+        if self.has_reference:
             foundation.keep_base()
 
     # What a method defines.
 
-    def encode(self, encoder: Encoder, rows: list[Row]) -> list[Example]:
-        """Rows to token sequences with their loss masks."""
+    def encode(self, rows: list[Row]) -> list[Any]:
+        """Rows to examples: token sequences with their loss masks, or pairs of them."""
+        raise NotImplementedError
+
+    def counts(self, example: Any) -> dict[str, int]:
+        """What an example adds to the counts that terms are divided by, known from its mask alone."""
         raise NotImplementedError
 
     def loss(self, batch: Batch) -> dict[str, Term]:
         """Terms of the loss of one micro-batch, as sums."""
         raise NotImplementedError
 
-    def counts(self, example: Example) -> dict[str, int]:
-        """What an example adds to each term's count, known from its mask alone."""
-        raise NotImplementedError
+    # What a method may define.
 
-    def collate(self, examples: list[Example]) -> Batch:
+    @classmethod
+    def architecture_of(cls, node: dict[str, Any]) -> str:
+        """The transformers auto class that the config node of this method needs, without `AutoModelFor`."""
+        return "CausalLM"
+
+    @classmethod
+    def control_tokens(cls, node: dict[str, Any], tokenizer: Any) -> tuple[str, ...]:
+        """Control tokens that the tokenizer must have; those it lacks are added."""
+        return ()
+
+    def collate(self, examples: list[Any]) -> Batch:
         """Examples side by side, padded on the right."""
-        return pad(examples, self.foundation.tokenizer.pad_token_id or 0)
+        return self.collate_text(examples)
+
+    def prepare(self, draw: Draw, random: np.random.Generator) -> list[Any]:
+        """What to train on in a step: by default the rows that it draws. `random` is the same in every process."""
+        return draw()
+
+    def pieces(self, rows: list[Row], length: int | None = None) -> list[Example]:
+        """General text with loss, for the probe and the retention term."""
+        return self.encoder.texts(rows, length)
+
+    def held_out_scores(self, held_out: Any, answers: list[Row], batch_size: int) -> dict[str, float]:
+        """Scores of held-out rows beside the terms of the loss."""
+        return {}
+
+    def validation_terms(self, batch: Batch) -> dict[str, Term]:
+        """Terms to average over validation rows."""
+        return self.loss(batch)
+
+    def held_out_terms(self, examples: list[Any]) -> dict[str, Term]:
+        """Terms to average over held-out rows."""
+        return self.loss(self.placed(self.collate(examples)))
 
     # What the base class does with it.
+
+    def rows_of_step(self, draw: Draw, random: np.random.Generator) -> list[Any]:
+        """`prepare` in the precision that the step will have."""
+        with self.trainer.precision_plugin.forward_context():
+            return self.prepare(draw, random)
+
+    @property
+    def models_language(self) -> bool:
+        """Whether the network predicts tokens."""
+        return self.network.get_output_embeddings() is not None
+
+    @property
+    def pad_id(self) -> int:
+        """The padding token; masks tell it from the same token elsewhere."""
+        return self.foundation.tokenizer.pad_token_id or 0
+
+    def collate_text(self, examples: list[Example]) -> Batch:
+        """Single sequences, padded on the right."""
+        return pad(examples, self.pad_id)
+
+    def placed(self, batch: Batch) -> Batch:
+        """The batch where the network is."""
+        return move_data_to_device(batch, next(self.network.parameters()).device)
 
     def on_fit_start(self) -> None:
         """Put a frozen copy of the base, which is no submodule, where the network is."""
@@ -110,8 +167,8 @@ class Method(lightning.LightningModule):
         terms = self.loss(batch)
         if "retention" in batch:
             terms["retention"] = self.retention(batch["retention"])
-        shares = {name: term.total / max(batch["counts"].get(name, 0), 1) for name, term in terms.items()}
-        loss = torch.stack([terms[name].weight * share for name, share in shares.items()]).sum()
+        shares = {name: term.total / max(batch["counts"].get(term.per, 0), 1) for name, term in terms.items()}
+        loss = torch.stack([term.weight * shares[name] for name, term in terms.items() if term.weight]).sum()
         self._record(shares, loss, batch)
         return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
@@ -121,7 +178,7 @@ class Method(lightning.LightningModule):
         with torch.no_grad(), self.foundation.base_view() as base:
             reference = logits_at(base, batch, positions)
         divergence = token_kl(logits_at(self.network, batch, positions), reference)
-        return Term(divergence, len(reference), self.retention_weight)
+        return Term(divergence, len(reference), "retention", self.retention_weight)
 
     def _record(self, shares: dict[str, Tensor], loss: Tensor, batch: Batch) -> None:
         if not torch.isfinite(loss):
@@ -133,23 +190,16 @@ class Method(lightning.LightningModule):
             self.step_metrics[name] = self.step_metrics.get(name, torch.zeros((), device=value.device)) + value.detach()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log each term's exact average over the validation rows."""
-        for name, term in self.loss(batch).items():
-            self._weights[name] = term.weight
-            self._validation[name] += torch.tensor([term.total.item(), term.size], dtype=torch.float64)
+        """Add up each term over the validation rows."""
+        self._validation.add(self.validation_terms(batch))
 
     def on_validation_epoch_start(self) -> None:
         """Forget the sums of the last validation."""
-        self._weights: dict[str, float] = {}
-        self._validation: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
+        self._validation = Averages()
 
     def on_validation_epoch_end(self) -> None:
         """Average over all processes."""
-        averages: dict[str, float] = {}
-        for name, sums in self._validation.items():
-            total, count = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
-            averages[f"val/{name}"] = (total / count).item()
-            averages["val/loss"] = averages.get("val/loss", 0.0) + self._weights[name] * averages[f"val/{name}"]
+        averages = {f"val/{name}": value for name, value in self._validation.over_processes().items()}
         self.log_dict(averages, prog_bar=True, logger=False)
         for logger in self.trainer.loggers:
             logger.log_metrics(averages, step=self.trainer.global_step)
@@ -187,7 +237,29 @@ class Method(lightning.LightningModule):
         """Share of the peak learning rate at a step: linear warm-up, then the schedule down to `final_lr`."""
         warmup = round(self.warmup * self.total_steps)
         if step < warmup:
-            return (step + 1) / warmup
+            return self.lr_scale * (step + 1) / warmup
         done = (step - warmup) / max(self.total_steps - warmup, 1)
         shape = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[self.schedule]
-        return self.final_lr + (1 - self.final_lr) * shape
+        return self.lr_scale * (self.final_lr + (1 - self.final_lr) * shape)
+
+
+class Averages:
+    """Exact averages of terms over many batches and all processes; `loss` is their weighted sum."""
+
+    def __init__(self) -> None:
+        self.sums: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+
+    def add(self, terms: dict[str, Term]) -> None:
+        """Add one batch."""
+        for name, term in terms.items():
+            total, size, _ = self.sums[name]
+            self.sums[name] = [total + float(term.total.double()), size + term.size, term.weight]
+
+    def over_processes(self) -> dict[str, float]:
+        """Each term's average, with `loss` first; nothing when there were no terms."""
+        parts = gathered(dict(self.sums))
+        averages = {"loss": 0.0} if parts[0] else {}
+        for name, (_, _, weight) in parts[0].items():
+            averages[name] = sum(part[name][0] for part in parts) / max(sum(part[name][1] for part in parts), 1)
+            averages["loss"] += weight * averages[name]
+        return averages

@@ -1,11 +1,14 @@
 """Supervised fine-tuning: maximise the likelihood of the completion given the prompt.
 
-loss = -(1/N) sum log p(token | everything before it), over the N completion and end tokens of the optimizer step.
+loss = -(1/N) sum log p(token | everything before it), over the N completion and end tokens of the optimizer step. In a
+conversation of several turns every assistant turn is a completion.
 """
 
-from ftcore.data.batches import Batch
+from typing import Any
+
+from ftcore.data.batches import Batch, pack
 from ftcore.data.sources import Row
-from ftcore.data.tokens import Encoder, Example
+from ftcore.data.tokens import Example
 from ftcore.logits import completion_logps
 from ftcore.losses import negative_log_likelihood
 from ftcore.methods.base import Method, Term
@@ -16,15 +19,23 @@ class SFT(Method):
 
     record_type = "prompt_completion"
 
-    def encode(self, encoder: Encoder, rows: list[Row]) -> list[Example]:
-        """Prompt and completion as one sequence with loss on the completion."""
-        return encoder.prompt_completions(rows)
+    def __init__(self, *given: Any, packing: bool, **shared: Any) -> None:
+        super().__init__(*given, **shared)
+        self.packing = packing
+
+    def encode(self, rows: list[Row]) -> list[Example]:
+        """Each conversation as one sequence with loss on what the assistant says."""
+        return self.encoder.prompt_completions(rows)
 
     def counts(self, example: Example) -> dict[str, int]:
         """Completion tokens, the first token of a sequence left out: nothing predicts it."""
-        return {"nll": sum(example.completion_mask[1:])}
+        return {"tokens": sum(example.completion_mask[1:])}
+
+    def collate(self, examples: list[Example]) -> Batch:
+        """Sequences side by side in one row, or padded."""
+        return pack(examples) if self.packing else super().collate(examples)
 
     def loss(self, batch: Batch) -> dict[str, Term]:
         """Summed negative log-likelihood of the completion tokens."""
         logps = completion_logps(self.network, batch)
-        return {"nll": Term(negative_log_likelihood(logps), len(logps))}
+        return {"nll": Term(negative_log_likelihood(logps), len(logps), "tokens")}

@@ -1,0 +1,159 @@
+"""Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300) and its relatives.
+
+loss = mean of -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) + beta KL(policy || base). A is the completion's advantage over
+the others of its prompt, r the ratio of its probability now to that when it was sampled.
+
+advantage: group (R - mean) / std over the group (GRPO); group_no_std without the division (Dr. GRPO, Liu et al. 2025,
+arXiv:2503.20783); rloo R minus the mean of the others (Ahmadian et al. 2024, arXiv:2402.14740); reinforce R itself.
+ratio: token by token (GRPO); sequence_mean, the geometric mean over the completion (GSPO, Zheng et al. 2025, arXiv:2507.18071);
+sequence, their product (RLOO).
+aggregate: tokens, mean over all tokens of the step (DAPO, Yu et al. 2025, arXiv:2503.14476); sequences, mean of each completion's
+mean (GRPO); budget, sum over max_new_tokens per completion (Dr. GRPO).
+"""
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from annotated_types import Ge, Gt, Le
+from torch import Tensor
+
+from ftcore.data.batches import Batch, Draw
+from ftcore.data.sources import Row
+from ftcore.logits import logits_at, predicted, row_numbers, row_sums, target_logps
+from ftcore.losses import clipped_policy_loss, kl_estimate
+from ftcore.methods.base import Term
+from ftcore.methods.online import OnlineMethod, Parts, Sample
+from ftcore.reward_model import RewardModel
+from ftcore.rewards import Rewards
+
+Advantage = Literal["group", "group_no_std", "rloo", "reinforce"]
+
+
+class GRPO(OnlineMethod):
+    """Reinforces the completions that score above the others of their prompt."""
+
+    token_names = ("old_logps", "ref_logps", "advantages")
+
+    def __init__(
+        self,
+        *given: Any,
+        advantage: Advantage,
+        ratio: Literal["token", "sequence_mean", "sequence"],
+        aggregate: Literal["tokens", "sequences", "budget"],
+        clip_low: Annotated[float, Gt(0), Le(1)],
+        clip_high: Annotated[float, Gt(0)],
+        max_resamples: Annotated[int, Ge(0)],
+        rewards: list[str],
+        reward_weights: list[float],
+        reward_options: dict[str, dict[str, Any]],
+        reward_model: str | None,
+        reward_time_limit: Annotated[float, Gt(0)],
+        max_failed_share: Annotated[float, Ge(0), Le(1)],
+        **shared: Any,
+    ) -> None:
+        super().__init__(*given, **shared)
+        self.advantage, self.ratio, self.aggregate = advantage, ratio, aggregate
+        self.clip_low, self.clip_high, self.max_resamples = clip_low, clip_high, max_resamples
+        self.reward_model = RewardModel(reward_model, self.encoder) if reward_model else None
+        self.functions = Rewards(
+            rewards,
+            reward_weights,
+            reward_options,
+            time_limit=reward_time_limit,
+            max_failed_share=max_failed_share,
+            trust=[name.split(".")[0] for name in rewards if "." in name],  # checked against `trust` with the config
+        )
+
+    def rewards(self, rows: list[Row], texts: list[str], ids: list[list[int]]) -> tuple[list[float | None], Parts]:
+        """Weighted sum of the reward functions, plus the reward model's score where there is one."""
+        totals, parts = self.functions.score([row["prompt"] for row in rows], texts, ids, rows)
+        if self.reward_model:
+            scores = self.reward_model.score(rows, texts, self.micro_batch_size, self.device)
+            totals = [None if t is None else t + s for t, s in zip(totals, scores, strict=True)]
+            parts = {**parts, "reward_model": list(scores)}
+        return totals, parts
+
+    def prepare(self, draw: Draw, random: np.random.Generator) -> list[Sample]:
+        """Groups of the step; those whose rewards are all equal teach nothing and are replaced while tries are left."""
+        prompts = draw()
+        groups = self.explore(prompts, random)
+        self.metrics = self.report(groups)
+        useful, flat = _by_variance(groups)
+        for _ in range(self.max_resamples):
+            if len(useful) >= len(prompts):
+                break
+            more, others = _by_variance(self.explore(draw(), random))
+            useful, flat = useful + more, flat + others
+        chosen = (useful + flat)[: len(prompts)]
+        return self.advise([[s for s in group if self.trains(s)] for group in chosen])
+
+    def advise(self, groups: list[list[Sample]]) -> list[Sample]:
+        """Every token of a completion gets the completion's advantage."""
+        for group in groups:
+            for one, value in zip(group, advantages([one.reward for one in group], self.advantage), strict=True):
+                one.tokens["advantages"] = [value] * len(one.completion.ids)
+        return [one for group in groups for one in group]
+
+    def loss(self, batch: Batch) -> dict[str, Term]:
+        """Clipped policy loss with the KL term, and what the policy is doing."""
+        positions, targets = predicted(batch)
+        logits = logits_at(self.network, batch, positions) / self.temperature
+        logps = target_logps(logits, targets)
+        log_ratio = self._log_ratio(logps - batch["old_logps"], batch)
+        kl = kl_estimate(logps, batch["ref_logps"])
+        losses = clipped_policy_loss(log_ratio, batch["advantages"], self.clip_low, self.clip_high) + self.beta * kl
+        return {"policy": self._aggregated(losses, batch), **self._metrics(logits.detach(), log_ratio, kl, batch)}
+
+    def _log_ratio(self, log_ratio: Tensor, batch: Batch) -> Tensor:
+        if self.ratio == "token":
+            return log_ratio
+        rows, sums = row_numbers(batch), row_sums(log_ratio, batch)
+        if self.ratio == "sequence_mean":
+            sums = sums / row_sums(torch.ones_like(log_ratio), batch).clamp(min=1)
+        return sums[rows]
+
+    def _aggregated(self, losses: Tensor, batch: Batch) -> Term:
+        n = len(batch["ids"])
+        if self.aggregate == "tokens":
+            return Term(losses.sum(), len(losses), "tokens")
+        if self.aggregate == "budget":
+            return Term(losses.sum(), n * self.max_new_tokens, "budget")
+        lengths = row_sums(torch.ones_like(losses), batch).clamp(min=1)
+        return Term((row_sums(losses, batch) / lengths).sum(), n, "sequences")
+
+    @torch.no_grad()
+    def _metrics(self, logits: Tensor, log_ratio: Tensor, kl: Tensor, batch: Batch) -> dict[str, Term]:
+        ratio, up = log_ratio.exp(), batch["advantages"] > 0
+        values = {
+            "entropy": torch.special.entr(logits.softmax(-1)).sum(-1),
+            "clipped/low": (~up & (ratio < 1 - self.clip_low)).float(),
+            "clipped/high": (up & (ratio > 1 + self.clip_high)).float(),
+            "kl_estimate": kl,
+        }
+        return {name: Term(value.sum(), len(value), "tokens", 0.0) for name, value in values.items()}
+
+
+def advantages(rewards: list[Any], kind: Advantage) -> list[float]:
+    """Advantage of each completion of one prompt, from their rewards.
+
+    >>> advantages([1.0, 0.0, 0.0], "group_no_std"), advantages([1.0, 0.0, 0.0], "rloo")
+    ([0.6666666666666667, -0.3333333333333333, -0.3333333333333333], [1.0, -0.5, -0.5])
+    """
+    if kind == "reinforce":
+        return rewards
+    n, mean = len(rewards), sum(rewards) / max(len(rewards), 1)
+    centred = [reward - mean for reward in rewards]
+    if kind == "group_no_std" or n < 2:
+        return centred
+    if kind == "rloo":
+        return [n / (n - 1) * value for value in centred]
+    return [value / (float(np.std(rewards, ddof=1)) + 1e-4) for value in centred]
+
+
+def _by_variance(groups: list[list[Sample]]) -> tuple[list[list[Sample]], list[list[Sample]]]:
+    """(groups whose rewards differ, groups whose rewards are all equal)."""
+    differ = [len({sample.reward for sample in group}) > 1 for group in groups]
+    return [g for g, yes in zip(groups, differ, strict=True) if yes], [
+        g for g, yes in zip(groups, differ, strict=True) if not yes
+    ]

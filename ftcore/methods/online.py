@@ -1,0 +1,215 @@
+"""What methods that learn from their own completions share: rollouts, rewards, and what is reported of them.
+
+Before each round of updates the policy answers the step's prompts, `group_size` times each. The completions of all processes
+come together, so advantages and counts are those of the whole step whatever the machine.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import torch
+from annotated_types import Ge, Gt, Le
+
+from ftcore.data.batches import Batch, Draw, in_batches
+from ftcore.data.sources import Row
+from ftcore.data.tokens import Example, Prompt
+from ftcore.evaluate import generate
+from ftcore.logits import completion_logps
+from ftcore.methods.base import Method, Term
+from ftcore.processes import shared_out
+from ftcore.rollout import Completion, sample
+
+Parts = dict[str, list[float | None]]
+
+
+@dataclass(slots=True)
+class Sample:
+    """A completion of a row's prompt, its reward (None: excluded), the reward's parts, and per-token numbers by name."""
+
+    example: Example
+    row: Row
+    completion: Completion
+    reward: float | None
+    parts: dict[str, float | None]
+    tokens: dict[str, list[float]]
+
+    def __len__(self) -> int:
+        return len(self.example)
+
+
+class OnlineMethod(Method):
+    """Base class of methods that score what the policy writes."""
+
+    record_type = "prompt"
+    # Per-token numbers that the loss reads from a batch.
+    token_names: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        *given: Any,
+        group_size: Annotated[int, Ge(1)],
+        updates: Annotated[int, Ge(1)],
+        max_new_tokens: Annotated[int, Ge(1)],
+        temperature: Annotated[float, Gt(0)],
+        top_p: Annotated[float, Gt(0), Le(1)],
+        rollout_batch_size: Annotated[int, Ge(1)],
+        mask_unfinished: bool,
+        beta: Annotated[float, Ge(0)],
+        **shared: Any,
+    ) -> None:
+        super().__init__(*given, **shared)
+        self.group_size, self.updates, self.beta = group_size, updates, beta
+        self.max_new_tokens, self.temperature, self.top_p = max_new_tokens, temperature, top_p
+        self.rollout_batch_size, self.mask_unfinished = rollout_batch_size, mask_unfinished
+        if beta:
+            self.foundation.keep_base()
+
+    # What a method defines.
+
+    def rewards(self, rows: list[Row], texts: list[str], ids: list[list[int]]) -> tuple[list[float | None], Parts]:
+        """Reward of each completion, and its parts by name."""
+        raise NotImplementedError
+
+    def advise(self, groups: list[list[Sample]]) -> list[Sample]:
+        """Samples to train on, with their per-token numbers."""
+        raise NotImplementedError
+
+    # What the base class does with it.
+
+    def encode(self, rows: list[Row]) -> list[Prompt]:
+        """Prompts to answer."""
+        return self.encoder.prompts(rows)
+
+    def counts(self, sample: Sample) -> dict[str, int]:
+        """Tokens of the completion, the completion, and the tokens it could have had."""
+        return {"tokens": len(sample.completion.ids), "sequences": 1, "budget": self.max_new_tokens}
+
+    def collate(self, examples: list[Any]) -> Batch:
+        """Padded samples and their per-token numbers in the order of `completion_logps`. Prompts stay rows."""
+        if examples and isinstance(examples[0], Prompt):
+            return {"ids": [prompt.id for prompt in examples], "rows": [prompt.row for prompt in examples]}
+        numbers = {name: [x for e in examples for x in e.tokens[name]] for name in self.token_names}
+        return self.collate_text([e.example for e in examples]) | {k: torch.tensor(v) for k, v in numbers.items()}
+
+    def prepare(self, draw: Draw, random: np.random.Generator) -> list[Sample]:
+        """The step's prompts answered, scored and compared."""
+        groups = self.explore(draw(), random)
+        self.metrics = self.report(groups)
+        return self.advise([[s for s in group if self.trains(s)] for group in groups])
+
+    def explore(self, prompts: list[Prompt], random: np.random.Generator) -> list[list[Sample]]:
+        """A group of samples for each prompt, from all processes."""
+        seeds = random.integers(2**63, size=len(prompts)).tolist()
+        self.network.eval()
+        groups = shared_out(list(zip(prompts, seeds, strict=True)), self._answer)
+        self.network.train()
+        return groups
+
+    def trains(self, sample: Sample) -> bool:
+        """Whether a sample has a reward and an end, where one is asked for."""
+        return sample.reward is not None and (sample.completion.finished or not self.mask_unfinished)
+
+    def _answer(self, share: list[tuple[Prompt, int]]) -> list[list[Sample]]:
+        samples: list[Sample] = []
+        for chunk in in_batches(share, max(self.rollout_batch_size // self.group_size, 1)):
+            samples += self._scored(chunk)
+        for batch in in_batches(samples, self.micro_batch_size):
+            self.annotate(batch)
+        return in_batches(samples, self.group_size)
+
+    def _scored(self, chunk: list[tuple[Prompt, int]]) -> list[Sample]:
+        prompts = [prompt for prompt, _ in chunk for _ in range(self.group_size)]
+        groups = sample(
+            self.network,
+            [prompt.input_ids for prompt, _ in chunk],
+            [seed for _, seed in chunk],
+            group_size=self.group_size,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            end_ids=self.encoder.end_ids(self.network),
+            pad_id=self.pad_id,
+        )
+        completions = [completion for group in groups for completion in group]
+        ids = [completion.ids for completion in completions]
+        rewards, parts = self.rewards([prompt.row for prompt in prompts], self.encoder.texts_of(ids), ids)
+        return [
+            Sample(_example(prompt, completion), prompt.row, completion, rewards[k],
+                   {name: values[k] for name, values in parts.items()}, {"old_logps": completion.logps})
+            for k, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
+        ]  # fmt: skip
+
+    @torch.no_grad()
+    def annotate(self, samples: list[Sample]) -> None:
+        """Add the reference's log-probabilities, or the policy's own where none is needed."""
+        if not self.beta:
+            return add_numbers(samples, "ref_logps", [x for s in samples for x in s.completion.logps])
+        batch = self.sequences(samples)
+        with self.foundation.base_view() as base:
+            add_numbers(samples, "ref_logps", completion_logps(base, batch, self.temperature).tolist())
+
+    def sequences(self, samples: list[Sample]) -> Batch:
+        """Prompts and completions of samples alone, where the network is."""
+        return self.placed(self.collate_text([sample.example for sample in samples]))
+
+    def report(self, groups: list[list[Sample]]) -> dict[str, float]:
+        """What the completions of a step were like."""
+        samples = [sample for group in groups for sample in group]
+        rewards = [sample.reward for sample in samples if sample.reward is not None]
+        lengths = [len(sample.completion.ids) for sample in samples]
+        flat = [len({sample.reward for sample in group}) <= 1 for group in groups]
+        gaps = [a - b for s in samples for a, b in zip(s.tokens["old_logps"], s.tokens["ref_logps"], strict=True)]
+        parts = {
+            f"rewards/{name}": _mean([s.parts[name] for s in samples if s.parts[name] is not None])
+            for name in samples[0].parts
+        }
+        return {
+            "reward": _mean(rewards),
+            "reward_std": float(np.std(rewards)) if rewards else 0.0,
+            **parts,
+            "kl": sum(gaps) / len(samples),
+            "groups/zero_variance": _mean(flat),
+            "completions/length": _mean(lengths),
+            "completions/unfinished": _mean([not s.completion.finished for s in samples]),
+            "completions/excluded": _mean([not self.trains(s) for s in samples]),
+        }
+
+    def held_out_terms(self, examples: list[Any]) -> dict[str, Term]:
+        """None: held-out prompts have no completion but the model's own."""
+        return {}
+
+    def held_out_scores(self, held_out: Any, answers: list[Row], batch_size: int) -> dict[str, float]:
+        """Mean reward of the greedy answers, and of its parts."""
+        return _means(*self._rewards_of(held_out.rows, [row["answer"] for row in answers]))
+
+    def validation_terms(self, batch: Batch) -> dict[str, Term]:
+        """Mean reward of greedy answers; it counts negatively, so that a lower val/loss is better."""
+        prompts = [self.encoder.prompt(row) for row in batch["rows"]]
+        texts = generate(self.network, self.encoder, prompts, self.max_new_tokens)
+        found = [reward for reward in self._rewards_of(batch["rows"], texts)[0] if reward is not None]
+        return {"reward": Term(torch.tensor(float(sum(found))), len(found), "sequences", -1.0)}
+
+    def _rewards_of(self, rows: list[Row], texts: list[str]) -> tuple[list[float | None], Parts]:
+        return self.rewards(rows, texts, [self.encoder.content(text) for text in texts])
+
+
+def add_numbers(samples: list[Sample], name: str, values: list[float]) -> None:
+    """Deal a batch's per-token values (N,) to its samples."""
+    rest = iter(values)
+    for one in samples:
+        one.tokens[name] = [next(rest) for _ in one.completion.ids]
+
+
+def _example(prompt: Prompt, completion: Completion) -> Example:
+    mask = [False] * len(prompt) + [True] * len(completion.ids)
+    return Example(prompt.id, prompt.input_ids + completion.ids, mask)
+
+
+def _means(rewards: list[float | None], parts: Parts) -> dict[str, float]:
+    lists = {"reward": rewards} | {f"rewards/{name}": values for name, values in parts.items()}
+    return {name: _mean([value for value in values if value is not None]) for name, values in lists.items()}
+
+
+def _mean(values: list[Any]) -> float:
+    return float(np.mean(values)) if values else 0.0

@@ -1,0 +1,100 @@
+"""What methods on preference pairs share: both answers in one batch, the summed log-probabilities of each, and metrics.
+
+A subclass says what an answer's implicit reward is and what a pair costs.
+"""
+
+from typing import Annotated, Any, NamedTuple
+
+import torch
+from annotated_types import Gt
+from torch import Tensor
+
+from ftcore.data.batches import Batch
+from ftcore.data.sources import Row
+from ftcore.data.tokens import Pair
+from ftcore.logits import completion_logps, row_sums
+from ftcore.methods.base import Method, Term
+from ftcore.model import Foundation
+
+
+class Answers(NamedTuple):
+    """One side of n pairs: summed log-probabilities (n,), the base model's or zeros, and numbers of tokens (n,)."""
+
+    logps: Tensor
+    ref_logps: Tensor
+    lengths: Tensor
+
+
+class PairMethod(Method):
+    """Base class of methods on pairs of answers to one prompt."""
+
+    record_type = "preference"
+
+    def encode(self, rows: list[Row]) -> list[Pair]:
+        """Prompt with the chosen and prompt with the rejected answer."""
+        return self.encoder.pairs(rows)
+
+    def counts(self, pair: Pair) -> dict[str, int]:
+        """One pair, and the tokens of its chosen answer."""
+        return {"pairs": 1, "tokens": sum(pair.chosen.completion_mask[1:])}
+
+    def collate(self, pairs: list[Pair]) -> Batch:
+        """The chosen answers, then the rejected ones."""
+        both = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+        margins = torch.tensor([pair.margin for pair in pairs])
+        return self.collate_text(both) | {"ids": [pair.id for pair in pairs], "margins": margins}
+
+
+class PreferenceMethod(PairMethod):
+    """Base class of methods that make the chosen answer likelier than the rejected one."""
+
+    # Weight of the chosen answers' negative log-likelihood per token, beside the pairs' loss.
+    nll_weight = 0.0
+
+    def __init__(self, *given: Any, beta: Annotated[float, Gt(0)], **shared: Any) -> None:
+        super().__init__(*given, **shared)
+        self.beta = beta
+
+    def reward(self, answers: Answers) -> Tensor:
+        """Implicit reward (n,) of answers."""
+        raise NotImplementedError
+
+    def pair_loss(self, chosen: Answers, rejected: Answers) -> Tensor:
+        """Loss (n,) of each pair."""
+        raise NotImplementedError
+
+    def loss(self, batch: Batch) -> dict[str, Term]:
+        """The pairs' loss, the chosen answers' likelihood where it has weight, and the metrics of the DPO authors."""
+        n, logps = len(batch["ids"]), completion_logps(self.network, batch)
+        sums, lengths = row_sums(logps, batch), row_sums(torch.ones_like(logps), batch)
+        ref_sums = reference_sums(self.foundation, batch) if self.has_reference else torch.zeros_like(sums)
+        chosen, rejected = (Answers(sums[k], ref_sums[k], lengths[k]) for k in (slice(n), slice(n, 2 * n)))
+        terms = {"pairs": Term(self.pair_loss(chosen, rejected).sum(), n, "pairs")}
+        if self.nll_weight:
+            terms["nll"] = Term(-chosen.logps.sum(), int(chosen.lengths.sum()), "tokens", self.nll_weight)
+        return terms | self._metrics(chosen, rejected, n)
+
+    @torch.no_grad()
+    def _metrics(self, chosen: Answers, rejected: Answers, n: int) -> dict[str, Term]:
+        better, worse = self.reward(chosen), self.reward(rejected)
+        values = {
+            "rewards/chosen": better,
+            "rewards/rejected": worse,
+            "rewards/margins": better - worse,
+            "rewards/accuracies": (better > worse).float(),
+            "logps/chosen": chosen.logps,
+            "logps/rejected": rejected.logps,
+        }
+        return {name: Term(value.sum(), n, "pairs", 0.0) for name, value in values.items()}
+
+
+def sequence_sums(network: Any, batch: Batch) -> Tensor:
+    """Log-probability (B,) of each row's tokens with loss, summed."""
+    return row_sums(completion_logps(network, batch), batch)
+
+
+@torch.no_grad()
+def reference_sums(foundation: Foundation, batch: Batch) -> Tensor:
+    """The same under the base model."""
+    with foundation.base_view() as base:
+        return sequence_sums(base, batch)

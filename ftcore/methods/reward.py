@@ -1,0 +1,48 @@
+"""Reward model: a score per answer that is higher for the better one (Bradley and Terry 1952; Ouyang et al. 2022, eq. 1).
+
+loss = -log sigmoid(s(chosen) - s(rejected) - margin) + centering (s(chosen) + s(rejected))^2, averaged over the pairs of the
+step. The centring term keeps scores around zero (Eisenstein et al. 2023, arXiv:2312.09244). The model is transformers'
+sequence classifier with one label.
+"""
+
+from typing import Annotated, Any
+
+from annotated_types import Ge
+from torch import Tensor
+
+from ftcore.data.batches import Batch
+from ftcore.losses import bradley_terry
+from ftcore.methods.base import Term
+from ftcore.methods.preference import PairMethod
+
+
+class Reward(PairMethod):
+    """Learns to score answers from pairs of them."""
+
+    def __init__(self, *given: Any, centering: Annotated[float, Ge(0)], **shared: Any) -> None:
+        super().__init__(*given, **shared)
+        self.centering = centering
+
+    @classmethod
+    def architecture_of(cls, node: dict[str, Any]) -> str:
+        """A model with a score instead of a vocabulary."""
+        return "SequenceClassification"
+
+    def loss(self, batch: Batch) -> dict[str, Term]:
+        """Loss of the score differences; scores and accuracy as metrics."""
+        n, scores = len(batch["ids"]), sequence_scores(self.network, batch)
+        chosen, rejected = scores[:n], scores[n : 2 * n]
+        losses = bradley_terry(chosen, rejected, batch["margins"]) + self.centering * (chosen + rejected) ** 2
+        values = {
+            "rewards/chosen": chosen,
+            "rewards/rejected": rejected,
+            "rewards/margins": chosen - rejected,
+            "rewards/accuracies": (chosen > rejected).float(),
+        }
+        metrics = {name: Term(value.detach().sum(), n, "pairs", 0.0) for name, value in values.items()}
+        return {"pairs": Term(losses.sum(), n, "pairs"), **metrics}
+
+
+def sequence_scores(network: Any, batch: Batch) -> Tensor:
+    """Score (B,) of each sequence, in float32: the model's own, at the last token that is no padding."""
+    return network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0].float()

@@ -1,0 +1,104 @@
+"""Reinforcement learning from human feedback: PPO against a learned reward model (Ouyang et al. 2022, arXiv:2203.02155).
+
+A completion's reward is the reward model's score at its last token, less beta (log p - log p_ref) at each token: the policy
+stays near where it began. A value head on the policy's last hidden state predicts what is still to come; advantages
+are generalised (Schulman et al. 2016) and whitened over the step. Policy and value losses are clipped (Schulman et al. 2017,
+arXiv:1707.06347). The policy and the reward model are runs of their own (stages), made when they are not given.
+"""
+
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge, Gt, Le
+from torch import Tensor
+
+from ftcore.data.batches import Batch
+from ftcore.data.sources import Row
+from ftcore.logits import logits_and_hidden_at, predicted, target_logps
+from ftcore.losses import clipped_policy_loss, clipped_value_loss, generalized_advantages, whitened
+from ftcore.methods.base import Term
+from ftcore.methods.online import OnlineMethod, Parts, Sample, add_numbers
+from ftcore.reward_model import RewardModel
+
+
+class RLHF(OnlineMethod):
+    """Raises the reward model's score of what the policy writes, at a price for moving away from where it began."""
+
+    token_names = ("old_logps", "advantages", "old_values", "returns")
+
+    def __init__(
+        self,
+        *given: Any,
+        policy: str | None,
+        reward_model: str | None,
+        stages: dict[str, list[str]],
+        clip: Annotated[float, Gt(0), Le(1)],
+        value_clip: Annotated[float, Gt(0)],
+        value_weight: Annotated[float, Ge(0)],
+        gamma: Annotated[float, Gt(0), Le(1)],
+        lam: Annotated[float, Ge(0), Le(1)],
+        unfinished_penalty: Annotated[float, Ge(0)],
+        **shared: Any,
+    ) -> None:
+        super().__init__(*given, **shared)
+        assert reward_model, "the stages come first"
+        self.clip, self.value_clip, self.value_weight = clip, value_clip, value_weight
+        self.gamma, self.lam, self.unfinished_penalty = gamma, lam, unfinished_penalty
+        self.reward_model = RewardModel(reward_model, self.encoder)
+        self.value_head = torch.nn.Linear(self.network.config.get_text_config().hidden_size, 1)
+        torch.nn.init.zeros_(self.value_head.weight)
+        torch.nn.init.zeros_(self.value_head.bias)
+
+    def rewards(self, rows: list[Row], texts: list[str], ids: list[list[int]]) -> tuple[list[float | None], Parts]:
+        """Scores of the reward model."""
+        scores = self.reward_model.score(rows, texts, self.micro_batch_size, self.device)
+        return list(scores), {}
+
+    @torch.no_grad()
+    def annotate(self, samples: list[Sample]) -> None:
+        """Add the values that the policy expects before each token."""
+        super().annotate(samples)
+        batch = self.sequences(samples)
+        add_numbers(samples, "old_values", self._logits_and_values(batch)[1].tolist())
+
+    def advise(self, groups: list[list[Sample]]) -> list[Sample]:
+        """Advantages and returns of each token, the advantages whitened over the step."""
+        samples = [one for group in groups for one in group]
+        if not samples:
+            return []
+        for one in samples:
+            values = torch.tensor(one.tokens["old_values"])
+            advantages = generalized_advantages(self._token_rewards(one), values, self.gamma, self.lam)
+            one.tokens |= {"advantages": advantages.tolist(), "returns": (advantages + values).tolist()}
+        together = torch.tensor([x for one in samples for x in one.tokens["advantages"]])
+        add_numbers(samples, "advantages", whitened(together).tolist())
+        return samples
+
+    def _token_rewards(self, one: Sample) -> Tensor:
+        """Price of the KL at each token, and at the last one the score."""
+        logps, ref_logps = torch.tensor(one.tokens["old_logps"]), torch.tensor(one.tokens["ref_logps"])
+        rewards = -self.beta * (logps - ref_logps)
+        assert one.reward is not None
+        rewards[-1] += one.reward - self.unfinished_penalty * (not one.completion.finished)
+        return rewards
+
+    def _logits_and_values(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        logits, hidden = logits_and_hidden_at(self.network, batch, predicted(batch)[0])
+        return logits / self.temperature, self.value_head(hidden.to(self.value_head.weight.dtype))[:, 0].float()
+
+    def loss(self, batch: Batch) -> dict[str, Term]:
+        """Clipped policy loss and clipped value loss, averaged over the step's tokens."""
+        logits, values = self._logits_and_values(batch)
+        log_ratio = target_logps(logits, predicted(batch)[1]) - batch["old_logps"]
+        policy = clipped_policy_loss(log_ratio, batch["advantages"], self.clip, self.clip)
+        value = clipped_value_loss(values, batch["old_values"], batch["returns"], self.value_clip)
+        n = len(log_ratio)
+        with torch.no_grad():
+            entropy = torch.special.entr(logits.softmax(-1)).sum()
+            clipped = ((log_ratio.exp() - 1).abs() > self.clip).float().sum()
+        return {
+            "policy": Term(policy.sum(), n, "tokens"),
+            "value": Term(value.sum(), n, "tokens", self.value_weight),
+            "entropy": Term(entropy, n, "tokens", 0.0),
+            "clipped": Term(clipped, n, "tokens", 0.0),
+        }

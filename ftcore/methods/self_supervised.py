@@ -1,0 +1,66 @@
+"""Self-supervised learning: learn a domain from raw text by predicting pieces of it.
+
+The objectives differ only in what is done to the text (data/transforms.py); one cross-entropy serves all.
+next_token: each token from those before it. fill_in_the_middle: the middle of a share of the texts is moved behind prefix and
+suffix (Bavarian et al. 2022, arXiv:2207.14255). masked: a share of the words is hidden from an encoder (Devlin et al. 2019,
+arXiv:1810.04805). Held-out text is scored as it is, or with the same words masked for every model.
+"""
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from annotated_types import Gt, Le
+
+from ftcore.cloze import cloze_accuracy
+from ftcore.data.batches import Draw
+from ftcore.data.sources import Row
+from ftcore.data.tokens import Example
+from ftcore.data.transforms import OBJECTIVES, fim_tokens
+from ftcore.errors import ConfigError
+from ftcore.methods.sft import SFT
+
+
+class SelfSupervised(SFT):
+    """Cross-entropy on raw text after the objective's transform."""
+
+    record_type = "text"
+
+    def __init__(
+        self,
+        *given: Any,
+        objective: Literal["next_token", "fill_in_the_middle", "masked"],
+        share: Annotated[float, Gt(0), Le(1)],
+        **shared: Any,
+    ) -> None:
+        super().__init__(*given, **shared)
+        self.transform = OBJECTIVES[objective](self.foundation.tokenizer, share, self.encoder.max_length)
+        self.masked = objective == "masked"
+        if self.masked and self.packing:
+            raise ConfigError("method.packing needs a causal objective: an encoder would read packed texts as one.")
+
+    @classmethod
+    def architecture_of(cls, node: dict[str, Any]) -> str:
+        """Masked words are an encoder's work."""
+        return "MaskedLM" if node["objective"] == "masked" else "CausalLM"
+
+    @classmethod
+    def control_tokens(cls, node: dict[str, Any], tokenizer: Any) -> tuple[str, ...]:
+        """The three tokens of fill-in-the-middle."""
+        return fim_tokens(tokenizer) if node["objective"] == "fill_in_the_middle" else ()
+
+    def pieces(self, rows: list[Row], length: int | None = None) -> list[Example]:
+        """Pieces of text; masked ones hide the same words each time they are made."""
+        pieces = super().pieces(rows, length)
+        return [self.transform(piece, np.random.default_rng(0)) for piece in pieces] if self.masked else pieces
+
+    def encode(self, rows: list[Row]) -> list[Example]:
+        """Texts, cut where they are longer than data.max_length."""
+        return self.pieces(rows)
+
+    def prepare(self, draw: Draw, random: np.random.Generator) -> list[Example]:
+        """New cuts or masks every time a text comes by."""
+        return [self.transform(example, random) for example in draw()]
+
+    def held_out_scores(self, held_out: Any, answers: list[Row], batch_size: int) -> dict[str, float]:
+        """Share of sentences whose missing word is found among four."""
+        return {"cloze": cloze_accuracy(self, held_out.cloze, batch_size)} if held_out.cloze else {}

@@ -1,0 +1,28 @@
+"""Simple preference optimisation (Meng et al. 2024, arXiv:2405.14734, eq. 6): no reference model, no length bias.
+
+loss = -log sigmoid(r(chosen) - r(rejected) - gamma), r(y) = beta / |y| log p(y).
+"""
+
+from typing import Annotated, Any
+
+from annotated_types import Ge
+from torch import Tensor
+
+from ftcore.losses import bradley_terry
+from ftcore.methods.preference import Answers, PreferenceMethod
+
+
+class SimPO(PreferenceMethod):
+    """Raises the chosen answer's mean log-probability over the rejected one's by a margin."""
+
+    def __init__(self, *given: Any, gamma: Annotated[float, Ge(0)], **shared: Any) -> None:
+        super().__init__(*given, **shared)
+        self.gamma = gamma
+
+    def reward(self, answers: Answers) -> Tensor:
+        """beta times the mean log-probability per token."""
+        return self.beta * answers.logps / answers.lengths.clamp(min=1)
+
+    def pair_loss(self, chosen: Answers, rejected: Answers) -> Tensor:
+        """Logistic loss of the margin beyond gamma."""
+        return bradley_terry(self.reward(chosen), self.reward(rejected), self.gamma)

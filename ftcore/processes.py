@@ -1,0 +1,34 @@
+"""Work shared out among the processes of a run; in a run of one process all of it is that one's."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def rank_and_world() -> tuple[int, int]:
+    """Number of this process and of all processes."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def gathered(part: Any) -> list[Any]:
+    """`part` of every process, in the order of their numbers."""
+    if not dist.is_initialized():
+        return [part]
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, part)
+    return parts
+
+
+def shared_out(items: Sequence[T], work: Callable[[list[T]], list[R]]) -> list[R]:
+    """`work` on this process's share of `items`; every process gets all results, in the order of the items.
+
+    >>> shared_out([1, 2, 3], lambda share: [10 * item for item in share])
+    [10, 20, 30]
+    """
+    rank, world = rank_and_world()
+    parts = [iter(part) for part in gathered(work(list(items[rank::world])))]
+    return [next(parts[k % world]) for k in range(len(items))]

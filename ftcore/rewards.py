@@ -1,0 +1,331 @@
+"""Rewards of generated completions: functions that score them, and the process of its own that runs them.
+
+A reward function follows TRL's convention, so functions written for TRL work here and the other way round:
+
+    function(prompts, completions, completion_ids, **columns, **options) -> one number per completion
+
+Everything comes by keyword: lists of texts, lists of token ids, the rows' other columns as parallel lists (None where a
+row lacks the column), and the function's own options. A function names what it needs and ends in `**columns`. None, or
+whatever is no finite number, excludes that completion. Functions run in a worker process because they may hang, crash or
+exit; what they raise is reported by its kind only, since rows may be private.
+"""
+
+import ctypes
+import importlib
+import inspect
+import math
+import multiprocessing
+import os
+import re
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from difflib import get_close_matches
+from importlib.util import find_spec
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from typing import Any, Self
+
+from ftcore.answers import accepted_answers, choice, is_right, last_number, normalised
+from ftcore.errors import ConfigError, RewardError
+
+Function = Callable[..., Any]
+Batch = dict[str, list[Any]]  # keyword arguments of a function, one entry a completion
+Values = list[float | None]
+Outcome = float | str  # the value of one completion, or why it has none
+START_LIMIT = 300  # seconds for importing the functions' modules
+ROWS_TO_JUDGE = 16  # with fewer rows seen, a share of failures says little
+TRL = "trl.rewards."
+
+
+def exact_match(completions: list[str], **columns: Any) -> Values:
+    """1 when the completion is an accepted answer, case and punctuation aside, else 0; None for a row without one."""
+    return _judged(completions, columns, normalised)
+
+
+def contains_answer(completions: list[str], **columns: Any) -> Values:
+    """1 when the completion holds an accepted answer as whole words, else 0; None for a row without one."""
+    return [float(is_right(*pair)) if pair[1] else None for pair in _with_answers(completions, columns)]
+
+
+def multiple_choice(completions: list[str], **columns: Any) -> Values:
+    """1 when the completion gives the answer's letter (`B`, `(B)`, `The answer is B.`), else 0; None without a letter."""
+    return _judged(completions, columns, choice)
+
+
+def numeric_answer(completions: list[str], **columns: Any) -> Values:
+    """1 when the completion's last number equals the answer's (1,234.5 or #### -7), else 0; None without a number."""
+    return _judged(completions, columns, last_number)
+
+
+def length(completions: list[str], *, limit: int, **columns: Any) -> Values:
+    """0 up to `limit` words, then falling evenly to -1 at twice as many; never None."""
+    if limit <= 0:
+        raise ValueError("limit must be above 0")
+    return [max(-1.0, min(0.0, 1 - len(text.split()) / limit)) for text in completions]
+
+
+def repetition(completions: list[str], *, n: int = 3, **columns: Any) -> Values:
+    """Minus the share of runs of `n` words that came before, in [-1, 0]; never None."""
+    if not isinstance(n, int) or n < 1:
+        raise ValueError("n must be a whole number above 0")
+    words = [text.lower().split() for text in completions]
+    runs = [[tuple(row[k : k + n]) for k in range(len(row) - n + 1)] for row in words]
+    return [len(set(row)) / len(row) - 1 if row else 0.0 for row in runs]
+
+
+def format(completions: list[str], *, pattern: str, **columns: Any) -> Values:
+    """1 when the regular expression `pattern` matches the whole completion (a dot also a line break), else 0; never None."""
+    expression = re.compile(pattern, re.DOTALL)
+    return [float(expression.fullmatch(text) is not None) for text in completions]
+
+
+def _judged(completions: list[str], columns: dict[str, Any], essence: Callable[[str], Any]) -> Values:
+    """1 where a completion and an accepted answer are essentially equal, else 0; None where no answer has the essence."""
+    compared = []
+    for text, accepted in _with_answers(completions, columns):
+        right = {essence(answer) for answer in accepted} - {None}
+        compared.append(float(essence(text) in right) if right else None)
+    return compared
+
+
+def _with_answers(completions: list[str], columns: dict[str, Any]) -> Iterable[tuple[str, list[str]]]:
+    absent = [None] * len(completions)
+    sources = zip(columns.get("answer", absent), columns.get("completion", absent), strict=True)
+    answers = [accepted_answers({"answer": answer, "completion": completion}) or [] for answer, completion in sources]
+    return zip(completions, answers, strict=True)
+
+
+OWN = (exact_match, contains_answer, multiple_choice, numeric_answer, length, repetition, format)
+FUNCTIONS: dict[str, Function] = {function.__name__: function for function in OWN}
+
+
+class Rewards:
+    """Weighted reward functions in a worker process, which starts at the first use and again after it was killed.
+
+    `options`: keyword options by function; `time_limit`: seconds for one function on one batch; `max_failed_share`: the
+    largest share of rows that a function may leave without a number; `trust`: modules whose functions may run.
+    `seen` counts rows, `failed` those without a number by function, `reasons` holds the last reason for it.
+    Use it from one thread that stays: the worker ends with the thread that started it.
+    """
+
+    def __init__(
+        self, names: list[str], weights: list[float], options: dict[str, dict[str, Any]], *, time_limit: float,
+        max_failed_share: float, trust: list[str],
+    ) -> None:  # fmt: skip
+        if not len(weights) == len(names) == len(set(names)) > 0:
+            counts = f"{len(names)} rewards ({len(set(names))} different) and {len(weights)} weights"
+            raise ConfigError(f"Name at least one reward, each once, and as many weights; given are {counts}.")
+        if unused := sorted(set(options) - set(names)):
+            raise ConfigError(
+                f"Options for {', '.join(unused)}: not among the {len(names)} rewards {', '.join(names)}."
+            )
+        for name in names:
+            check_reward(name, options.get(name, {}), trust)
+        self.names, self.weights, self.time_limit, self.max_failed_share = names, weights, time_limit, max_failed_share
+        self.seen, self.failed, self.reasons = 0, Counter[str](), dict[str, str]()
+        self._jobs = [(name, options.get(name, {}), trust) for name in names]
+        self._worker: tuple[SpawnProcess, Connection] | None = None
+
+    def score(
+        self, prompts: list[str], completions: list[str], completion_ids: list[list[int]], rows: list[dict[str, Any]]
+    ) -> tuple[Values, dict[str, Values]]:
+        """Weighted sums, None where a function gave no number, and each function's values by its name.
+
+        Raises `RewardError` once a function has failed for more than the allowed share of all rows seen.
+        """
+        assert len(prompts) == len(completions) == len(completion_ids) == len(rows)
+        batch: Batch = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
+        columns = dict.fromkeys(key for row in rows for key in row if key not in {"prompt", *batch})
+        batch |= {key: [row.get(key) for row in rows] for key in columns}
+        outcomes = {name: self._outcomes(name, batch) for name in self.names}
+        self._count(outcomes, len(rows))
+        values = {name: [None if isinstance(v, str) else v for v in column] for name, column in outcomes.items()}
+        return [self._total(terms) for terms in zip(*values.values(), strict=True)], values
+
+    def close(self) -> None:
+        """End the worker, and what it started, at once."""
+        if self._worker:
+            process, pipe = self._worker
+            assert process.pid
+            with suppress(OSError):  # it does not lead a group yet
+                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
+            process.join()
+            pipe.close()
+            self._worker = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _total(self, terms: tuple[float | None, ...]) -> float | None:
+        numbers = [weight * value for weight, value in zip(self.weights, terms, strict=True) if value is not None]
+        return sum(numbers) if len(numbers) == len(terms) else None
+
+    def _count(self, outcomes: dict[str, list[Outcome]], rows: int) -> None:
+        self.seen += rows
+        bad = {name: [v for v in column if isinstance(v, str)] for name, column in outcomes.items()}
+        self.failed.update({name: len(reasons) for name, reasons in bad.items()})
+        self.reasons |= {name: reasons[-1] for name, reasons in bad.items() if reasons}
+        for name, reasons in bad.items():
+            judged = self.seen >= ROWS_TO_JUDGE or len(reasons) == rows
+            if judged and self.failed[name] > self.max_failed_share * self.seen:
+                raise RewardError(
+                    f"Reward {name!r} gave no number for {self.failed[name]} of {self.seen} completions, a larger share than "
+                    f"{self.max_failed_share:g} (max_failed_share); the last reason: {self.reasons[name]}. ftcore's functions "
+                    f"return None for rows without a fitting `answer`; a function of your own must accept every column "
+                    f"(**columns) and return one number per completion, in time."
+                )
+
+    def _outcomes(self, name: str, batch: Batch) -> list[Outcome]:
+        if self._worker is None:
+            self._start()
+        reply = self._ask((name, batch), self.time_limit)
+        return [reply] * len(batch["completions"]) if isinstance(reply, str) else reply
+
+    def _start(self) -> None:
+        """Start the worker and wait until it has imported the functions; `ConfigError` when it cannot."""
+        context = multiprocessing.get_context("spawn")
+        pipe, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(theirs,), name="rewards", daemon=True)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C must not meet a half-started worker
+        try:
+            process.start()
+        finally:
+            theirs.close()
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        self._worker = process, pipe
+        reply = self._ask(self._jobs, START_LIMIT)
+        if isinstance(reply, str):
+            self.close()
+            raise ConfigError(f"The rewards cannot be loaded: {reply}.")
+
+    def _ask(self, message: Any, limit: float) -> list[Outcome] | str:
+        """The worker's reply; when there is none in time, the worker is ended and the reason is returned."""
+        assert self._worker
+        pipe, reply, reason = self._worker[1], None, f"time limit of {limit:g} s"
+        try:
+            pipe.send(message)
+            reply = pipe.recv() if pipe.poll(limit) else None
+        except (EOFError, OSError):
+            reason = "the process that ran it ended"
+        finally:  # also when interrupted: a late reply would be taken for that to the next message
+            if reply is None:
+                self.close()
+        return reason if reply is None else reply
+
+
+def check_reward(name: str, options: dict[str, Any], trust: list[str]) -> None:
+    """Raise `ConfigError` for what is wrong with a reward before anything is imported for it."""
+    if name in FUNCTIONS:
+        _check_options(name, options)
+    elif "." not in name:
+        match = get_close_matches(name, FUNCTIONS, n=1, cutoff=0.5)
+        raise ConfigError(
+            f"There is no reward {name!r}{f'; did you mean {match[0]!r}?' if match else '.'} ftcore has {', '.join(FUNCTIONS)}; "
+            f"a function of your own is named with its module, as in my_package.{name}, and trust=[my_package]."
+        )
+    elif name.rpartition(".")[0] == TRL.rstrip("."):
+        if find_spec("trl") is None:
+            raise ConfigError(f"Reward {name!r} needs TRL: pip install 'ftcore[trl]'.")
+    elif not any(name.startswith(f"{module}.") for module in trust):
+        raise ConfigError(
+            f"Reward {name!r} runs code that is not ftcore's. If you trust it, say so: trust=[{name.split('.')[0]}]."
+        )
+
+
+def _check_options(name: str, options: dict[str, Any]) -> None:
+    function = FUNCTIONS[name]
+    known = inspect.getfullargspec(function).kwonlyargs
+    if unknown := sorted(set(options) - set(known)):
+        raise ConfigError(f"Reward {name!r} has no option {', '.join(unknown)}; it has: {', '.join(known) or 'none'}.")
+    try:
+        function([], **options)
+    except Exception as error:
+        raise ConfigError(f"Reward {name!r}: {error}.") from None
+
+
+def locate_reward(name: str, trust: list[str]) -> Function:
+    """The function of that name: ftcore's, TRL's or a trusted module's, which is imported. Else `ConfigError`."""
+    if name in FUNCTIONS:
+        return FUNCTIONS[name]
+    check_reward(name, {}, trust)
+    module, _, attribute = name.rpartition(".")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"Reward {name!r} cannot be imported: {type(error).__name__}: {error}.") from None
+    if not callable(function):
+        raise ConfigError(f"Reward {name!r} is no function.")
+    return function
+
+
+def _bound(name: str, options: dict[str, Any], trust: list[str]) -> Function:
+    """The function with its options, which come before columns of the same name, taking texts."""
+    function = locate_reward(name, trust)
+    if name in FUNCTIONS:
+        options = {**(function.__kwdefaults__ or {}), **options}
+    if name.startswith(f"{TRL}get_"):  # makes a function of its options
+        try:
+            function, options = function(**options), {}
+        except Exception as error:
+            raise ConfigError(f"Reward {name!r}: {error}.") from None
+    given = _conversations if name.startswith(TRL) else dict[str, Any]
+    return lambda **batch: function(**{**given(batch), **options})
+
+
+def _conversations(batch: Batch) -> Batch:
+    roles = {"prompts": "user", "completions": "assistant"}
+    return batch | {key: [[{"role": role, "content": text}] for text in batch[key]] for key, role in roles.items()}
+
+
+def _work(pipe: Connection) -> None:
+    """The worker: import the functions, then answer batches until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.setsid()  # heads a group, so that what functions start can be ended with it
+    if sys.platform == "linux":  # a hanging function would not notice that the parent is gone
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    sys.stdout = sys.stderr  # what functions print stands apart from what the program prints
+    with suppress(EOFError, OSError):
+        try:
+            functions = {name: _bound(name, options, trust) for name, options, trust in pipe.recv()}
+        except ConfigError as error:
+            return pipe.send(str(error).rstrip("."))
+        pipe.send([])
+        while True:
+            name, batch = pipe.recv()
+            pipe.send(_guarded(functions[name], batch))
+
+
+def _guarded(function: Function, batch: Batch) -> list[Outcome]:
+    """What a function makes of a batch; when it raises, of each row alone, so that only the guilty are excluded."""
+    count = len(batch["completions"])
+    try:
+        return _checked(function(**batch), count)
+    except BaseException as error:
+        if count == 1:
+            return [type(error).__name__]
+    rows = ({key: [column[k]] for key, column in batch.items()} for k in range(count))
+    return [outcome for row in rows for outcome in _guarded(function, row)]
+
+
+def _checked(values: Any, count: int) -> list[Outcome]:
+    values = values.tolist() if hasattr(values, "tolist") else values
+    if not isinstance(values, list | tuple):
+        return [f"returned {type(values).__name__}, no list"] * count
+    if len(values) != count:
+        return [f"returned {len(values)} values for {count} completions"] * count
+    return [_number_or_reason(value) for value in values]
+
+
+def _number_or_reason(value: Any) -> Outcome:
+    kind, number = "None" if value is None else type(value).__name__, math.nan
+    if hasattr(value, "__float__"):
+        with suppress(Exception):  # a tensor of several numbers, an integer that is too large
+            number = float(value)
+    return number if math.isfinite(number) else f"returned {kind}, no finite number"

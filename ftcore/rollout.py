@@ -1,0 +1,124 @@
+"""Rollouts: completions sampled from the policy, several for each prompt.
+
+The prompt is computed once per group and its cache shared out; finished rows leave the batch. `sample` is a plain function of a
+network and token ids, so another engine can take its place.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+
+@dataclass(slots=True)
+class Completion:
+    """Sampled tokens, with the end token when it came, and their log-probabilities.
+
+    `logps` are those of the policy at the sampling temperature, which training compares with. `sampled_logps` are those of the
+    distribution drawn from: the same, but renormalised over the tokens that top-p kept. They are equal when top_p is 1.
+    """
+
+    ids: list[int]
+    logps: list[float]
+    sampled_logps: list[float]
+    finished: bool = False
+
+
+@torch.no_grad()
+def sample(
+    network: Any,
+    prompts: list[list[int]],
+    seeds: list[int],
+    *,
+    group_size: int,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    end_ids: list[int],
+    pad_id: int,
+) -> list[list[Completion]]:
+    """`group_size` completions of every prompt, each at most `max_new_tokens` long.
+
+    A prompt's draws come from its seed alone, so they do not depend on which prompts share its batch or process.
+    """
+    device = next(network.parameters()).device
+    draws = torch.from_numpy(
+        np.concatenate([np.random.default_rng(seed).random((group_size, max_new_tokens)) for seed in seeds])
+    ).to(device)
+    completions = [Completion([], [], []) for _ in range(len(prompts) * group_size)]
+    active = torch.arange(len(completions), device=device)
+    logits, cache, mask = _prompt_pass(network, prompts, group_size, pad_id)
+    for step in range(max_new_tokens):
+        tokens, logps, sampled_logps = _draw(logits, draws[active, step], temperature, top_p)
+        _append(completions, active, tokens, logps, sampled_logps, end_ids)
+        going = ~torch.isin(tokens, torch.tensor(end_ids, device=device))
+        if step == max_new_tokens - 1 or not going.any():
+            break
+        if not going.all():
+            active, tokens, mask = active[going], tokens[going], mask[going]
+            cache.batch_select_indices(going.nonzero()[:, 0])
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        output = network(
+            input_ids=tokens[:, None],
+            attention_mask=mask,
+            position_ids=mask.sum(1, keepdim=True) - 1,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits = output.logits[:, -1].float()
+    return [completions[k : k + group_size] for k in range(0, len(completions), group_size)]
+
+
+def _prompt_pass(network: Any, prompts: list[list[int]], group_size: int, pad_id: int) -> tuple[Tensor, Any, Tensor]:
+    """Logits after each prompt, the cache and the attention mask, each repeated for the rows of its group."""
+    device, longest = next(network.parameters()).device, max(map(len, prompts))
+    ids = torch.tensor([[pad_id] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    output = network(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        past_key_values=DynamicCache(config=network.config.get_text_config()),
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    output.past_key_values.batch_repeat_interleave(group_size)
+    logits = output.logits[:, -1].float().repeat_interleave(group_size, 0)
+    return logits, output.past_key_values, mask.repeat_interleave(group_size, 0)
+
+
+def _draw(logits: Tensor, draws: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens (n,) by inversion of the cumulative distribution at `draws`, their log-probabilities before and after top-p."""
+    logps, order = (logits / temperature).log_softmax(-1), None
+    if top_p < 1:
+        logps, order = logps.sort(descending=True, dim=-1)
+    cumulative = logps.double().exp().cumsum(-1)
+    before = cumulative - logps.double().exp()
+    kept = (
+        (before < top_p).sum(-1, keepdim=True) if top_p < 1 else torch.full_like(draws, logps.shape[-1]).long()[:, None]
+    )
+    mass = cumulative.gather(-1, kept - 1)
+    place = torch.searchsorted(cumulative, draws[:, None] * mass).clamp(max=kept - 1)
+    chosen = logps.gather(-1, place)[:, 0]
+    tokens = place if order is None else order.gather(-1, place)
+    return tokens[:, 0], chosen, chosen - mass[:, 0].log().float()
+
+
+def _append(
+    completions: list[Completion],
+    active: Tensor,
+    tokens: Tensor,
+    logps: Tensor,
+    sampled_logps: Tensor,
+    end_ids: list[int],
+) -> None:
+    columns = (active.tolist(), tokens.tolist(), logps.tolist(), sampled_logps.tolist())
+    for row, token, logp, sampled in zip(*columns, strict=True):
+        completion = completions[row]
+        completion.ids.append(token)
+        completion.logps.append(logp)
+        completion.sampled_logps.append(sampled)
+        completion.finished = token in end_ids

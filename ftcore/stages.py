@@ -1,0 +1,116 @@
+"""Runs that a method needs before its own: each is made once, as an ordinary run, and kept by what it depends on.
+
+A method's YAML lists them under `stages`, name -> overrides, composed on the same model, adapter and data;
+`method.<name>=<run>` uses an existing run instead. A sweep over other keys of the method finds them finished.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock
+
+from ftcore import __version__
+from ftcore.config import build, load_config, record_type
+from ftcore.errors import ConfigError
+from ftcore.weights import home, is_run
+
+Config = dict[str, Any]
+# What a stage takes over from the run it is for, unless its overrides choose otherwise.
+INHERITED = (
+    "model",
+    "adapter",
+    "data",
+    "hardware",
+    "logger",
+    "seed",
+    "evaluate",
+    "trainer",
+    "micro_batch_size",
+    "trust",
+)
+# What its result depends on.
+DECISIVE = (
+    "model", "adapter", "data", "method", "seed", "global_batch_size", "max_steps", "max_epochs", "retention", "trainer",
+    "keep_best", "patience", "validate_every",
+)  # fmt: skip
+
+
+def run_stages(config: Config) -> bool:
+    """Make the stages that are missing and enter their folders into the config; False when `dry_run` left one unmade.
+
+    The stage `policy` is what the run starts from. A `model.path` that is a run already is one.
+    """
+    method = config["method"]
+    if is_run(config["model"].get("path")) and "policy" in method.get("stages", {}):
+        method["policy"] = method["policy"] or config["model"]["path"]
+    missing = {name: words for name, words in method.get("stages", {}).items() if method[name] is None}
+    stages = {name: stage_config(config, name, words) for name, words in missing.items()}
+    folders = {
+        name: folder_of(stage) for name, stage in stages.items()
+    }  # all rows are checked before the first stage trains
+    for name, stage in stages.items():
+        if not _make(name, stage, folders[name], config["dry_run"]):
+            return False
+        method[name] = str(folders[name])
+    if method.get("policy"):
+        config["model"] = {**config["model"], "path": method["policy"]}
+    return True
+
+
+def stage_config(config: Config, name: str, words: list[str]) -> Config:
+    """The checked config of a stage: its overrides on the model, adapter, data and machine of the run it is for."""
+    keys = {word.split("=")[0].lstrip("+").split(".")[0].split("/")[0] for word in words}
+    if keys & {"trust", "run", "verb", "recipes", "output_dir"}:
+        raise ConfigError(
+            f"method.stages.{name} may not set {', '.join(sorted(keys))}; it names a method and its keys."
+        )
+    stage = load_config(words)
+    kept = [key for key in INHERITED if key not in keys]
+    stage |= {key: config[key] for key in kept}
+    stage["choices"] |= {key: config["choices"][key] for key in kept if key in stage["choices"]}
+    stage["name"] = f"{config['name']}-{name}"
+    return stage
+
+
+def folder_of(stage: Config) -> Path:
+    """Where a stage's run is kept: named by a hash of what its result depends on, its rows included."""
+    rows = build(stage["data"]).load(record_type(stage["method"])).content_hash()
+    decisive = {key: stage[key] for key in DECISIVE}
+    content = json.dumps([__version__, decisive, rows, _weights(stage["model"].get("path"))], sort_keys=True)
+    return home() / "stages" / f"{stage['choices']['method']}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+
+
+def _weights(path: str | None) -> list[Any]:
+    """Names, sizes and times of the files in a folder of weights."""
+    if not path or not Path(path).expanduser().is_dir():
+        return []
+    files = sorted(Path(path).expanduser().rglob("*.safetensors"))
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def _make(name: str, stage: Config, folder: Path, dry_run: bool) -> bool:
+    """Run a stage unless it is there; whoever comes second waits. Returns whether it is there."""
+    from ftcore.launcher import launch
+
+    processes = build(stage["hardware"])["devices"]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if (folder / "summary.json").is_file():
+            print(f"Stage {name}: {folder} (made before)")
+            return True
+        print(f"Stage {name}: {' '.join(str(stage['choices'][key]) for key in ('method', 'data', 'model'))}")
+        if dry_run:
+            launch({**stage, "dry_run": True}, Path(os.devnull), processes)
+            return False
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        (partial / "config.yaml").write_text(yaml.safe_dump(stage, sort_keys=False), encoding="utf-8")
+        launch(stage, partial, processes)
+        partial.rename(folder)
+    return True
