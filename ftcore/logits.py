@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -69,3 +70,15 @@ def row_sums(values: Tensor, batch: dict[str, Any]) -> Tensor:
 def row_numbers(batch: dict[str, Any]) -> Tensor:
     """The row (N,) that each value of `completion_logps` belongs to."""
     return predicted(batch)[0].nonzero()[:, 0]
+
+
+def sequence_sums(network: Any, batch: dict[str, Any]) -> Tensor:
+    """Log-probability (B,) of each row's tokens with loss, summed."""
+    return row_sums(completion_logps(network, batch), batch)
+
+
+@torch.no_grad()
+def reference_sums(foundation: Any, batch: dict[str, Any]) -> Tensor:
+    """The same under the base model."""
+    with foundation.base_view() as base:
+        return sequence_sums(base, batch)

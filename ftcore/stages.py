@@ -65,9 +65,9 @@ def run_stages(config: Config) -> bool:
 def stage_config(config: Config, name: str, words: list[str]) -> Config:
     """The checked config of a stage: its overrides on the model, adapter, data and machine of the run it is for."""
     keys = {word.split("=")[0].lstrip("+").split(".")[0].split("/")[0] for word in words}
-    if keys & {"trust", "run", "verb", "recipes", "output_dir"}:
+    if refused := keys & {"trust", "run", "verb", "recipes", "output_dir"}:
         raise ConfigError(
-            f"method.stages.{name} may not set {', '.join(sorted(keys))}; it names a method and its keys."
+            f"method.stages.{name} may not set {', '.join(sorted(refused))}; it names a method and its keys."
         )
     stage = load_config(words)
     kept = [key for key in INHERITED if key not in keys]

@@ -87,10 +87,11 @@ def run(config: Config, folder: Path) -> None:
     trainer.fit(job.method, job.batches, job.validation)
 
     if trainer.is_global_zero:
+        figures = _figures(job, steps, compare, started)  # before adapters are merged for saving
         save_model(job.method.foundation, folder / "model")
         samples = report.side_by_side(compare.base_answers, compare.tuned_answers)
         shown = {"samples": report.spread(samples, config["evaluate"]["samples"])}
-        summary = {"name": config["name"], **compare.scores(), **_figures(job, steps, compare, started), **shown}
+        summary = {"name": config["name"], **compare.scores(), **figures, **shown}
         write_lines(folder / "samples.jsonl", samples)
         write_json(folder / "summary.json", summary)
         report.finish(config, folder, summary, samples, loggers)

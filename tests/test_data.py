@@ -18,7 +18,7 @@ GOOD = {"prompt": "secret question?", "completion": "secret answer"}
 
 def data(path=None, **changes):
     fields = {
-        "path": path, "splits": {}, "records": {}, "columns": {}, "test_share": 0.1, "validation_share": 0.0,
+        "path": path, "splits": {}, "records": {}, "columns": {}, "cloze": None, "test_share": 0.1, "validation_share": 0.0,
         "max_length": 512, "too_long": "error", "chat": "auto",
     }  # fmt: skip
     return Data(**(fields | changes))
@@ -138,6 +138,129 @@ def test_a_mapped_column_wins_over_one_of_its_name_and_a_source_can_serve_twice(
 def test_a_misspelt_target_column_is_refused(rows):
     with pytest.raises(DataError, match=r"promt means nothing .* prompt"):
         data(rows(GOOD), columns={"promt": "q"}).load("prompt_completion")
+
+
+# Conversations, labels, margins, and rows of one type made of another's.
+
+ASKED = {"role": "user", "content": "secret question?"}
+ANSWERED = {"role": "assistant", "content": "secret answer"}
+RULE = {"role": "system", "content": "secret rule"}
+PAIR = {"prompt": "secret question?", "chosen": "secret answer", "rejected": "secret mistake"}
+
+
+@pytest.mark.parametrize(
+    ("before", "roles"), [([], "ua"), ([RULE], "sua"), ([ASKED, ANSWERED], "uaua"), ([RULE, ASKED, ANSWERED], "suaua")]
+)
+def test_a_conversations_last_question_and_answer_are_prompt_and_completion(rows, before, roles):
+    last = [{"role": "user", "content": "And now?"}, {"role": "assistant", "content": "Now."}]
+    path = rows({"messages": [*before, *last], "prompt": "something else"})
+    (row,) = data(path, test_share=0).load("prompt_completion").train
+    assert (row["prompt"], row["completion"]) == ("And now?", "Now.")
+    assert "".join(message["role"][0] for message in row["messages"]) == roles
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ("secret", "messages must be a list of objects"),
+        ({"role": "user", "content": "secret"}, "messages must be a list of objects"),
+        ([ASKED, "secret"], "messages must be a list of objects"),
+        (None, "messages must be a list of objects"),
+        ([], "user and assistant must take turns and the assistant end"),
+        ([RULE], "the roles are system"),
+        ([ASKED], "the roles are user"),
+        ([ASKED, ANSWERED, ASKED], "the roles are user, assistant, user"),
+        ([ANSWERED, ASKED], "the roles are assistant, user"),
+        ([ASKED, ASKED, ANSWERED], "the roles are user, user, assistant"),
+        ([RULE, RULE, ASKED, ANSWERED], "after at most one system message"),
+        ([ASKED, RULE, ANSWERED], "the roles are user, system, assistant"),
+        ([ASKED, {**ANSWERED, "role": "secret"}], "a role is not one of system, user, assistant"),
+        ([ASKED, {**ANSWERED, "role": ["secret"]}], "a role is not one of system, user, assistant"),
+        ([ASKED, {"content": "secret"}], "a role is not one of system, user, assistant"),
+        ([ASKED, {**ANSWERED, "content": " \n"}], "message 2 has no text in 'content'"),
+        ([ASKED, {"role": "assistant"}], "message 2 has no text in 'content'"),
+        ([{**ASKED, "content": [{"type": "text", "text": "secret"}]}, ANSWERED], "message 1 has no text in 'content'"),
+    ],
+)
+def test_messages_that_are_no_conversation_are_refused_with_file_and_line(rows, messages, message):
+    with pytest.raises(DataError, match=f"rows.jsonl:2: .*{message}") as error:
+        data(rows(GOOD, {"messages": messages})).load("prompt_completion")
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("record_type", "row", "message"),
+    [
+        ("preference", {**PAIR, "margin": "secret"}, "column 'margin' must be a number"),
+        ("preference", {**PAIR, "margin": True}, "column 'margin' must be a number"),
+        ("preference", {**PAIR, "margin": None}, "column 'margin' must be a number"),
+        ("unpaired", {**GOOD, "label": 1}, "column 'label' must be true or false, not int"),
+        ("unpaired", {**GOOD, "label": "secret"}, "column 'label' must be true or false, not str"),
+        ("unpaired", {**GOOD, "label": None}, "column 'label' must be true or false, not null"),
+        ("unpaired", GOOD, "there is no column 'label'"),
+        ("unpaired", {**PAIR, "chosen": ""}, "column 'completion' is empty"),
+        ("preference", {**PAIR, "chosen": [ASKED, ANSWERED]}, "column 'chosen' must be text, not list"),
+    ],
+)
+def test_a_bad_margin_label_or_side_is_refused_with_file_and_line(rows, record_type, row, message):
+    good = {**PAIR, "margin": 1} if record_type == "preference" else {**GOOD, "label": False}
+    with pytest.raises(DataError, match=f"rows.jsonl:2: {message}") as error:
+        data(rows(good, row)).load(record_type)
+    assert "secret" not in str(error.value)
+
+
+def test_pairs_are_taken_apart_into_good_and_bad_answers_that_stay_on_one_side(rows):
+    lines = [{"id": k, "prompt": f"question {k}", "chosen": f"right {k}", "rejected": f"wrong {k}"} for k in range(60)]
+    records = data(rows(*lines), test_share=0.3).load("unpaired")
+    sides = [{row["id"].split("/")[0] for row in part} for part in (records.train, records.test)]
+    assert not sides[0] & sides[1] and len(records.train) + len(records.test) == 120
+    for row in records.train + records.test:
+        number, side = row["id"].split("/")
+        assert (row["completion"], row["label"]) == {
+            "chosen": (f"right {number}", True),
+            "rejected": (f"wrong {number}", False),
+        }[side]
+
+
+def test_labelled_rows_stay_as_they_are_and_a_label_wins_over_a_pair(rows):
+    path = rows({**GOOD, "label": False}, {**PAIR, "completion": "own", "label": True})
+    train = data(path, test_share=0).load("unpaired").train
+    assert [(row["completion"], row["label"]) for row in train] == [("secret answer", False), ("own", True)]
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ({"prompt": "Is it a bone?", "completion": "Yes."}, "Is it a bone?\nYes."),
+        ({"prompt": "Is it a bone?", "completion": "Yes.", "text": "A passage."}, "A passage."),
+        ({"text": "A passage."}, "A passage."),
+    ],
+)
+def test_a_text_is_its_column_or_question_and_answer(rows, line, text):
+    (row,) = data(rows(line), test_share=0).load("text").train
+    assert row["text"] == text
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "made"),
+    [
+        ("unpaired", "preference", {"completion": "secret answer", "label": True}),
+        ("prompt", "prompt_completion", {"prompt": "secret question?"}),
+        ("text", "prompt_completion", {"text": "secret question?\nsecret answer"}),
+    ],
+)
+def test_a_data_option_without_a_type_gives_it_from_another_of_its_types(rows, wanted, there, made):
+    path = rows({**GOOD, **PAIR})
+    (row, *_) = data(records={there: {"train": path}}, test_share=0).load(wanted).train
+    assert made.items() <= row.items()
+    with pytest.raises(DataError, match=f"no {wanted} rows .it has: other"):
+        data(records={"other": {"train": path}}).load(wanted)
+
+
+def test_the_type_itself_is_preferred_to_one_it_can_be_made_of(rows):
+    own, other = rows({**GOOD, "label": False}, name="own.jsonl"), rows(PAIR, name="other.jsonl")
+    option = data(records={"preference": {"train": other}, "unpaired": {"train": own}}, test_share=0)
+    assert [row["label"] for row in option.load("unpaired").train] == [False]
 
 
 # The rows that ship with ftcore.

@@ -4,7 +4,7 @@ import pytest
 
 WORDS = ["model=tiny", "logger=none", "evaluate.enabled=false", "hardware=cpu", "max_steps=8", "method.lr=1e-2"]
 WORDS += ["global_batch_size=8"]
-RETENTION = ["method.retention_weight=0.5", "method.retention_rows=2", "method.retention_every=1"]
+RETENTION = ["retention.weight=0.5", "retention.rows=2", "retention.every=1"]
 
 
 def losses(ftcore, *words):
@@ -15,7 +15,7 @@ def losses(ftcore, *words):
     return [line["train/loss"] for line in metrics]
 
 
-@pytest.mark.parametrize("terms", [["method.retention_weight=0"], RETENTION], ids=["one term", "two terms"])
+@pytest.mark.parametrize("terms", [["retention.weight=0"], RETENTION], ids=["one term", "two terms"])
 def test_accumulation_and_processes_do_not_change_the_losses(ftcore, terms):
     whole = losses(ftcore, "micro_batch_size=8", *terms)
     assert whole[-1] < whole[0] - 0.05  # it does learn: otherwise equal losses would say nothing

@@ -1,6 +1,10 @@
 """Identities of the losses, and logits at chosen positions equal to the model's own on every architecture family."""
 
 import math
+from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -16,10 +20,20 @@ from transformers import (
 
 from ftcore.adapter import freeze, full, lora, transformer_blocks
 from ftcore.data.batches import pad
-from ftcore.data.tokens import Example
+from ftcore.data.tokens import Example, Pair
+from ftcore.data.transforms import mismatched
 from ftcore.errors import ModelError
-from ftcore.logits import completion_logps, logits_at
-from ftcore.losses import negative_log_likelihood, token_kl
+from ftcore.logits import completion_logps, logits_at, sequence_sums
+from ftcore.losses import bradley_terry, log_odds, negative_log_likelihood, token_kl
+from ftcore.methods.cpo import CPO
+from ftcore.methods.dpo import DPO
+from ftcore.methods.ipo import IPO
+from ftcore.methods.kto import KTO, Labelled
+from ftcore.methods.orpo import ORPO
+from ftcore.methods.preference import Answers
+from ftcore.methods.sft import SFT
+from ftcore.methods.simpo import SimPO
+from ftcore.model import Foundation
 
 SMALL = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 KV = {"num_key_value_heads": 2, "head_dim": 8}
@@ -42,10 +56,22 @@ LORA = {
 ROWS = [Example("a", [5, 6, 7, 8, 9], [False, False, True, True, True]), Example("b", [5, 8, 11], [False, True, True])]
 
 
-def network(family):
+CAUSAL = [family for family in FAMILIES if family != "modernbert"]
+
+
+def network(family, sharper=1.0):
+    """Random weights. `sharper` scales the matrices: with 1 attention is flat and all tokens are about as likely."""
     torch.manual_seed(0)
     auto = AutoModelForMaskedLM if family == "modernbert" else AutoModelForCausalLM
-    return auto.from_config(FAMILIES[family]).eval()
+    model = auto.from_config(FAMILIES[family]).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(sharper if parameter.ndim > 1 else 1)
+    return model
+
+
+def adapted(family, **changes):
+    return lora(Foundation(network(family), None), **LORA | changes)
 
 
 def test_uniform_logits_cost_log_of_the_vocabulary_per_token():
@@ -69,9 +95,9 @@ def test_kl_is_zero_for_equal_distributions_and_right_by_hand():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("adapted", [False, True])
-def test_logits_at_positions_are_the_models_own(family, adapted):
-    model = lora(network(family), **LORA) if adapted else network(family)
+@pytest.mark.parametrize("build", [network, adapted])
+def test_logits_at_positions_are_the_models_own(family, build):
+    model = build(family)
     batch = pad(ROWS, 0)
     positions = batch["completion_mask"]
     with torch.no_grad():
@@ -79,7 +105,7 @@ def test_logits_at_positions_are_the_models_own(family, adapted):
         assert torch.equal(logits_at(model, batch, positions), whole[positions].float())
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "modernbert"])
+@pytest.mark.parametrize("family", CAUSAL)
 def test_loss_and_gradients_equal_cross_entropy_over_all_positions(family):
     batch, model, reference = pad(ROWS, 0), network(family), network(family)
     negative_log_likelihood(completion_logps(model, batch)).backward()
@@ -90,39 +116,272 @@ def test_loss_and_gradients_equal_cross_entropy_over_all_positions(family):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
 
 
+# Preference methods: at known points, and by hand from each answer's own log-probabilities.
+
+SHARED = {
+    "lr": 1e-3, "weight_decay": 0.0, "betas": (0.9, 0.999), "schedule": "constant", "warmup": 0.0, "final_lr": 0.0,
+    "max_grad_norm": 1.0,
+}  # fmt: skip
+PAIRS = [
+    Pair(
+        "a",
+        Example("a", [5, 6, 7, 8, 9], [False, False, True, True, True]),
+        Example("a", [5, 6, 11, 12], [False, False, True, True]),
+    ),
+    Pair("b", Example("b", [13, 14], [False, True]), Example("b", [13, *range(20, 28)], [False] + [True] * 8)),
+]
+LABELLED = [
+    Labelled(e.id, e.input_ids, e.completion_mask, good=k % 2 == 0)
+    for p in PAIRS
+    for k, e in enumerate((p.chosen, p.rejected))
+]
+
+
+class Hand(NamedTuple):
+    """An answer's log-probability under the policy and the base model, and its number of tokens."""
+
+    policy: float
+    base: float
+    tokens: int
+
+
+def logp(model, example):
+    """Log-probability of an answer from the model's own logits of its row alone."""
+    with torch.no_grad():
+        logps = model(torch.tensor([example.input_ids])).logits[0].log_softmax(-1).double()
+    following = zip(example.input_ids[1:], example.completion_mask[1:], strict=True)
+    return sum(logps[k, token].item() for k, (token, loss) in enumerate(following) if loss)
+
+
+def trained(kind, adapt=full, distance=0.05, seed=1, **own):
+    """A method whose trained weights moved away from the base model's, and the base model."""
+    foundation = Foundation(network("llama3", sharper=5), SimpleNamespace(pad_token_id=0))
+    foundation.network = adapt(foundation)
+    method = kind(foundation, None, **own, **SHARED)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in method.trained_parameters():
+            parameter.add_(distance * torch.randn(parameter.shape, generator=generator))
+    return method, network("llama3", sharper=5)
+
+
+def hands(method, base, examples):
+    return [Hand(logp(method.network, e), logp(base, e), sum(e.completion_mask[1:])) for e in examples]
+
+
+def value(terms):
+    """The loss: each term's weighted average."""
+    return sum(term.weight * term.total / term.size for term in terms.values() if term.weight)
+
+
+def with_lora(foundation):
+    return lora(foundation, **LORA)
+
+
+def log_sigmoid(x):
+    return -math.log1p(math.exp(-x))
+
+
+def dpo_by_hand(chosen, rejected):
+    margin = 0.3 * ((chosen.policy - chosen.base) - (rejected.policy - rejected.base))
+    return -0.9 * log_sigmoid(margin) - 0.1 * log_sigmoid(-margin)
+
+
+def ipo_by_hand(chosen, rejected):
+    better, worse = ((side.policy - side.base) / side.tokens for side in (chosen, rejected))
+    return (better - worse - 1 / (2 * 0.3)) ** 2
+
+
+def simpo_by_hand(chosen, rejected):
+    return -log_sigmoid(2.0 * chosen.policy / chosen.tokens - 2.0 * rejected.policy / rejected.tokens - 0.5)
+
+
+def cpo_by_hand(chosen, rejected):
+    margin = 0.3 * (chosen.policy - rejected.policy)
+    return -0.9 * log_sigmoid(margin) - 0.1 * log_sigmoid(-margin)
+
+
+def orpo_by_hand(chosen, rejected):
+    better, worse = (math.exp(side.policy / side.tokens) for side in (chosen, rejected))
+    return -0.3 * log_sigmoid(math.log(better / (1 - better)) - math.log(worse / (1 - worse)))
+
+
+# Name -> class, its own parameters, its loss of a pair, and the weight of the chosen answers' likelihood per token.
+PREFERENCE = {
+    "dpo": (DPO, {"beta": 0.3, "label_smoothing": 0.1}, dpo_by_hand, 0.0),
+    "ipo": (IPO, {"beta": 0.3}, ipo_by_hand, 0.0),
+    "simpo": (SimPO, {"beta": 2.0, "gamma": 0.5}, simpo_by_hand, 0.0),
+    "cpo": (CPO, {"beta": 0.3, "label_smoothing": 0.1, "nll_weight": 0.7}, cpo_by_hand, 0.7),
+    "orpo": (ORPO, {"beta": 0.3}, orpo_by_hand, 1.0),
+}
+
+
+@pytest.mark.parametrize("adapt", [full, with_lora])
+@pytest.mark.parametrize("name", PREFERENCE)
+def test_a_preference_loss_is_what_its_formula_gives_by_hand(name, adapt):
+    kind, own, by_hand, nll_weight = PREFERENCE[name]
+    method, base = trained(kind, adapt, **own)
+    chosen, rejected = (hands(method, base, [getattr(pair, side) for pair in PAIRS]) for side in ("chosen", "rejected"))
+    nll = -sum(side.policy for side in chosen) / sum(side.tokens for side in chosen)
+    expected = sum(map(by_hand, chosen, rejected)) / len(PAIRS) + nll_weight * nll
+    terms = method.loss(method.collate(PAIRS))
+    assert value(terms).item() == pytest.approx(expected, rel=1e-5)
+    assert terms["logps/chosen"].total.item() == pytest.approx(sum(side.policy for side in chosen), rel=1e-5)
+    better, worse = (method.reward(Answers(*torch.tensor(side).T)) for side in (chosen, rejected))
+    assert terms["rewards/margins"].total.item() == pytest.approx((better - worse).sum().item(), rel=1e-4)
+    assert terms["rewards/accuracies"].total.item() == (better > worse).sum()
+
+
+@pytest.mark.parametrize("adapt", [full, with_lora])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_dpo_at_the_base_model_is_log_2_and_pushes_the_answers_apart_by_half_beta(adapt, smoothing):
+    method, _ = trained(DPO, adapt, distance=0, beta=0.3, label_smoothing=smoothing)
+    batch = method.collate(PAIRS)
+    terms = method.loss(batch)
+    assert value(terms).item() == pytest.approx(math.log(2), rel=1e-6)
+    assert all(terms[f"rewards/{name}"].total.item() == 0 for name in ("chosen", "rejected", "margins"))
+    terms["pairs"].total.backward()
+    gradients = [parameter.grad.clone() for parameter in method.trained_parameters()]
+    method.zero_grad()
+    chosen, rejected = sequence_sums(method.network, batch).split(len(PAIRS))
+    (0.3 / 2 * (1 - 2 * smoothing) * (rejected - chosen).sum()).backward()
+    for ours, theirs in zip(gradients, method.trained_parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_ipo_at_its_goal_costs_nothing_and_pulls_nowhere():
+    method, base = trained(IPO, beta=1.0)
+    (pair,) = PAIRS[:1]
+    better, worse = (
+        (hand.policy - hand.base) / hand.tokens for hand in hands(method, base, [pair.chosen, pair.rejected])
+    )
+    if better < worse:
+        pair, better, worse = Pair("a", pair.rejected, pair.chosen), worse, better
+    method.beta = 1 / (2 * (better - worse))
+    loss = value(method.loss(method.collate([pair])))
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-9)
+    assert max(parameter.grad.abs().max().item() for parameter in method.trained_parameters()) < 1e-3
+    method.beta /= 2  # a goal twice as far
+    assert value(method.loss(method.collate([pair]))).item() == pytest.approx((better - worse) ** 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["simpo", "cpo", "orpo"])
+def test_two_equal_answers_cost_what_an_undecided_pair_costs(name):
+    kind, own, _, nll_weight = PREFERENCE[name]
+    method, base = trained(kind, **own)
+    same = [Pair(pair.id, pair.chosen, pair.chosen) for pair in PAIRS]
+    pairs = {"simpo": -log_sigmoid(-0.5), "cpo": math.log(2), "orpo": 0.3 * math.log(2)}[name]
+    chosen = hands(method, base, [pair.chosen for pair in same])
+    nll = -sum(side.policy for side in chosen) / sum(side.tokens for side in chosen)
+    assert value(method.loss(method.collate(same))).item() == pytest.approx(pairs + nll_weight * nll, rel=1e-5)
+
+
+WEIGHTS = {"beta": 0.3, "desirable_weight": 1.0, "undesirable_weight": 1.0}
+
+
+@pytest.mark.parametrize("adapt", [full, with_lora])
+def test_kto_at_the_base_model_is_one_half_of_each_rows_weight(adapt):
+    method, _ = trained(KTO, adapt, distance=0, **WEIGHTS)
+    batch = method.collate(LABELLED)
+    assert value(method.loss(batch)).item() == pytest.approx(0.5, abs=1e-6)
+    method.desirable_weight, method.undesirable_weight = 1.5, 0.5
+    terms = method.loss(batch)
+    assert terms["rows"].total.item() == pytest.approx(0.5 * (2 * 1.5 + 2 * 0.5), abs=1e-6)
+    assert terms["kl"].total.item() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("known", [None, 0.8])
+def test_kto_is_what_its_formula_gives_by_hand(known):
+    method, base = trained(KTO, **WEIGHTS | {"undesirable_weight": 0.4})
+    rows = [replace(row, z=known) for row in LABELLED]
+    others = hands(method, base, mismatched(rows))
+    z = max(sum(hand.policy - hand.base for hand in others) / len(others), 0) if known is None else known
+    costs = [
+        1 - 1 / (1 + math.exp(-0.3 * (hand.policy - hand.base - z)))
+        if row.good
+        else 0.4 * (1 - 1 / (1 + math.exp(-0.3 * (z - hand.policy + hand.base))))
+        for row, hand in zip(rows, hands(method, base, rows), strict=True)
+    ]
+    terms = method.loss(method.collate(rows))
+    assert value(terms).item() == pytest.approx(sum(costs) / len(costs), rel=1e-5)
+    assert terms["kl"].total.item() / len(rows) == pytest.approx(z, rel=1e-4, abs=1e-5)
+
+
+METHODS = {name: (kind, own, PAIRS) for name, (kind, own, *_) in PREFERENCE.items()} | {
+    "sft": (SFT, {"packing": False}, ROWS),
+    "sft, packed": (SFT, {"packing": True}, ROWS),
+    "kto": (KTO, WEIGHTS, [replace(row, z=0.2) for row in LABELLED]),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_terms_are_sums_over_as_many_as_the_counts_say_and_add_up_over_batches(name):
+    kind, own, rows = METHODS[name]
+    method, _ = trained(kind, **own)
+    whole = method.loss(method.collate(rows))
+    counts = Counter()
+    for row in rows:
+        counts.update(method.counts(row))
+    assert {term: counts[whole[term].per] for term in whole} == {term: whole[term].size for term in whole}
+    parts = [method.loss(method.collate([row])) for row in rows]
+    for term in whole:
+        total = sum(part[term].total.item() for part in parts)
+        assert whole[term].total.item() == pytest.approx(total, rel=1e-5, abs=1e-5), term
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_batch_without_rows_costs_zero_and_has_zero_gradients(name):
+    kind, own, _ = METHODS[name]
+    method, _ = trained(kind, **own)
+    terms = method.loss(method.collate([]))
+    sum(term.weight * term.total for term in terms.values()).backward()
+    assert all(term.total.item() == 0 and term.size == 0 for term in terms.values())
+    gradients = [parameter.grad for parameter in method.trained_parameters() if parameter.grad is not None]
+    assert gradients and not any(gradient.any() for gradient in gradients)
+
+
+def test_log_odds_and_the_logistic_loss_by_hand():
+    assert log_odds(torch.tensor([0.2, 0.5, 0.9]).log()).tolist() == pytest.approx(
+        [math.log(0.25), 0.0, math.log(9)], abs=1e-5
+    )
+    loss = bradley_terry(torch.tensor([2.0]), torch.tensor([0.5]), margin=0.5, smoothing=0.1)
+    assert loss.item() == pytest.approx(0.9 * math.log(1 + math.exp(-1)) + 0.1 * math.log(1 + math.exp(1)), rel=1e-6)
+
+
 # Which parameters train.
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("variant", [{}, {"use_dora": True}, {"use_rslora": True}])
 def test_an_adapter_trains_little_and_leaves_the_base_as_it_was(family, variant):
-    base, adapted = network(family), lora(network(family), **LORA | variant)
+    base, model = network(family), adapted(family, **variant)
     batch = pad(ROWS, 0)
-    with torch.no_grad(), adapted.disable_adapter():
+    with torch.no_grad(), model.disable_adapter():
         assert torch.equal(
-            logits_at(adapted, batch, batch["completion_mask"]), logits_at(base, batch, batch["completion_mask"])
+            logits_at(model, batch, batch["completion_mask"]), logits_at(base, batch, batch["completion_mask"])
         )
-    trained = [name for name, p in adapted.named_parameters() if p.requires_grad]
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
     assert trained and all("lora_" in name for name in trained)
 
 
 def test_every_entry_of_target_modules_must_match_and_the_counts_are_printed(capsys):
     with pytest.raises(ModelError, match=r"v_prooj match nothing .* q_proj"):
-        lora(network("llama3"), **LORA | {"target_modules": ["q_proj", "v_prooj"]})
+        adapted("llama3", target_modules=["q_proj", "v_prooj"])
     assert "q_proj 2, v_prooj 0" in capsys.readouterr().out
-    adapted = lora(network("llama3"), **LORA | {"target_modules": ["q_proj", "v_prooj"], "allow_unmatched": True})
-    assert sum("lora_A" in name for name, _ in adapted.named_parameters()) == 2
+    model = adapted("llama3", target_modules=["q_proj", "v_prooj"], allow_unmatched=True)
+    assert sum("lora_A" in name for name, _ in model.named_parameters()) == 2
     with pytest.raises(ModelError, match="match nothing"):
-        lora(network("llama3"), **LORA | {"target_modules": ["x"], "allow_unmatched": True})
+        adapted("llama3", target_modules=["x"], allow_unmatched=True)
 
 
 def test_freeze_trains_the_top_blocks_alone():
-    model = freeze(network("llama3"), top_layers=1, train_head=False)
+    model = freeze(Foundation(network("llama3"), None), top_layers=1, train_head=False)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {f"model.layers.1.{name}" for name, _ in transformer_blocks(model)[1].named_parameters()}
     with pytest.raises(ModelError, match="2 transformer blocks"):
-        freeze(network("llama3"), top_layers=3, train_head=False)
+        freeze(Foundation(network("llama3"), None), top_layers=3, train_head=False)
 
 
 def test_full_trains_everything():
-    assert all(p.requires_grad for p in full(network("gpt2")).parameters())
+    assert all(p.requires_grad for p in full(Foundation(network("gpt2"), None)).parameters())

@@ -61,7 +61,7 @@ def grandchild(completions, pid_file, **columns):
 ROW = {
     "one": lambda text: 1.0, "raise": lambda text: {}[text], "exit": lambda text: sys.exit(text),
     "interrupt": lambda text: (_ for _ in ()).throw(KeyboardInterrupt(text)), "none": lambda text: None,
-    "nan": lambda text: float("nan"), "inf": lambda text: -float("inf"), "bool": lambda text: True,
+    "nan": lambda text: float("nan"), "inf": lambda text: -float("inf"), "right": lambda text: True,
     "text": lambda text: text, "list": lambda text: [1.0], "huge": lambda text: 10**400,
     "fraction": lambda text: Fraction(3, 4), "int": lambda text: 7,
 }
@@ -200,7 +200,6 @@ def test_weighted_sum_and_values_by_name(shared):
         ("none", "returned None, no finite number"),
         ("nan", "returned float, no finite number"),
         ("inf", "returned float, no finite number"),
-        ("bool", "returned bool, no finite number"),
         ("text", "returned str, no finite number"),
         ("list", "returned list, no finite number"),
         ("huge", "returned int, no finite number"),

@@ -97,7 +97,7 @@ def test_the_best_validation_becomes_the_model_and_patience_stops(ftcore):
         "method.lr=0.1",
         "method.warmup=0",
         "method.schedule=constant",
-        "method.retention_weight=0",
+        "retention.weight=0",
     ]
     outcome = ftcore(*FAST, *words)
     assert outcome.status == 0, outcome.err

@@ -3,6 +3,7 @@
 import pytest
 from transformers import AutoTokenizer
 
+from ftcore.data.records import check_messages
 from ftcore.data.tokens import Encoder
 from ftcore.errors import DataError
 from ftcore.resources import PACKAGE
@@ -50,7 +51,7 @@ def test_tokens_equal_the_template_rendered_as_a_whole(tokenizer):
     assert (
         example.input_ids == whole[:-1] and tokenizer.decode(whole[-1]) == "\n"
     )  # nothing after the last token with loss
-    assert enc.prompt("What is it?") == tokenizer.apply_chat_template(
+    assert enc.prompt({"prompt": "What is it?"}) == tokenizer.apply_chat_template(
         turns[:1], add_generation_prompt=True, return_dict=False
     )
 
@@ -91,3 +92,170 @@ def test_a_row_cut_before_its_answer_is_dropped_and_counted(tokenizer):
     row = {"id": "1", "where": "x", "prompt": "word " * 60, "completion": "word"}
     cut = encoder(tokenizer, max_length=32, too_long="truncate")
     assert cut.prompt_completions([row]) == [] and cut.counts["left without a trained token"] == 1
+
+
+# Conversations of several turns.
+
+CONVERSATION = [
+    {"role": "system", "content": "Answer as a nurse."},
+    {"role": "user", "content": "What shows a fracture?"},
+    {"role": "assistant", "content": "An X-ray."},
+    {"role": "user", "content": "And a torn ligament?"},
+    {"role": "assistant", "content": "An MRI."},
+]
+
+
+def conversation(messages, **columns):
+    return {"id": "1", "where": "my.jsonl:1", "messages": messages, **check_messages(messages, "my.jsonl:1"), **columns}
+
+
+@pytest.mark.parametrize(
+    ("template", "spoken"),
+    [
+        ("chatml", "An X-ray.<|im_end|>An MRI.<|im_end|>"),
+        ("with a system prompt of its own", "An X-ray.<|im_end|>An MRI.<|im_end|>"),
+        ("without an end token", "An X-ray.An MRI.<|im_end|>"),  # nothing but the text's end can be added
+    ],
+)
+@pytest.mark.parametrize("start", [0, 1])
+def test_loss_is_on_every_answer_and_its_end_token_and_on_nothing_else(tokenizer, template, spoken, start):
+    enc = encoder(tokenizer, template)
+    (example,) = enc.prompt_completions([conversation(CONVERSATION[start:])])
+    assert trained(enc, example) == spoken
+    untrained = tokenizer.decode([t for t, m in zip(example.input_ids, example.completion_mask, strict=True) if not m])
+    assert all(message["content"] in untrained for message in CONVERSATION[start:] if message["role"] != "assistant")
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("turns", [slice(0, 5), slice(1, 5), slice(0, 3), slice(1, 3)])
+def test_a_conversation_has_the_tokens_of_the_template_rendered_as_a_whole(tokenizer, template, turns):
+    enc, messages = encoder(tokenizer, template), CONVERSATION[turns]
+    (example,) = enc.prompt_completions([conversation(messages)])
+    whole = tokenizer.apply_chat_template(messages, return_dict=False)
+    if template == "without an end token":  # where no control token parts them, words may merge with what stands before
+        text = tokenizer.decode(example.input_ids)
+        assert text == tokenizer.apply_chat_template(messages, tokenize=False).rstrip() + "<|im_end|>"
+    else:
+        assert example.input_ids == whole[:-1] and tokenizer.decode(whole[-1]) == "\n"
+
+
+def test_the_prompt_of_a_conversation_is_the_template_up_to_its_last_answer(tokenizer):
+    enc = encoder(tokenizer)
+    rendered = tokenizer.apply_chat_template(CONVERSATION[:-1], add_generation_prompt=True, return_dict=False)
+    assert enc.prompt(conversation(CONVERSATION)) == rendered
+    (prompt,) = enc.prompts([conversation(CONVERSATION)])
+    assert prompt.input_ids == rendered and prompt.row["messages"] == CONVERSATION
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+@pytest.mark.parametrize("turn", range(5))
+def test_control_tokens_in_a_message_are_plain_text(tokenizer, payload, turn):
+    enc = encoder(tokenizer)
+    forged = [{**message, "content": payload} if k == turn else message for k, message in enumerate(CONVERSATION)]
+    (harmless,), (example,) = (enc.prompt_completions([conversation(m)]) for m in (CONVERSATION, forged))
+    control = set(tokenizer.added_tokens_decoder)
+    sequences = [[token for token in e.input_ids if token in control] for e in (harmless, example)]
+    assert sequences[0] == sequences[1] and payload in tokenizer.decode(example.input_ids)
+
+
+def test_a_conversation_without_a_template_is_an_error_that_says_what_to_do(tokenizer):
+    enc = encoder(tokenizer, chat=False)
+    with pytest.raises(DataError, match=r"several messages need a chat template.*chatml.jinja.*data.chat"):
+        enc.prompt_completions([conversation(CONVERSATION)])
+    (example,) = enc.prompt_completions([conversation(CONVERSATION[1:3])])  # one question and answer needs none
+    assert tokenizer.decode(example.input_ids) == "What shows a fracture?An X-ray.<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('no system role') }}", "refuses a conversation of system, user, .*: no system role"),
+        ("{{ messages[-1]['content'] }}", "leaves out or repeats a message"),
+    ],
+)
+def test_a_template_that_cannot_show_the_conversation_is_a_clear_error(tokenizer, template, reason):
+    enc = encoder(tokenizer)
+    tokenizer.chat_template = template
+    with pytest.raises(DataError, match=reason):
+        enc.prompt_completions([conversation(CONVERSATION)])
+
+
+# Pairs, prompts and answers to them.
+
+
+def pair(prompt="a question", chosen="the right answer", rejected="a wrong one", **columns):
+    columns = {"id": "1", "where": "my.jsonl:3"} | columns
+    return {**columns, "prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def test_a_pair_is_one_prompt_with_two_answers(tokenizer):
+    enc = encoder(tokenizer)
+    (both,) = enc.pairs([pair(margin=2)])
+    prompt = enc.prompt(pair())
+    assert (both.id, both.margin, len(both)) == ("1", 2.0, max(len(both.chosen), len(both.rejected)))
+    for side, answer in [(both.chosen, "the right answer"), (both.rejected, "a wrong one")]:
+        assert side.input_ids[: len(prompt)] == prompt and not any(side.completion_mask[: len(prompt)])
+        assert trained(enc, side) == f"{answer}<|im_end|>"
+
+
+def test_both_sides_of_a_pair_stand_in_its_conversation_in_the_place_of_the_last_answer(tokenizer):
+    enc = encoder(tokenizer)
+    (both,) = enc.pairs([pair() | conversation(CONVERSATION)])
+    assert trained(enc, both.chosen) == "An X-ray.<|im_end|>the right answer<|im_end|>"
+    assert trained(enc, both.rejected) == "An X-ray.<|im_end|>a wrong one<|im_end|>"
+
+
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+@pytest.mark.parametrize(
+    ("too_long", "changes", "count"),
+    [
+        ("drop", {"answer": "word " * 40}, "dropped"),
+        ("truncate", {"prompt": "word " * 60}, "left without a trained token"),
+    ],
+)
+def test_a_pair_that_loses_one_side_loses_both(tokenizer, side, too_long, changes, count):
+    enc = encoder(tokenizer, max_length=32, too_long=too_long)
+    long = pair(**({"prompt": changes["prompt"]} if "prompt" in changes else {side: changes["answer"]}))
+    (kept,) = enc.pairs([long, pair(id="2")])
+    assert kept.id == "2" and enc.counts[count] >= 1
+
+
+def test_a_cut_pair_keeps_both_sides_within_the_length(tokenizer):
+    enc = encoder(tokenizer, max_length=32, too_long="truncate")
+    (both,) = enc.pairs([pair(rejected="word " * 40)])
+    assert len(both.rejected) == 32 and trained(enc, both.chosen) == "the right answer<|im_end|>"
+    with pytest.raises(DataError, match=r"my.jsonl:3: \d+ tokens, data.max_length is 32"):
+        encoder(tokenizer, max_length=32).pairs([pair(rejected="word " * 40)])
+
+
+@pytest.mark.parametrize("too_long", ["truncate", "drop"])
+def test_a_prompt_over_the_length_is_dropped_and_never_cut(tokenizer, too_long):
+    enc = encoder(tokenizer, max_length=32, too_long=too_long)
+    (kept,) = enc.prompts([pair("word " * 40), pair(id="2")])
+    assert kept.id == "2" and kept.input_ids == enc.prompt(pair()) and enc.counts == {"dropped": 1}
+
+
+def test_a_prompt_over_the_length_is_an_error_unless_rows_may_be_dropped(tokenizer):
+    enc = encoder(tokenizer, max_length=32)
+    exact = len(enc.prompt(pair()))
+    assert len(encoder(tokenizer, max_length=exact).prompts([pair()])) == 1
+    with pytest.raises(DataError, match=rf"my.jsonl:3: {exact} tokens, data.max_length is {exact - 1}"):
+        encoder(tokenizer, max_length=exact - 1).prompts([pair()])
+
+
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("row", [pair(), conversation(CONVERSATION[1:3])], ids=["columns", "messages"])
+def test_an_answer_is_put_after_its_rows_prompt_and_cut_at_the_length(tokenizer, chat, row):
+    enc = encoder(tokenizer, chat=chat)
+    prompt, example = enc.prompt(row), enc.answered(row, "another answer")
+    assert example.input_ids[: len(prompt)] == prompt and not any(example.completion_mask[: len(prompt)])
+    assert trained(enc, example) == "another answer<|im_end|>"
+    short = encoder(tokenizer, chat=chat, max_length=len(prompt) + 1).answered(row, "another answer")
+    assert short.input_ids == example.input_ids[: len(prompt) + 1]
+
+
+def test_an_answer_to_a_conversation_takes_the_place_of_its_last_one(tokenizer):
+    enc = encoder(tokenizer)
+    example = enc.answered(conversation(CONVERSATION), "A scan.")
+    assert "An MRI." not in tokenizer.decode(example.input_ids)
+    assert trained(enc, example) == "An X-ray.<|im_end|>A scan.<|im_end|>"

@@ -128,7 +128,7 @@ def _forever(items_of_epoch: Callable[[int], Iterable[T]]) -> Iterator[T]:
     return chain.from_iterable(items_of_epoch(epoch) for epoch in count())
 
 
-def pad(examples: list[Example], pad_id: int) -> Batch:
+def pad(examples: Sequence[Example], pad_id: int) -> Batch:
     """Right-padded tensors: input_ids, attention_mask and completion_mask, (rows, longest). No rows: one masked token.
 
     >>> batch = pad([Example("a", [5, 6, 7], [False, True, True]), Example("b", [5, 8], [False, True])], pad_id=0)

@@ -122,14 +122,14 @@ class Encoder:
 
     def prompt(self, row: Row) -> list[int]:
         """Token ids of a row's conversation up to where the model's (last) answer begins."""
-        ids, mask = _cut_after_loss(*self._encode(_turns({**row, "completion": "-"}, last="-")))
+        ids, mask = _cut_after_loss(*self._encode(_turns({**row, "completion": "-"})))
         while mask[-1]:
             del ids[-1], mask[-1]
         return ids
 
     def answered(self, row: Row, text: str) -> Example:
         """A row's prompt with `text` as the answer, cut at the longest length."""
-        ids, mask = _cut_after_loss(*self._encode(_turns({**row, "completion": text}, last=text)))
+        ids, mask = _cut_after_loss(*self._encode(_turns({**row, "completion": text})))
         return Example(row["id"], ids[: self.max_length], mask[: self.max_length])
 
     def texts_of(self, sequences: list[list[int]]) -> list[str]:
@@ -221,12 +221,10 @@ class Encoder:
         return [bos] if bos is not None and bos in self.tokenizer("a")["input_ids"] else []
 
 
-def _turns(row: Row, last: str | None = None) -> list[Turn]:
-    """A row as a conversation; `last` takes the place of what its last assistant turn says."""
-    if "messages" not in row:
-        return [("user", row["prompt"]), ("assistant", row["completion"])]
-    turns = [(message["role"], message["content"]) for message in row["messages"]]
-    return turns if last is None else [*turns[:-1], ("assistant", last)]
+def _turns(row: Row) -> list[Turn]:
+    """A row as a conversation; its last assistant turn says the row's `completion`, whichever answer that is."""
+    before = [(message["role"], message["content"]) for message in row.get("messages", ())][:-1]
+    return [*(before or [("user", row["prompt"])]), ("assistant", row["completion"])]
 
 
 def _cut_after_loss(ids: list[int], mask: list[bool]) -> tuple[list[int], list[bool]]:

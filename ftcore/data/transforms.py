@@ -1,5 +1,6 @@
-"""What the objectives of self-supervised learning do to a text. Each takes an example and a random generator."""
+"""What objectives do to examples: hide words, move the middle of a text, give prompts another row's answer."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from ftcore.data.tokens import Example
 from ftcore.errors import ModelError
 
-# Names that tokenizers give the three control tokens; the last line is added where none of them exists.
+# Names that tokenizers give the three control tokens; the first line is added where none of them exists.
 FIM_TOKENS = (
     ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
@@ -75,3 +76,10 @@ def fim_tokens(tokenizer: Any) -> tuple[str, str, str]:
     """The tokenizer's own names of the prefix, suffix and middle token, else the first line of `FIM_TOKENS`."""
     known = tokenizer.get_vocab()
     return next((names for names in FIM_TOKENS if all(name in known for name in names)), FIM_TOKENS[0])
+
+
+def mismatched(examples: Sequence[Example]) -> list[Example]:
+    """Each prompt with the next example's answer."""
+    parts = [(e.id, e.input_ids, e.completion_mask.index(True)) for e in examples]
+    pairs = ((a[0], a[1][: a[2]], b[1][b[2] :]) for a, b in zip(parts, parts[1:] + parts[:1], strict=True))
+    return [Example(id, prompt + answer, [False] * len(prompt) + [True] * len(answer)) for id, prompt, answer in pairs]

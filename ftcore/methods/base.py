@@ -7,6 +7,7 @@ the whole optimizer step, so micro-batches, accumulation and processes never cha
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import lightning
@@ -145,7 +146,7 @@ class Method(lightning.LightningModule):
         """The padding token; masks tell it from the same token elsewhere."""
         return self.foundation.tokenizer.pad_token_id or 0
 
-    def collate_text(self, examples: list[Example]) -> Batch:
+    def collate_text(self, examples: Sequence[Example]) -> Batch:
         """Single sequences, padded on the right."""
         return pad(examples, self.pad_id)
 
@@ -187,7 +188,7 @@ class Method(lightning.LightningModule):
                 "was taken with it. Lower method.lr, or look at these rows."
             )
         for name, value in {"loss": loss, **shares}.items():
-            self.step_metrics[name] = self.step_metrics.get(name, torch.zeros((), device=value.device)) + value.detach()
+            self.step_metrics[name] = self.step_metrics.get(name, torch.zeros((), device=loss.device)) + value.detach()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add up each term over the validation rows."""
@@ -257,9 +258,9 @@ class Averages:
 
     def over_processes(self) -> dict[str, float]:
         """Each term's average, with `loss` first; nothing when there were no terms."""
-        parts = gathered(dict(self.sums))
-        averages = {"loss": 0.0} if parts[0] else {}
-        for name, (_, _, weight) in parts[0].items():
+        parts = [part for part in gathered(dict(self.sums)) if part]  # a process may have had no rows
+        averages = {"loss": 0.0} if parts else {}
+        for name, (_, _, weight) in (parts[0] if parts else {}).items():
             averages[name] = sum(part[name][0] for part in parts) / max(sum(part[name][1] for part in parts), 1)
             averages["loss"] += weight * averages[name]
         return averages

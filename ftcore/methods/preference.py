@@ -12,9 +12,10 @@ from torch import Tensor
 from ftcore.data.batches import Batch
 from ftcore.data.sources import Row
 from ftcore.data.tokens import Pair
-from ftcore.logits import completion_logps, row_sums
+from ftcore.logits import completion_logps, reference_sums, row_sums
 from ftcore.methods.base import Method, Term
-from ftcore.model import Foundation
+
+Beta = Annotated[float, Gt(0)]
 
 
 class Answers(NamedTuple):
@@ -51,7 +52,7 @@ class PreferenceMethod(PairMethod):
     # Weight of the chosen answers' negative log-likelihood per token, beside the pairs' loss.
     nll_weight = 0.0
 
-    def __init__(self, *given: Any, beta: Annotated[float, Gt(0)], **shared: Any) -> None:
+    def __init__(self, *given: Any, beta: Beta, **shared: Any) -> None:
         super().__init__(*given, **shared)
         self.beta = beta
 
@@ -86,15 +87,3 @@ class PreferenceMethod(PairMethod):
             "logps/rejected": rejected.logps,
         }
         return {name: Term(value.sum(), n, "pairs", 0.0) for name, value in values.items()}
-
-
-def sequence_sums(network: Any, batch: Batch) -> Tensor:
-    """Log-probability (B,) of each row's tokens with loss, summed."""
-    return row_sums(completion_logps(network, batch), batch)
-
-
-@torch.no_grad()
-def reference_sums(foundation: Foundation, batch: Batch) -> Tensor:
-    """The same under the base model."""
-    with foundation.base_view() as base:
-        return sequence_sums(base, batch)
