@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install test slow lint schema data tiny
+.PHONY: help install test slow parity lint golden schema data tiny
 
 help:     ## list the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -7,10 +7,14 @@ install:  ## editable install with everything the tests need
 	pip install -c constraints.txt -e '.[dev]'
 test:     ## the unmarked tests, about 3 minutes
 	pytest
+parity:   ## losses and gradients beside TRL's
+	pytest -m parity
 slow:     ## README commands as written, the real model
 	pytest -m slow
 lint:     ## ruff and mypy
 	ruff check . && ruff format --check . && mypy
+golden:   ## write tests/golden anew after a change of the algorithm
+	FTCORE_RECORD=1 pytest tests/test_golden.py
 schema:   ## write ftcore/schema.json from the signatures
 	python -m ftcore.schema
 data:     ## write the rows of data=medical from its facts

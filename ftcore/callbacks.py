@@ -131,6 +131,8 @@ class RetentionGuard(Callback):
         if rise > self.max_rise:
             if self.action == "halve_lr":
                 method.lr_scale /= 2
+                for group in trainer.optimizers[0].param_groups:  # the schedule has set the next step's rate already
+                    group["lr"] /= 2
             trainer.should_stop = self.action == "stop"
             rank_zero_info(
                 f"Perplexity of general text rose by {rise:.1%} (retention.max_rise={self.max_rise}) at step "

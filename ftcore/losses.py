@@ -35,8 +35,9 @@ def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0
 
 
 def log_odds(mean_logps: Tensor) -> Tensor:
-    """log(p / (1 - p)) (n,) of p = exp(mean log-probability per token), as ORPO compares answers."""
-    return mean_logps - torch.log1p(-mean_logps.exp())
+    """log(p / (1 - p)) (n,) of p = exp(mean log-probability per token), as ORPO compares answers. Finite also where p is 1."""
+    mean_logps = mean_logps.clamp(max=-torch.finfo(mean_logps.dtype).eps)
+    return mean_logps - (-torch.expm1(mean_logps)).log()
 
 
 def kl_estimate(logps: Tensor, ref_logps: Tensor) -> Tensor:

@@ -76,14 +76,41 @@ def test_help_lists_every_group_and_option(ftcore):
         assert all(name in outcome.out for name in options(group))
 
 
-CHOICES = [(group, option) for group in GROUPS for option in options(group)]
+def compositions():
+    """A method with one option of every other group, in turn, until every option has met every method.
+
+    Each takes 0.4 s. The first half has all but half of the models (another half for every second method), the rest is slow.
+    """
+    others = {group: options(group) for group in GROUPS if group != "method"}
+    turns = max(map(len, others.values()))
+    for number, method in enumerate(options("method")):
+        for turn in range(turns):
+            place = turn + number % 2 * (turns // 2)
+            chosen = {group: names[place % len(names)] for group, names in others.items()}
+            marks = [pytest.mark.slow] if turn >= (turns + 1) // 2 else []
+            yield pytest.param(method, chosen, id=f"{method}-{turn}", marks=marks)
 
 
-@pytest.mark.parametrize(("group", "option"), CHOICES)
-@pytest.mark.parametrize("method", options("method"))
-def test_every_option_of_every_group_composes_with_every_method(group, option, method):
-    config = load_config([f"method={method}", f"{group}={option}", *PATHS.get(option, [])])
-    assert config["name"]
+@pytest.mark.parametrize(("method", "chosen"), compositions())
+def test_every_option_of_every_group_composes_with_every_method(method, chosen):
+    words = [f"{group}={option}" for group, option in chosen.items()]
+    paths = {word for option in chosen.values() for word in PATHS.get(option, [])}
+    config = load_config([f"method={method}", *words, *paths])
+    assert config["choices"] == {**chosen, "method": method}
+
+
+def test_the_first_half_of_the_compositions_leaves_nothing_but_models_to_the_second():
+    fast = [param.values for param in compositions() if not param.marks]
+    met = {(method, group, option) for method, chosen in fast for group, option in chosen.items()}
+    others = [group for group in GROUPS if group not in ("method", "model")]
+    assert met >= {(m, group, option) for m in options("method") for group in others for option in options(group)}
+    assert {option for _, group, option in met if group == "model"} == set(options("model"))
+
+
+@pytest.mark.parametrize("name", options("recipes"))
+def test_a_recipe_composes_by_itself(name):
+    config = load_config([f"recipes={name}", *PATHS.get(name, [])])
+    assert config["choices"]["recipes"] == name
 
 
 def test_schema_file_is_what_the_signatures_say():

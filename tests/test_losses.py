@@ -25,6 +25,7 @@ from ftcore.data.transforms import mismatched
 from ftcore.errors import ModelError
 from ftcore.logits import completion_logps, logits_at, sequence_sums
 from ftcore.losses import bradley_terry, log_odds, negative_log_likelihood, token_kl
+from ftcore.methods.base import Averages, Term
 from ftcore.methods.cpo import CPO
 from ftcore.methods.dpo import DPO
 from ftcore.methods.ipo import IPO
@@ -251,12 +252,10 @@ def test_dpo_at_the_base_model_is_log_2_and_pushes_the_answers_apart_by_half_bet
 
 def test_ipo_at_its_goal_costs_nothing_and_pulls_nowhere():
     method, base = trained(IPO, beta=1.0)
-    (pair,) = PAIRS[:1]
-    better, worse = (
-        (hand.policy - hand.base) / hand.tokens for hand in hands(method, base, [pair.chosen, pair.rejected])
-    )
-    if better < worse:
-        pair, better, worse = Pair("a", pair.rejected, pair.chosen), worse, better
+    pair = PAIRS[0]
+    sides = hands(method, base, [pair.chosen, pair.rejected])
+    better, worse = ((side.policy - side.base) / side.tokens for side in sides)
+    assert better > worse + 0.01
     method.beta = 1 / (2 * (better - worse))
     loss = value(method.loss(method.collate([pair])))
     loss.backward()
@@ -291,12 +290,16 @@ def test_kto_at_the_base_model_is_one_half_of_each_rows_weight(adapt):
     assert terms["kl"].total.item() == pytest.approx(0, abs=1e-5)
 
 
-@pytest.mark.parametrize("known", [None, 0.8])
-def test_kto_is_what_its_formula_gives_by_hand(known):
-    method, base = trained(KTO, **WEIGHTS | {"undesirable_weight": 0.4})
+@pytest.mark.parametrize(
+    ("seed", "known"), [(5, None), (1, None), (1, 0.8)], ids=["estimated", "estimated below zero", "known"]
+)
+def test_kto_is_what_its_formula_gives_by_hand(seed, known):
+    method, base = trained(KTO, seed=seed, **WEIGHTS | {"undesirable_weight": 0.4})
     rows = [replace(row, z=known) for row in LABELLED]
     others = hands(method, base, mismatched(rows))
-    z = max(sum(hand.policy - hand.base for hand in others) / len(others), 0) if known is None else known
+    estimate = sum(hand.policy - hand.base for hand in others) / len(others)
+    assert (estimate > 0.1) == (seed == 5)
+    z = max(estimate, 0) if known is None else known
     costs = [
         1 - 1 / (1 + math.exp(-0.3 * (hand.policy - hand.base - z)))
         if row.good
@@ -339,6 +342,18 @@ def test_a_batch_without_rows_costs_zero_and_has_zero_gradients(name):
     assert all(term.total.item() == 0 and term.size == 0 for term in terms.values())
     gradients = [parameter.grad for parameter in method.trained_parameters() if parameter.grad is not None]
     assert gradients and not any(gradient.any() for gradient in gradients)
+
+
+def test_averages_count_every_process_by_its_rows_and_one_without_rows_not_at_all(monkeypatch):
+    averages, other = Averages(), {"nll": [1.0, 1, 1.0], "kl": [0.5, 1, 0.0]}
+    averages.add({"nll": Term(torch.tensor(6.0), 2, "tokens"), "kl": Term(torch.tensor(0.0), 1, "rows", 0.0)})
+    averages.add({"nll": Term(torch.tensor(3.0), 2, "tokens"), "kl": Term(torch.tensor(1.5), 3, "rows", 0.0)})
+    assert averages.over_processes() == {"loss": 2.25, "nll": 2.25, "kl": 0.375}
+    monkeypatch.setattr("ftcore.methods.base.gathered", lambda part: [{}, part, other])
+    assert averages.over_processes() == {"loss": 2.0, "nll": 2.0, "kl": 0.4}
+    assert Averages().over_processes() == {"loss": 1.0, "nll": 1.0, "kl": 0.5}
+    monkeypatch.setattr("ftcore.methods.base.gathered", lambda part: [{}, {}])
+    assert averages.over_processes() == {}
 
 
 def test_log_odds_and_the_logistic_loss_by_hand():

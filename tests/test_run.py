@@ -130,6 +130,53 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_anything_starts(fail
     assert "output_dir" in fails(7, *FAST, f"output_dir={tmp_path / 'file'}")
 
 
+# What a run may forget.
+
+PROBE = "evaluate.probe=ftcore://general/passages.test.jsonl"
+WATCHED = [*FAST, PROBE, "adapter=full", "retention.weight=0", "retention.max_rise=0.01", "retention.check_every=2"]
+WATCHED += ["method.lr=0.05", "method.warmup=0", "method.schedule=constant"]
+
+
+def test_a_run_that_forgets_too_much_stops_and_keeps_what_it_has(ftcore):
+    outcome = ftcore(*WATCHED, "max_steps=12")
+    assert outcome.status == 0, outcome.err
+    rises = {line["step"]: line["retention/rise"] for line in outcome.metrics if "retention/rise" in line}
+    assert outcome.summary["steps"] == max(rises) < 12
+    assert list(rises) == list(range(2, max(rises) + 1, 2))  # looked at every second step
+    assert rises.popitem()[1] > 0.01 and all(rise <= 0.01 for rise in rises.values())
+    assert outcome.summary["probe_perplexity_rise"] > 0.01 and (outcome.folder / "model").is_dir()
+
+
+def test_a_run_that_forgets_too_much_goes_on_at_half_the_learning_rate(ftcore, monkeypatch):
+    used, step = [], torch.optim.AdamW.step
+
+    def recorded(self, *args, **kwargs):
+        used.append(self.param_groups[0]["lr"])
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", recorded)
+    outcome = ftcore(*WATCHED, "max_steps=6", "retention.action=halve_lr")
+    assert outcome.status == 0, outcome.err
+    steps = [line for line in outcome.metrics if "train/lr" in line]
+    rises = {line["step"]: line["retention/rise"] for line in outcome.metrics if "retention/rise" in line}
+    expected, lr = [], 0.05
+    for k in range(1, 7):
+        expected.append(lr)
+        lr /= 2 if rises.get(k, 0) > 0.01 else 1
+    assert min(expected) < 0.05 and list(rises) == [2, 4, 6]
+    assert [line["train/lr"] for line in steps] == pytest.approx(expected)
+    assert used == pytest.approx(expected)  # what is logged is what was used
+
+
+def test_a_run_within_the_limit_is_left_alone(ftcore):
+    outcome = ftcore(*WATCHED, "max_steps=4", "retention.max_rise=1000", "retention.action=stop")
+    assert outcome.status == 0 and outcome.summary["steps"] == 4, outcome.err
+
+
+def test_a_limit_without_general_text_to_look_at_is_an_error(fails):
+    assert "evaluate.probe" in fails(2, *FAST, "retention.max_rise=0.01")
+
+
 # Several processes.
 
 

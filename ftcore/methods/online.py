@@ -185,6 +185,8 @@ class OnlineMethod(Method):
 
     def validation_terms(self, batch: Batch) -> dict[str, Term]:
         """Mean reward of greedy answers; it counts negatively, so that a lower val/loss is better."""
+        if not batch["ids"]:
+            return {}  # at the end, when the others still have rows
         prompts = [self.encoder.prompt(row) for row in batch["rows"]]
         texts = generate(self.network, self.encoder, prompts, self.max_new_tokens)
         found = [reward for reward in self._rewards_of(batch["rows"], texts)[0] if reward is not None]
