@@ -25,7 +25,8 @@ SCORES = {
     "rewards/rejected": ("reward of rejected", "{:.3f}"),
     "logps/chosen": ("log-probability of chosen", "{:.2f}"),
     "logps/rejected": ("log-probability of rejected", "{:.2f}"),
-    "reward": ("mean reward", "{:.3f}"),
+    "reward": ("reward of sampled answers", "{:.3f}"),
+    "reward_std": ("its standard deviation", "{:.3f}"),
     "probe_perplexity": ("perplexity on general text", "{:.2f}"),
 }
 
@@ -115,7 +116,7 @@ def finish(config: Config, folder: Path, summary: Config, samples: list[Config],
     """Print the comparison and where things are; send the same to the experiment tracker."""
     if summary["tuned"]:
         console.print(comparison(summary["base"], summary["tuned"]))
-        if samples:
+        if samples and config["evaluate"]["samples"]:
             console.print(samples_table(samples, config["evaluate"]["samples"]))
     for logger in loggers:
         if hasattr(logger, "log_table"):

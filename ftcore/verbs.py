@@ -177,7 +177,7 @@ def _base(config: Config, method: Method, held_out: HeldOut) -> Any:
 
 def _show(config: Config, first: Any, second: Any, samples: list[Config], names: tuple[str, str]) -> None:
     report.console.print(report.comparison(first, second, names))
-    if samples:
+    if samples and config["evaluate"]["samples"]:
         report.console.print(report.samples_table(samples, config["evaluate"]["samples"], names))
 
 

@@ -178,10 +178,10 @@ def test_a_misspelt_key_in_a_recipe_is_named_with_its_line(tmp_path):
 )
 def test_a_recipe_that_is_more_than_data_is_refused_within_a_second(tmp_path, text):
     folder = recipe(tmp_path, text)
-    started = time.perf_counter()
+    started = time.process_time()  # of this process: a busy machine is no failure
     with pytest.raises(ConfigError):
         load_config(["recipes=mine"], folder)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     assert not (tmp_path / "evil").exists()
 
 

@@ -11,7 +11,12 @@ FOLDER = Path(__file__).parent / "golden"
 WORDS = ["model=tiny", "logger=none", "hardware=cpu", "evaluate.enabled=false", "max_steps=5", "global_batch_size=8"]
 # What makes a method cheap, or its losses more than zeros, on a model of random weights.
 MORE = {
-    "grpo": ["method.rewards=[length]", "method.reward_options.length.limit=4", "method.advantage=reinforce", "method.updates=2"],
+    "grpo": [
+        "method.rewards=[length]",
+        "method.reward_options.length.limit=4",
+        "method.advantage=reinforce",
+        "method.updates=2",
+    ],
     "rlhf": [
         "method.stages.policy=['method=sft','max_steps=1']",
         "method.stages.reward_model=['method=reward','max_steps=1']",

@@ -19,8 +19,11 @@ MASKED = ["method=self_supervised", "method.objective=masked", "model=tiny_encod
 FIM = ["method=self_supervised", "method.objective=fill_in_the_middle"]
 MORE = {
     "grpo": ["method.rewards=[repetition]", "method.reward_options.repetition.n=1", "method.max_new_tokens=6"],
-    "rlhf": ["method.stages.policy=['method=sft','max_steps=1']", "method.max_new_tokens=6"]
-    + ["method.stages.reward_model=['method=reward','max_steps=1']"],
+    "rlhf": [
+        "method.stages.policy=['method=sft','max_steps=1']",
+        "method.stages.reward_model=['method=reward','max_steps=1']",
+        "method.max_new_tokens=6",
+    ],
 }
 CASES = {name: [f"method={name}", *MORE.get(name, [])] for name in METHODS} | {"masked": MASKED, "middle": FIM}
 

@@ -222,6 +222,11 @@ def test_ipo(tmp_path):
     assert_equal(step(method("ipo", beta=0.2), pairs()), trl_step(trainer, preferences()))
 
 
+def test_slic(tmp_path):
+    trainer = trl("DPO", tmp_path, policy(), reference(), loss_type="hinge", beta=0.2)
+    assert_equal(step(method("slic", beta=0.2), pairs()), trl_step(trainer, preferences()))
+
+
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("nll_weight", [0.0, 0.7])
 def test_cpo(tmp_path, label_smoothing, nll_weight):

@@ -67,5 +67,11 @@ def test_the_other_commands_run_as_written(tmp_path):
         + "\n".join(c for c in COMMANDS if "python -m ftcore" in c and "&&" not in c and "qwen" not in c)
     )
     script = script.replace("python -m ftcore", f"{sys.executable} -m ftcore")
-    script = re.sub(r"(adapter=dora method.lr=1e-3|model.path=runs/a/b)", rf"\1 {short}", script)
+    script = re.sub(r"(adapter=dora method.lr=1e-3|model.path=runs/a/b|method=\w+)", rf"\1 {short}", script)
+    package = tmp_path / "my_package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "rewards.py").write_text(
+        "def brevity(completions, **_):\n    return [-len(c) / 100 for c in completions]\n"
+    )
     subprocess.run(["bash", "-c", script], cwd=tmp_path, check=True)

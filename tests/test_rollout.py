@@ -79,7 +79,7 @@ def test_a_cold_temperature_draws_the_likeliest_tokens():
 # The distribution drawn from: the policy's at the temperature, or the smallest set of likeliest tokens with a share top_p.
 
 
-def first_tokens(temperature, top_p, number=20_000):
+def first_tokens(temperature, top_p, number=8000):
     """Probabilities (V,) of the token after a prompt, and many draws of it."""
     model = network("llama3", sharper=10)
     with torch.no_grad():

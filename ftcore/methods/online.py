@@ -113,18 +113,19 @@ class OnlineMethod(Method):
     def _answer(self, share: list[tuple[Prompt, int]]) -> list[list[Sample]]:
         samples: list[Sample] = []
         for chunk in in_batches(share, max(self.rollout_batch_size // self.group_size, 1)):
-            samples += self._scored(chunk)
+            samples += self._scored(chunk, self.group_size)
         for batch in in_batches(samples, self.micro_batch_size):
             self.annotate(batch)
         return in_batches(samples, self.group_size)
 
-    def _scored(self, chunk: list[tuple[Prompt, int]]) -> list[Sample]:
-        prompts = [prompt for prompt, _ in chunk for _ in range(self.group_size)]
+    def _scored(self, chunk: list[tuple[Prompt, int]], size: int) -> list[Sample]:
+        """`size` completions for each prompt of a chunk, with their rewards."""
+        prompts = [prompt for prompt, _ in chunk for _ in range(size)]
         groups = sample(
             self.network,
             [prompt.input_ids for prompt, _ in chunk],
             [seed for _, seed in chunk],
-            group_size=self.group_size,
+            group_size=size,
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
@@ -156,18 +157,11 @@ class OnlineMethod(Method):
     def report(self, groups: list[list[Sample]]) -> dict[str, float]:
         """What the completions of a step were like."""
         samples = [sample for group in groups for sample in group]
-        rewards = [sample.reward for sample in samples if sample.reward is not None]
         lengths = [len(sample.completion.ids) for sample in samples]
         flat = [len({sample.reward for sample in group}) <= 1 for group in groups]
         gaps = [a - b for s in samples for a, b in zip(s.tokens["old_logps"], s.tokens["ref_logps"], strict=True)]
-        parts = {
-            f"rewards/{name}": _mean([s.parts[name] for s in samples if s.parts[name] is not None])
-            for name in samples[0].parts
-        }
         return {
-            "reward": _mean(rewards),
-            "reward_std": float(np.std(rewards)) if rewards else 0.0,
-            **parts,
+            **reward_means(samples),
             "kl": sum(gaps) / len(samples),
             "groups/zero_variance": _mean(flat),
             "completions/length": _mean(lengths),
@@ -180,8 +174,11 @@ class OnlineMethod(Method):
         return {}
 
     def held_out_scores(self, held_out: Any, answers: list[Row], batch_size: int) -> dict[str, float]:
-        """Mean reward of the greedy answers, and of its parts."""
-        return _means(*self._rewards_of(held_out.rows, [row["answer"] for row in answers]))
+        """Rewards of one sampled answer to each held-out prompt, drawn from the same seeds for every model."""
+        seeds = np.random.default_rng(0).integers(2**63, size=len(held_out.examples)).tolist()
+        chunks = in_batches(list(zip(held_out.examples, seeds, strict=True)), self.rollout_batch_size)
+        samples = shared_out(chunks, lambda share: [self._scored(chunk, 1) for chunk in share])
+        return reward_means([sample for chunk in samples for sample in chunk])
 
     def validation_terms(self, batch: Batch) -> dict[str, Term]:
         """Mean reward of greedy answers; it counts negatively, so that a lower val/loss is better."""
@@ -189,11 +186,9 @@ class OnlineMethod(Method):
             return {}  # at the end, when the others still have rows
         prompts = [self.encoder.prompt(row) for row in batch["rows"]]
         texts = generate(self.network, self.encoder, prompts, self.max_new_tokens)
-        found = [reward for reward in self._rewards_of(batch["rows"], texts)[0] if reward is not None]
+        rewards, _ = self.rewards(batch["rows"], texts, [self.encoder.content(text) for text in texts])
+        found = [reward for reward in rewards if reward is not None]
         return {"reward": Term(torch.tensor(float(sum(found))), len(found), "sequences", -1.0)}
-
-    def _rewards_of(self, rows: list[Row], texts: list[str]) -> tuple[list[float | None], Parts]:
-        return self.rewards(rows, texts, [self.encoder.content(text) for text in texts])
 
 
 def add_numbers(samples: list[Sample], name: str, values: list[float]) -> None:
@@ -208,9 +203,12 @@ def _example(prompt: Prompt, completion: Completion) -> Example:
     return Example(prompt.id, prompt.input_ids + completion.ids, mask)
 
 
-def _means(rewards: list[float | None], parts: Parts) -> dict[str, float]:
-    lists = {"reward": rewards} | {f"rewards/{name}": values for name, values in parts.items()}
-    return {name: _mean([value for value in values if value is not None]) for name, values in lists.items()}
+def reward_means(samples: list[Sample]) -> dict[str, float]:
+    """Mean and standard deviation of the rewards, and the mean of each of their parts, over those that have one."""
+    rewards = [sample.reward for sample in samples if sample.reward is not None]
+    parts = {name: [s.parts[name] for s in samples if s.parts[name] is not None] for name in samples[0].parts}
+    spread = float(np.std(rewards)) if rewards else 0.0
+    return {"reward": _mean(rewards), "reward_std": spread} | {f"rewards/{k}": _mean(v) for k, v in parts.items()}
 
 
 def _mean(values: list[Any]) -> float:
