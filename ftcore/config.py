@@ -7,6 +7,7 @@ closest valid name, without importing torch.
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
@@ -31,6 +32,7 @@ from ftcore.resources import PACKAGE, resolve, resources
 
 Config = dict[str, Any]
 GROUPS = ("model", "adapter", "data", "method", "hardware", "logger", "recipes")
+TRUSTED = "FTCORE_TRUST"
 TRUST_ADVICE = "to use a module of your own, give trust=[{}] on the command line"
 SECRET = re.compile(r"(^|_)(api_?key|token|secret|password|credentials?)$", re.IGNORECASE)
 SECRET_ADVICE = "looks like a secret, and configs are saved and logged: put it in an environment variable"
@@ -89,7 +91,7 @@ def load_config(arguments: list[str], config_dirs: tuple[Path, ...] = ()) -> Con
     that they change. Raises `ConfigError` naming every problem.
     """
     overrides = _parse([word for word in arguments if word != "recipes=null"])
-    trust = next((o.value() for o in overrides if o.key_or_group == "trust"), [])
+    trust: Any = next((o.value() for o in overrides if o.key_or_group == "trust"), [])
     chosen = [o for o in overrides if o.key_or_group in GROUPS]
     values = [o for o in overrides if o.key_or_group not in GROUPS]
     _check_choices(chosen, config_dirs)
@@ -101,6 +103,7 @@ def load_config(arguments: list[str], config_dirs: tuple[Path, ...] = ()) -> Con
         )
         if config.get("trust") != trust:
             raise ConfigError("trust is given on the command line only: no file may say whose code runs.")
+        os.environ[TRUSTED] = ",".join(map(str, trust))  # for the processes of this run, which read earlier runs
         problems = [*_problems(config), *_conflicts(config)]
     if problems:
         sources = {o.key_or_group: f"command line, {o.input_line}" for o in values} | staged.lines
@@ -228,6 +231,17 @@ def _problems(config: Config) -> Iterator[tuple[str, str]]:
             yield f"trainer.{key}", f"is not a key of lightning.Trainer{_closest(key, schema['trainer_keys'])}"
 
 
+def earlier_problems(config: Any) -> list[str]:
+    """What is wrong with the config of an earlier run: it may come from anywhere and names what would be called."""
+    if not isinstance(config, dict) or not isinstance(config.get("choices"), dict):
+        return ["it is not the config of a run of this version"]
+    trusted = [name for name in os.environ.get(TRUSTED, "").split(",") if name]
+    nodes = [config.get(group) for group in ("model", "adapter", "data", "method")]
+    if not all(isinstance(node, dict) and isinstance(node.get("_target_"), str) for node in nodes):
+        return ["a group is missing"]
+    return [f"{path} {text}" for path, text in _problems({**config, "trust": trusted})]
+
+
 def is_trusted(name: str, trust: Iterable[str]) -> bool:
     """Whether a dotted name lies in one of the modules that the command line trusts."""
     return any(name.startswith(f"{module}.") for module in trust)
@@ -252,6 +266,8 @@ def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
         yield "patience", "needs a metric to watch: set keep_best=val/loss"
     if get("keep_best") != "last" and not get("validate_every"):
         yield "keep_best", "needs validation: set validate_every=<steps> and data.validation_share=0.1"
+    if re.search(r"reward", str(get("keep_best"))):
+        yield "keep_best", "keeps the lowest value, and of a reward more is better: set keep_best=val/loss"
     if ".." in str(get("name")) or str(get("name")).startswith("/"):
         yield "name", "is the name of a folder below output_dir, without .. or a leading /"
     texts = {
@@ -260,9 +276,25 @@ def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
         "data.cloze": (get("data") or {}).get("cloze"),
     }
     yield from _wrong_rewards(get("method") or {}, get("trust") or [])
+    yield from _wrong_groups(get("method") or {}, get("global_batch_size"))
     for key, path in texts.items():
         if isinstance(path, str) and not Path(resolve(path)).is_file():
             yield key, f"names no file: {Path(resolve(path)).absolute()}"
+
+
+def _wrong_groups(method: Mapping[str, Any], size: Any) -> Iterator[tuple[str, str]]:
+    """Groups of completions that do not fill a step, or have nothing to compare with."""
+    group = method.get("group_size")
+    if not (isinstance(group, int) and isinstance(size, int) and group > 0):
+        return
+    if size % group:
+        below, above = max(size // group, 1) * group, (size // group + 1) * group
+        yield (
+            "global_batch_size",
+            f"counts completions: {size} are no whole number of groups of method.group_size={group}; nearest: {below} or {above}",
+        )
+    if group == 1 and method.get("advantage", "reinforce") != "reinforce":
+        yield "method.group_size", "of 1 leaves nothing to compare with: raise it, or set method.advantage=reinforce"
 
 
 def _wrong_rewards(method: Mapping[str, Any], trust: list[str]) -> Iterator[tuple[str, str]]:

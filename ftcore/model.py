@@ -16,7 +16,7 @@ import transformers
 import yaml
 from transformers import AutoConfig, AutoTokenizer
 
-from ftcore.config import locate
+from ftcore.config import earlier_problems, locate
 from ftcore.errors import ModelError
 from ftcore.resources import resolve
 from ftcore.weights import Package, check_folder, is_run, weights_folder
@@ -49,7 +49,8 @@ class Foundation:
         """The network as it was before training: adapters off, or the frozen copy that `keep_base` made."""
         if not self.has_adapter:
             assert self.frozen_copy is not None, "keep_base() comes before training"
-            yield self.frozen_copy
+            like = next(self.network.parameters())
+            yield self.frozen_copy.to(like.device, like.dtype)
             return
         training = self.network.training
         with self.untrained_view() as network:
@@ -105,7 +106,7 @@ def load_foundation(
     Raises `ModelError` when they are not to be had, damaged, incomplete or would need code from elsewhere.
     """
     if is_run(path):
-        return _from_run(Path(path).expanduser())  # type: ignore[arg-type]
+        return _from_run(Path(path).expanduser(), architecture)  # type: ignore[arg-type]
     folder = weights_folder(path, package, revision)
     options: dict[str, Any] = {"attn_implementation": attention, "trust_remote_code": False}
     scores = {"num_labels": 1} if architecture == "SequenceClassification" else {}
@@ -149,11 +150,11 @@ def load_run(folder: Path) -> tuple[Foundation, dict[str, Any]]:
         raise ModelError(f"{saved} has no adapter_model.safetensors: the run did not finish, or the file was removed.")
     from peft import PeftModel
 
-    if node["random_weights"]:
-        torch.manual_seed(config["seed"])
+    torch.manual_seed(config["seed"])  # random weights and a new score layer are drawn as they were
     foundation = load_foundation(architecture, config["adapter"].get("load_in_4bit", False), **node)
     foundation.add_control_tokens(method.control_tokens(config["method"], foundation.tokenizer))
-    foundation.network, foundation.new_modules = PeftModel.from_pretrained(foundation.network, saved), []
+    foundation.network = PeftModel.from_pretrained(foundation.network, saved)
+    foundation.new_modules, foundation.new_tokens = [], []
     return foundation, config
 
 
@@ -163,14 +164,31 @@ def run_config(folder: Path) -> dict[str, Any]:
         raise ModelError(
             f"{folder} is not a finished run: it needs config.yaml and model/ (found in runs/<name>/<time>)."
         )
-    return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        config = None
+    if problems := earlier_problems(config):
+        raise ModelError(f"{folder / 'config.yaml'} cannot be used: {problems[0]}.")
+    return config
 
 
-def _from_run(run: Path) -> Foundation:
-    """An earlier run's result as a foundation: its adapter is merged into the weights."""
-    foundation, _ = load_run(run)
+def _from_run(run: Path, architecture: str) -> Foundation:
+    """An earlier run's result as a foundation: its adapter is merged; a language model can become a reward model."""
+    foundation, config = load_run(run)
     if foundation.has_adapter:
         foundation.network, foundation.from_adapter_run = foundation.network.merge_and_unload(), True
+    found = locate(config["method"]).architecture_of(config["method"])
+    if found != architecture and architecture == "SequenceClassification":
+        tokenizer, trunk = foundation.tokenizer, foundation.network.base_model
+        tokenizer.pad_token = _pad_token(tokenizer)
+        settings = copy.deepcopy(foundation.network.config)
+        settings.num_labels, settings.pad_token_id = 1, tokenizer.pad_token_id
+        network = transformers.AutoModelForSequenceClassification.from_config(settings, dtype=trunk.dtype)
+        network.base_model.load_state_dict(trunk.state_dict())
+        return Foundation(network, tokenizer, from_adapter_run=True, new_modules=[HEADS[0]])
+    if found != architecture:
+        raise ModelError(f"{run} is a {found} model, and this method needs a {architecture} one.")
     return foundation
 
 

@@ -103,7 +103,7 @@ def _check(file: Path, root: yaml.MappingNode) -> None:
         if path.split(".")[0] == "hydra" or re.fullmatch(r"_\w+_", name):
             raise ConfigError(f"{file}:{line}: {path!r} is not allowed; recipes are data and name no code.")
     for event in yaml.parse(yaml.serialize(root), Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.ScalarEvent) and re.search(r"\$\{[^}]*:", event.value):
+        if isinstance(event, yaml.ScalarEvent) and re.search(r"\$\{[^}]*(:|\$\{)", event.value):
             raise ConfigError(f"{file}: a resolver ${{name:...}} is not allowed; recipes are data.")
 
 

@@ -7,6 +7,7 @@ A method's YAML lists them under `stages`, name -> overrides, composed on the sa
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,10 @@ def run_stages(config: Config) -> bool:
     method = config["method"]
     if is_run(config["model"].get("path")) and "policy" in method.get("stages", {}):
         method["policy"] = method["policy"] or config["model"]["path"]
+    if unknown := sorted(set(method.get("stages", {})) - set(method)):
+        raise ConfigError(
+            f"method.stages.{unknown[0]} is no stage: this method has no key method.{unknown[0]} for its run."
+        )
     missing = {name: words for name, words in method.get("stages", {}).items() if method[name] is None}
     stages = {name: stage_config(config, name, words) for name, words in missing.items()}
     folders = {
@@ -64,8 +69,8 @@ def run_stages(config: Config) -> bool:
 
 def stage_config(config: Config, name: str, words: list[str]) -> Config:
     """The checked config of a stage: its overrides on the model, adapter, data and machine of the run it is for."""
-    keys = {word.split("=")[0].lstrip("+").split(".")[0].split("/")[0] for word in words}
-    if refused := keys & {"trust", "run", "verb", "recipes", "output_dir"}:
+    keys = {re.split(r"[=.@/:]", word.lstrip("+~"))[0].strip() for word in words}
+    if refused := keys & {"trust", "run", "verb", "recipes", "output_dir", "dry_run"}:
         raise ConfigError(
             f"method.stages.{name} may not set {', '.join(sorted(refused))}; it names a method and its keys."
         )
@@ -112,5 +117,9 @@ def _make(name: str, stage: Config, folder: Path, dry_run: bool) -> bool:
         partial.mkdir()
         (partial / "config.yaml").write_text(yaml.safe_dump(stage, sort_keys=False), encoding="utf-8")
         launch(stage, partial, processes)
+        if not (partial / "summary.json").is_file():
+            raise ConfigError(
+                f"Stage {name} left no finished run in {partial}; look at its overrides, method.stages.{name}."
+            )
         partial.rename(folder)
     return True

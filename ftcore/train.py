@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from ftcore import report
 from ftcore.callbacks import BeforeAfter, KeepBest, ProgressBar, RetentionGuard, StepMetrics, peak_memory_gb
+from ftcore.cloze import gaps
 from ftcore.config import build, locate
 from ftcore.data import Data, Records
 from ftcore.data.batches import TrainBatches
@@ -152,14 +153,8 @@ def _general(method: Method, keep: Config) -> list[Example]:
 
 
 def _pace(config: Config, method: Method) -> dict[str, int]:
-    """Rows that a step draws and updates on them: a method that samples draws a prompt for each group of completions."""
-    size, group = config["global_batch_size"], method.group_size
-    if size % group:
-        raise ConfigError(
-            f"global_batch_size={size} completions are no whole number of groups of method.group_size={group}: "
-            f"{size} / {group} = {size / group:g}. Nearest: {max(size // group, 1) * group} or {(size // group + 1) * group}."
-        )
-    return {"rows_per_step": size // group, "updates": method.updates}
+    """Rows that a step draws, a prompt for each group of completions, and updates on them."""
+    return {"rows_per_step": max(config["global_batch_size"] // method.group_size, 1), "updates": method.updates}
 
 
 def _figures(job: Job, steps: StepMetrics, compare: BeforeAfter, started: float) -> Config:
@@ -194,7 +189,7 @@ def load_held_out(config: Config, data: Data, method: Method, records: Records) 
     """The rows that base and tuned model answer, sentences with a gap, and the general-text probe."""
     limit = config["evaluate"]["max_rows"]
     rows = records.test[:limit]
-    cloze = [{"id": str(line), **row} for line, row in read_jsonl(data.cloze)][:limit] if data.cloze else []
+    cloze = gaps(data.cloze) if data.cloze else []
     probe = _texts(config["evaluate"]["probe"]) if config["evaluate"]["probe"] else []
     return HeldOut(rows, method.encode(rows), cloze, method.pieces(probe) if method.models_language else [])
 

@@ -6,8 +6,9 @@ import json
 import tokenize
 
 import pytest
+import yaml
 
-from ftcore.config import options
+from ftcore.config import load_config, options
 from ftcore.resources import PACKAGE
 
 METHODS = sorted(options("method"))
@@ -104,3 +105,36 @@ def test_packing_does_not_change_the_losses(ftcore):
 @pytest.mark.parametrize("case", ["grpo", *(pytest.param(c, marks=pytest.mark.slow) for c in CASES if c != "grpo")])
 def test_two_processes_do_not_change_the_losses(ftcore, home, case):
     assert agree(losses(ftcore, case), losses(ftcore, case, "hardware=ddp_2cpu"))
+
+
+def test_an_earlier_run_whose_config_names_other_code_is_refused(fails, tmp_path):
+    run, proof = tmp_path / "sly", tmp_path / "ran"
+    (run / "model").mkdir(parents=True)
+    config = load_config(["model=tiny"])
+    config["data"] = {"_target_": "os.system", "command": f"touch {proof}"}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    words = [*WORDS, "method=grpo", "method.group_size=4", f"method.reward_model={run}"]
+    assert "os.system" in fails(4, *words) and not proof.exists()
+    assert "os.system" in fails(4, *WORDS, f"model.path={run}") and not proof.exists()
+
+
+def test_a_language_model_run_becomes_a_reward_model(ftcore):
+    first = ftcore(*WORDS, "method=sft", "max_steps=1")
+    second = ftcore(*WORDS, "method=reward", f"model.path={first.folder}", "max_steps=1")
+    assert second.status == 0, second.err
+    third = ftcore(*WORDS, *CASES["grpo"], f"method.reward_model={second.folder}", "max_steps=1")
+    assert third.status == 0, third.err
+    assert "train/rewards/reward_model" in third.metrics[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["method=grpo", "method.group_size=1"], "nothing to compare with"),
+        (["method=grpo", "global_batch_size=12"], "nearest: 8 or 16"),
+        (["method=dpo", "keep_best=val/rewards/accuracies", "validate_every=1"], "more is better"),
+        (["method=rlhf", "method.stages.critic=['method=sft']"], "is no stage"),
+    ],
+)
+def test_settings_under_which_nothing_would_be_learned_are_refused(fails, words, part):
+    assert part in fails(2, *WORDS, *words)

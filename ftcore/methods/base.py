@@ -154,11 +154,6 @@ class Method(lightning.LightningModule):
         """The batch where the network is."""
         return move_data_to_device(batch, next(self.network.parameters()).device)
 
-    def on_fit_start(self) -> None:
-        """Put a frozen copy of the base, which is no submodule, where the network is."""
-        if self.foundation.frozen_copy is not None:
-            self.foundation.frozen_copy.to(self.device)
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Weighted sum of each term's sum over its count in the whole step.
 

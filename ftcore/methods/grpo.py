@@ -79,14 +79,13 @@ class GRPO(OnlineMethod):
         prompts = draw()
         groups = self.explore(prompts, random)
         self.metrics = self.report(groups)
-        useful, flat = _by_variance(groups)
-        for _ in range(self.max_resamples):
+        useful, flat = _by_variance(self.kept(groups))
+        for _ in range(self.max_resamples if self.advantage != "reinforce" else 0):
             if len(useful) >= len(prompts):
                 break
-            more, others = _by_variance(self.explore(draw(), random))
+            more, others = _by_variance(self.kept(self.explore(draw(), random)))
             useful, flat = useful + more, flat + others
-        chosen = (useful + flat)[: len(prompts)]
-        return self.advise([[s for s in group if self.trains(s)] for group in chosen])
+        return self.advise((useful + flat)[: len(prompts)])
 
     def advise(self, groups: list[list[Sample]]) -> list[Sample]:
         """Every token of a completion gets the completion's advantage."""

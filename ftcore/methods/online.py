@@ -96,7 +96,7 @@ class OnlineMethod(Method):
         """The step's prompts answered, scored and compared."""
         groups = self.explore(draw(), random)
         self.metrics = self.report(groups)
-        return self.advise([[s for s in group if self.trains(s)] for group in groups])
+        return self.advise(self.kept(groups))
 
     def explore(self, prompts: list[Prompt], random: np.random.Generator) -> list[list[Sample]]:
         """A group of samples for each prompt, from all processes."""
@@ -105,6 +105,10 @@ class OnlineMethod(Method):
         groups = shared_out(list(zip(prompts, seeds, strict=True)), self._answer)
         self.network.train()
         return groups
+
+    def kept(self, groups: list[list[Sample]]) -> list[list[Sample]]:
+        """The groups without the samples that are excluded."""
+        return [[sample for sample in group if self.trains(sample)] for group in groups]
 
     def trains(self, sample: Sample) -> bool:
         """Whether a sample has a reward and an end, where one is asked for."""
@@ -158,7 +162,7 @@ class OnlineMethod(Method):
         """What the completions of a step were like."""
         samples = [sample for group in groups for sample in group]
         lengths = [len(sample.completion.ids) for sample in samples]
-        flat = [len({sample.reward for sample in group}) <= 1 for group in groups]
+        flat = [len({sample.reward for sample in group}) <= 1 for group in self.kept(groups)]
         gaps = [a - b for s in samples for a, b in zip(s.tokens["old_logps"], s.tokens["ref_logps"], strict=True)]
         return {
             **reward_means(samples),
@@ -175,6 +179,8 @@ class OnlineMethod(Method):
 
     def held_out_scores(self, held_out: Any, answers: list[Row], batch_size: int) -> dict[str, float]:
         """Rewards of one sampled answer to each held-out prompt, drawn from the same seeds for every model."""
+        if not held_out.examples:
+            return {}
         seeds = np.random.default_rng(0).integers(2**63, size=len(held_out.examples)).tolist()
         chunks = in_batches(list(zip(held_out.examples, seeds, strict=True)), self.rollout_batch_size)
         samples = shared_out(chunks, lambda share: [self._scored(chunk, 1) for chunk in share])

@@ -34,7 +34,7 @@ class RLHF(OnlineMethod):
         stages: dict[str, list[str]],
         clip: Annotated[float, Gt(0), Le(1)],
         value_clip: Annotated[float, Gt(0)],
-        value_weight: Annotated[float, Ge(0)],
+        value_weight: Annotated[float, Gt(0)],
         gamma: Annotated[float, Gt(0), Le(1)],
         lam: Annotated[float, Ge(0), Le(1)],
         unfinished_penalty: Annotated[float, Ge(0)],
