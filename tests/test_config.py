@@ -169,6 +169,7 @@ def test_a_misspelt_key_in_a_recipe_is_named_with_its_line(tmp_path):
         "# @package _global_\n? [a, b]\n: 1\n",
         "# @package hydra.callbacks\nx: 1\n",
         "# @package _global_\nname: ${oc.env:HOME}\n",
+        "# @package _global_\nprompt: oc.env\nname: ${${prompt}:HOME}\n",
         "# @package _global_\na: &a [1]\nb: [*a, *a]\n",
         "# @package _global_\na: " + "[" * 1000 + "]" * 1000 + "\n",
         "# @package _global_\nname: " + "x" * 200_000 + "\n",
