@@ -139,8 +139,12 @@ def _make_absolute(config: dict[str, Any]) -> None:
         (config["data"], "path"),
         (config["data"], "cloze"),
         (config["model"], "path"),
+        (config["model"], "chat_template"),
+        (config["evaluate"], "probe"),
+        (config["retention"], "text"),
         *((config["method"], key) for key in ("policy", "reward_model")),
         *((config["data"]["splits"], k) for k in SPLITS),
+        *((files, k) for files in config["data"]["records"].values() for k in SPLITS),
     ):
         if node.get(key) and Path(node[key]).expanduser().exists():
             node[key] = str(Path(node[key]).expanduser().resolve())

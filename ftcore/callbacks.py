@@ -10,12 +10,11 @@ import torch
 from lightning import Trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.utilities import rank_zero_info
 from safetensors.torch import load_file, save_file
 
 from ftcore.data.tokens import Example
 from ftcore.errors import ConfigError
-from ftcore.evaluate import HeldOut, Scores, changes, probe_perplexity, score
+from ftcore.evaluate import HeldOut, Scores, changes, console, probe_perplexity, score
 from ftcore.methods.base import Method
 
 
@@ -134,10 +133,11 @@ class RetentionGuard(Callback):
                 for group in trainer.optimizers[0].param_groups:  # the schedule has set the next step's rate already
                     group["lr"] /= 2
             trainer.should_stop = self.action == "stop"
-            rank_zero_info(
-                f"Perplexity of general text rose by {rise:.1%} (retention.max_rise={self.max_rise}) at step "
-                f"{trainer.global_step}: {'stopping' if trainer.should_stop else 'halving the learning rate'}."
-            )
+            if trainer.is_global_zero:
+                console.print(
+                    f"Perplexity of general text rose by {rise:.1%} (retention.max_rise={self.max_rise}) at step "
+                    f"{trainer.global_step}: {'stopping' if trainer.should_stop else 'halving the learning rate'}."
+                )
 
     @torch.no_grad()
     def _perplexity(self, trainer: Trainer, method: Method) -> float:

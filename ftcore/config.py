@@ -274,6 +274,7 @@ def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
         "evaluate.probe": (get("evaluate") or {}).get("probe"),
         "retention.text": (get("retention") or {}).get("text"),
         "data.cloze": (get("data") or {}).get("cloze"),
+        "model.chat_template": (get("model") or {}).get("chat_template"),
     }
     yield from _wrong_rewards(get("method") or {}, get("trust") or [])
     yield from _wrong_groups(get("method") or {}, get("global_batch_size"))
@@ -302,8 +303,12 @@ def _wrong_rewards(method: Mapping[str, Any], trust: list[str]) -> Iterator[tupl
     names, weights, options = (method.get(key) for key in ("rewards", "reward_weights", "reward_options"))
     if not (isinstance(names, list) and isinstance(weights, list) and isinstance(options, Mapping)):
         return
+    if not (all(isinstance(name, str) for name in names) and all(isinstance(o, Mapping) for o in options.values())):
+        return  # the schema has said so
     from ftcore.rewards import check_reward
 
+    if not names and not method.get("reward_model"):
+        yield "method.rewards", "is empty and there is no method.reward_model, so nothing is reinforced: name a function"
     if len(names) != len(weights):
         yield "method.reward_weights", f"has {len(weights)} weights for {len(names)} functions in method.rewards"
     for name in sorted(set(options) - set(names)):
@@ -313,7 +318,7 @@ def _wrong_rewards(method: Mapping[str, Any], trust: list[str]) -> Iterator[tupl
         )
     for name in names:
         try:
-            check_reward(str(name), dict(options.get(name) or {}), trust)
+            check_reward(name, dict(options.get(name, {})), trust)
         except ConfigError as error:
             yield "method.rewards", f"holds {name!r}: {error}"
 

@@ -82,6 +82,15 @@ class Foundation:
                 torch.manual_seed(0)  # the same rows whenever the run is loaded again
                 self.network.resize_token_embeddings(len(self.tokenizer))
 
+    def disable_dropout(self) -> None:
+        """Switch off the network's own dropout: log-probabilities that are compared should not hold its noise.
+
+        An adapter's dropout, which is chosen by its own key, stays.
+        """
+        for name, module in self.network.named_modules():
+            if isinstance(module, torch.nn.Dropout) and "lora_dropout" not in name:
+                module.p = 0.0
+
     def keep_base(self) -> None:
         """Make `base_view` possible: copy the weights unless an adapter leaves them untouched."""
         if not self.has_adapter and self.frozen_copy is None:
@@ -106,7 +115,9 @@ def load_foundation(
     Raises `ModelError` when they are not to be had, damaged, incomplete or would need code from elsewhere.
     """
     if is_run(path):
-        return _from_run(Path(path).expanduser(), architecture)  # type: ignore[arg-type]
+        assert path
+        ours = {"dtype": dtype, "attention": attention, "chat_template": chat_template}
+        return _from_run(Path(path).expanduser(), architecture, load_in_4bit, ours)
     folder = weights_folder(path, package, revision)
     options: dict[str, Any] = {"attn_implementation": attention, "trust_remote_code": False}
     scores = {"num_labels": 1} if architecture == "SequenceClassification" else {}
@@ -137,13 +148,16 @@ def load_foundation(
         raise ModelError(f"{folder} cannot be loaded as a {architecture} model: {reason}") from None
 
 
-def load_run(folder: Path) -> tuple[Foundation, dict[str, Any]]:
-    """An earlier run's tuned model and config: foundation with its adapter attached, or the full tuned weights."""
+def load_run(folder: Path, changes: dict[str, Any] | None = None) -> tuple[Foundation, dict[str, Any]]:
+    """An earlier run's tuned model and config: foundation with its adapter attached, or the full tuned weights.
+
+    `changes` take the place of keys of its model node.
+    """
     config = run_config(folder)
     saved = folder / "model"
     method = locate(config["method"])
     architecture = method.architecture_of(config["method"])
-    node = {key: value for key, value in config["model"].items() if key != "_target_"}
+    node = {key: value for key, value in config["model"].items() if key != "_target_"} | (changes or {})
     if not (saved / "adapter_config.json").is_file():
         return load_foundation(architecture, **{**node, "path": str(saved), "random_weights": False}), config
     if not (saved / "adapter_model.safetensors").is_file():
@@ -173,9 +187,17 @@ def run_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _from_run(run: Path, architecture: str) -> Foundation:
-    """An earlier run's result as a foundation: its adapter is merged; a language model can become a reward model."""
-    foundation, config = load_run(run)
+def _from_run(run: Path, architecture: str, load_in_4bit: bool, ours: dict[str, Any]) -> Foundation:
+    """An earlier run's result as a foundation: its adapter is merged; a language model can become a reward model.
+
+    `ours` are keys of the new run's model node: they hold for it, and the earlier run's template unless there is a new one.
+    """
+    if load_in_4bit:
+        raise ModelError(
+            f"adapter=qlora cannot start from {run}, whose adapter is merged in full precision: export it with format=merged "
+            "and give that folder as model.path, or use adapter=lora."
+        )
+    foundation, config = load_run(run, {key: value for key, value in ours.items() if value is not None})
     if foundation.has_adapter:
         foundation.network, foundation.from_adapter_run = foundation.network.merge_and_unload(), True
     found = locate(config["method"]).architecture_of(config["method"])
@@ -198,6 +220,8 @@ def _prepare(tokenizer: Any, network: Any, chat_template: str | None) -> Any:
         raise ModelError(
             f"The tokenizer has {len(tokenizer):,} tokens, the model's embedding {rows:,}: they do not belong together."
         )
+    positions = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
     if chat_template:
         file = Path(resolve(chat_template))
         if not file.is_file():

@@ -115,9 +115,9 @@ class Rewards:
         self, names: list[str], weights: list[float], options: dict[str, dict[str, Any]], *, time_limit: float,
         max_failed_share: float, trust: list[str],
     ) -> None:  # fmt: skip
-        if not len(weights) == len(names) == len(set(names)) > 0:
+        if not len(weights) == len(names) == len(set(names)):
             counts = f"{len(names)} rewards ({len(set(names))} different) and {len(weights)} weights"
-            raise ConfigError(f"Name at least one reward, each once, and as many weights; given are {counts}.")
+            raise ConfigError(f"Name each reward once, and as many weights; given are {counts}.")
         if unused := sorted(set(options) - set(names)):
             raise ConfigError(
                 f"Options for {', '.join(unused)}: not among the {len(names)} rewards {', '.join(names)}."
@@ -143,7 +143,8 @@ class Rewards:
         outcomes = {name: self._outcomes(name, batch) for name in self.names}
         self._count(outcomes, len(rows))
         values = {name: [None if isinstance(v, str) else v for v in column] for name, column in outcomes.items()}
-        return [self._total(terms) for terms in zip(*values.values(), strict=True)], values
+        terms = zip(*values.values(), strict=True) if values else [()] * len(rows)
+        return [self._total(numbers) for numbers in terms], values
 
     def close(self) -> None:
         """End the worker, and what it started, at once."""
@@ -165,7 +166,7 @@ class Rewards:
 
     def _total(self, terms: tuple[float | None, ...]) -> float | None:
         numbers = [weight * value for weight, value in zip(self.weights, terms, strict=True) if value is not None]
-        return sum(numbers) if len(numbers) == len(terms) else None
+        return float(sum(numbers)) if len(numbers) == len(terms) else None
 
     def _count(self, outcomes: dict[str, list[Outcome]], rows: int) -> None:
         self.seen += rows

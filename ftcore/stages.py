@@ -18,7 +18,8 @@ from filelock import FileLock
 from ftcore import __version__
 from ftcore.config import build, load_config, record_type
 from ftcore.errors import ConfigError
-from ftcore.weights import home, is_run
+from ftcore.resources import resolve
+from ftcore.weights import check_weights, home, is_run, sha256
 
 Config = dict[str, Any]
 # What a stage takes over from the run it is for, unless its overrides choose otherwise.
@@ -31,14 +32,15 @@ INHERITED = (
     "seed",
     "evaluate",
     "trainer",
-    "micro_batch_size",
     "trust",
 )
 # What its result depends on.
 DECISIVE = (
-    "model", "adapter", "data", "method", "seed", "global_batch_size", "max_steps", "max_epochs", "retention", "trainer",
+    "model", "adapter", "method", "seed", "global_batch_size", "max_steps", "max_epochs", "retention", "trainer",
     "keep_best", "patience", "validate_every",
 )  # fmt: skip
+# How a data option turns rows into tokens; the rows themselves count by their content.
+ENCODING = ("max_length", "too_long", "chat")
 
 
 def run_stages(config: Config) -> bool:
@@ -53,6 +55,9 @@ def run_stages(config: Config) -> bool:
         raise ConfigError(
             f"method.stages.{unknown[0]} is no stage: this method has no key method.{unknown[0]} for its run."
         )
+    for name in method.get("stages", {}):
+        if method[name]:  # what is given must be there before the first stage trains
+            check_weights({"path": method[name], "package": None, "revision": None, "random_weights": False})
     missing = {name: words for name, words in method.get("stages", {}).items() if method[name] is None}
     stages = {name: stage_config(config, name, words) for name, words in missing.items()}
     folders = {
@@ -79,22 +84,34 @@ def stage_config(config: Config, name: str, words: list[str]) -> Config:
     stage |= {key: config[key] for key in kept}
     stage["choices"] |= {key: config["choices"][key] for key in kept if key in stage["choices"]}
     stage["name"] = f"{config['name']}-{name}"
+    if "micro_batch_size" not in keys and _fits(config["micro_batch_size"], stage):
+        stage["micro_batch_size"] = config["micro_batch_size"]
     return stage
+
+
+def _fits(micro_batch_size: Any, stage: Config) -> bool:
+    """Whether a stage's steps can be cut into micro-batches of this size; where not it chooses its own."""
+    processes = stage["hardware"]["devices"] * stage["hardware"]["num_nodes"]
+    return isinstance(micro_batch_size, int) and stage["global_batch_size"] % (micro_batch_size * processes) == 0
 
 
 def folder_of(stage: Config) -> Path:
     """Where a stage's run is kept: named by a hash of what its result depends on, its rows included."""
     rows = build(stage["data"]).load(record_type(stage["method"])).content_hash()
-    decisive = {key: stage[key] for key in DECISIVE}
-    content = json.dumps([__version__, decisive, rows, _weights(stage["model"].get("path"))], sort_keys=True)
+    decisive = {key: stage[key] for key in DECISIVE} | {key: stage["data"][key] for key in ENCODING}
+    named = (stage["model"].get("chat_template"), stage["retention"]["text"], stage["evaluate"]["probe"])
+    texts = [sha256(Path(resolve(path))) for path in named if path]
+    content = json.dumps([__version__, decisive, rows, texts, _weights(stage["model"].get("path"))], sort_keys=True)
     return home() / "stages" / f"{stage['choices']['method']}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
 def _weights(path: str | None) -> list[Any]:
     """Names, sizes and times of the files in a folder of weights."""
-    if not path or not Path(path).expanduser().is_dir():
+    folder = Path(resolve(path)) if path else None
+    if not folder or not folder.is_dir():
         return []
-    files = sorted(Path(path).expanduser().rglob("*.safetensors"))
+    kinds = {".safetensors", ".json", ".jinja", ".model", ".txt"}
+    files = sorted(file for file in folder.rglob("*") if file.suffix in kinds)
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 

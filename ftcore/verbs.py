@@ -153,6 +153,7 @@ def _held_out(config: Config, foundation: Foundation, records: Records) -> tuple
         foundation.frozen_copy = _base_foundation(config).network
     data = build(config["data"])
     method: Method = build(config["method"], foundation, Encoder(foundation.tokenizer, data))
+    method.micro_batch_size = config["evaluate"]["batch_size"]
     return method, load_held_out(config, data, method, records)
 
 

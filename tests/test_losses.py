@@ -158,7 +158,7 @@ def trained(kind, adapt=full, distance=0.05, seed=1, **own):
     """A method whose trained weights moved away from the base model's, and the base model."""
     foundation = Foundation(network("llama3", sharper=5), SimpleNamespace(pad_token_id=0))
     foundation.network = adapt(foundation)
-    method = kind(foundation, None, **own, **SHARED)
+    method = kind(foundation, SimpleNamespace(max_length=None), **own, **SHARED)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in method.trained_parameters():
@@ -309,6 +309,16 @@ def test_kto_is_what_its_formula_gives_by_hand(seed, known):
     terms = method.loss(method.collate(rows))
     assert value(terms).item() == pytest.approx(sum(costs) / len(costs), rel=1e-5)
     assert terms["kl"].total.item() / len(rows) == pytest.approx(z, rel=1e-4, abs=1e-5)
+
+
+def test_methods_that_compare_ignore_the_networks_dropout_and_keep_the_adapters():
+    torch.manual_seed(0)
+    settings = {**FAMILIES["gpt2"].to_diff_dict(), "resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5}
+    foundation = Foundation(AutoModelForCausalLM.from_config(GPT2Config(**settings)), SimpleNamespace(pad_token_id=0))
+    foundation.network = lora(foundation, **LORA | {"dropout": 0.5})
+    DPO(foundation, None, beta=0.3, label_smoothing=0.0, **SHARED)
+    on = {name for name, m in foundation.network.named_modules() if isinstance(m, torch.nn.Dropout) and m.p}
+    assert on and all("lora_dropout" in name for name in on)
 
 
 METHODS = {name: (kind, own, PAIRS) for name, (kind, own, *_) in PREFERENCE.items()} | {

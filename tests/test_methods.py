@@ -6,10 +6,12 @@ import json
 import tokenize
 
 import pytest
+import torch
 import yaml
 
-from ftcore.config import load_config, options
+from ftcore.config import build, load_config, options
 from ftcore.resources import PACKAGE
+from ftcore.stages import folder_of, stage_config
 
 METHODS = sorted(options("method"))
 ADAPTERS = ["lora", "dora", "rslora", "full", "freeze"]
@@ -107,6 +109,11 @@ def test_two_processes_do_not_change_the_losses(ftcore, home, case):
     assert agree(losses(ftcore, case), losses(ftcore, case, "hardware=ddp_2cpu"))
 
 
+def test_a_wrong_name_is_refused_before_the_other_stage_trains(ftcore, home):
+    outcome = ftcore(*WORDS, *CASES["rlhf"], "method.reward_model=runs/nowhere", "seed=7")
+    assert outcome.status == 4 and "runs/nowhere" in outcome.err and "Stage" not in outcome.out
+
+
 def test_an_earlier_run_whose_config_names_other_code_is_refused(fails, tmp_path):
     run, proof = tmp_path / "sly", tmp_path / "ran"
     (run / "model").mkdir(parents=True)
@@ -122,9 +129,41 @@ def test_a_language_model_run_becomes_a_reward_model(ftcore):
     first = ftcore(*WORDS, "method=sft", "max_steps=1")
     second = ftcore(*WORDS, "method=reward", f"model.path={first.folder}", "max_steps=1")
     assert second.status == 0, second.err
-    third = ftcore(*WORDS, *CASES["grpo"], f"method.reward_model={second.folder}", "max_steps=1")
+    alone = ["method.rewards=[]", "method.reward_weights=[]", "method.reward_model_weight=2", "method.max_new_tokens=6"]
+    third = ftcore(*WORDS, "method=grpo", *alone, f"method.reward_model={second.folder}", "max_steps=1")
     assert third.status == 0, third.err
-    assert "train/rewards/reward_model" in third.metrics[0]
+    step = third.metrics[0]
+    assert step["train/reward"] == pytest.approx(2 * step["train/rewards/reward_model"])
+    node = load_config(["model=tiny", f"model.path={first.folder}", "model.dtype=bfloat16"])["model"]
+    assert build(node).network.dtype == torch.bfloat16  # the new run's choice, not the earlier one's
+
+
+def test_a_step_without_a_completion_to_train_on_says_so_once(ftcore):
+    words = ["method=grpo", "method.mask_unfinished=true", "method.max_new_tokens=1", "max_steps=2"]
+    outcome = ftcore(*WORDS, *words, "retention.weight=0")
+    assert outcome.status == 0, outcome.err
+    assert outcome.out.count("method.max_new_tokens=1") == 1
+    assert [line["train/completions/excluded"] for line in outcome.metrics] == [1, 1]
+
+
+def test_a_stage_is_known_by_what_its_result_depends_on(tmp_path):
+    def folder(*words):
+        config = load_config(["model=tiny", "method=rlhf", *words])
+        return folder_of(stage_config(config, "policy", config["method"]["stages"]["policy"]))
+
+    template, cloze = tmp_path / "template.jinja", tmp_path / "cloze.jsonl"
+    template.write_text("{{ messages[0].content }}"), cloze.touch()
+    made = folder()
+    assert made == folder("method.beta=1", "micro_batch_size=2", f"data.cloze={cloze}")
+    changed = [folder(word) for word in ("seed=1", "data.max_length=99", f"model.chat_template={template}")]
+    template.write_text("{{ messages[0].content }}!")
+    assert len({made, *changed, folder(f"model.chat_template={template}")}) == 5
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(8, 8), (32, "auto")])
+def test_a_stage_takes_micro_batches_that_fit_its_steps(rows, expected):
+    config = load_config(["model=tiny", "method=rlhf", "global_batch_size=32", f"micro_batch_size={rows}"])
+    assert stage_config(config, "policy", ["method=sft"])["micro_batch_size"] == expected
 
 
 @pytest.mark.parametrize(
@@ -134,6 +173,9 @@ def test_a_language_model_run_becomes_a_reward_model(ftcore):
         (["method=grpo", "global_batch_size=12"], "nearest: 8 or 16"),
         (["method=dpo", "keep_best=val/rewards/accuracies", "validate_every=1"], "more is better"),
         (["method=rlhf", "method.stages.critic=['method=sft']"], "is no stage"),
+        (["method=grpo", "method.rewards=[]", "method.reward_weights=[]"], "nothing is reinforced"),
+        (["method=grpo", "method.rewards=[[length]]"], "must be text"),
+        (["method=grpo", "method.reward_options.contains_answer=[1]"], "must be a mapping"),
     ],
 )
 def test_settings_under_which_nothing_would_be_learned_are_refused(fails, words, part):

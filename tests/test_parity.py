@@ -85,7 +85,7 @@ def defaults(name):
 def method(name, model=policy, **changes):
     """A method as a run builds it, with `reference` as its base model."""
     foundation = Foundation(model(), TOKENIZER, frozen_copy=reference())
-    made = build(defaults(name) | changes, foundation, None)
+    made = build(defaults(name) | changes, foundation, SimpleNamespace(max_length=None))
     # Lightning takes the mean over micro-batches and training_step undoes that; here their losses are added.
     made.trainer = SimpleNamespace(accumulate_grad_batches=1, world_size=1)
     return made

@@ -286,7 +286,6 @@ def test_a_whole_batch_that_fails_late_does_not_stop_the_run(folder):
     [
         ({"names": ["length", "format"], "weights": [1.0]}, "2 rewards .2 different. and 1 weights"),
         ({"names": ["format", "format"], "weights": [1.0, 1.0]}, "2 rewards .1 different. and 2 weights"),
-        ({"names": [], "weights": []}, "0 rewards"),
         (
             {"names": ["exact_match"], "options": {"length": {}}},
             "Options for length: not among the 1 rewards exact_match",

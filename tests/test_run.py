@@ -144,6 +144,7 @@ def test_a_run_that_forgets_too_much_stops_and_keeps_what_it_has(ftcore):
     assert outcome.summary["steps"] == max(rises) < 12
     assert list(rises) == list(range(2, max(rises) + 1, 2))  # looked at every second step
     assert rises.popitem()[1] > 0.01 and all(rise <= 0.01 for rise in rises.values())
+    assert "stopping" in outcome.out and "retention.max_rise=0.01" in outcome.out
     assert outcome.summary["probe_perplexity_rise"] > 0.01 and (outcome.folder / "model").is_dir()
 
 

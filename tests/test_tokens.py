@@ -1,5 +1,7 @@
 """Masks are right segment by segment, the end token is trained, and text of a row can never forge a turn."""
 
+import copy
+
 import pytest
 from transformers import AutoTokenizer
 
@@ -241,6 +243,17 @@ def test_a_prompt_over_the_length_is_an_error_unless_rows_may_be_dropped(tokeniz
     assert len(encoder(tokenizer, max_length=exact).prompts([pair()])) == 1
     with pytest.raises(DataError, match=rf"my.jsonl:3: {exact} tokens, data.max_length is {exact - 1}"):
         encoder(tokenizer, max_length=exact - 1).prompts([pair()])
+
+
+def test_no_sequence_is_longer_than_the_models_context(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    exact = len(encoder(tokenizer).prompt(pair()))
+    tokenizer.model_max_length = exact + 4
+    assert len(encoder(tokenizer).prompts([pair()], max_new_tokens=4)) == 1
+    with pytest.raises(DataError, match=rf"{exact} tokens, and the model has room for {exact - 1}"):
+        encoder(tokenizer).prompts([pair()], max_new_tokens=5)
+    with pytest.raises(DataError, match=rf"the model has room for {exact + 4}"):
+        encoder(tokenizer).prompt_completions([pair(completion="word " * 40)])
 
 
 @pytest.mark.parametrize("chat", [True, False])

@@ -77,7 +77,8 @@ class Encoder:
                 "data.chat=true, but the tokenizer has no chat template. Give one with model.chat_template=<file.jinja> "
                 "(ftcore://chatml.jinja ships with ftcore), or train on plain text with data.chat=false."
             )
-        self.tokenizer, self.data, self.max_length, self.too_long = tokenizer, data, data.max_length, data.too_long
+        self.tokenizer, self.data, self.too_long = tokenizer, data, data.too_long
+        self.max_length = min(data.max_length, tokenizer.model_max_length)
         self.chat = tokenizer.chat_template is not None if data.chat == "auto" else data.chat
         self.counts: Counter[str] = Counter()
         self._between = cache(self._between_contents)
@@ -97,13 +98,17 @@ class Encoder:
                 pairs.append(Pair(row["id"], chosen, rejected, float(row.get("margin", 0.0))))
         return pairs
 
-    def prompts(self, rows: Iterable[Row]) -> list[Prompt]:
-        """Prompts to answer. One over the length is an error or dropped: a cut one would ask something else."""
+    def prompts(self, rows: Iterable[Row], max_new_tokens: int = 0) -> list[Prompt]:
+        """Prompts to answer, with room for the answer in the model's context.
+
+        One over the length is an error or dropped: a cut one would ask something else.
+        """
+        longest = min(self.max_length, self.tokenizer.model_max_length - max_new_tokens)
         prompts = [Prompt(row["id"], self.prompt(row), row) for row in rows]
-        kept = [prompt for prompt in prompts if len(prompt) <= self.max_length]
+        kept = [prompt for prompt in prompts if len(prompt) <= longest]
         if len(kept) < len(prompts):
             if self.too_long == "error":
-                self._refuse(next(prompt for prompt in prompts if len(prompt) > self.max_length))
+                self._refuse(next(prompt for prompt in prompts if len(prompt) > longest), longest)
             self.counts["dropped"] += len(prompts) - len(kept)
         return kept
 
@@ -151,7 +156,7 @@ class Encoder:
         example = Example(row["id"], ids[: self.max_length], mask[: self.max_length])
         if len(ids) > self.max_length:
             if self.too_long == "error":
-                self._refuse(Prompt(row["id"], ids, row))
+                self._refuse(Prompt(row["id"], ids, row), self.max_length)
             self.counts["truncated" if self.too_long == "truncate" else "dropped"] += 1
             if self.too_long == "drop":
                 return None
@@ -160,11 +165,11 @@ class Encoder:
             return None
         return example
 
-    def _refuse(self, long: Prompt) -> None:
-        raise DataError(
-            f"{long.row['where']}: {len(long)} tokens, data.max_length is {self.max_length}. Raise it, or choose "
-            "data.too_long=truncate or drop."
-        )
+    def _refuse(self, long: Prompt, longest: int) -> None:
+        limit = f"data.max_length is {longest}. Raise it, or choose"
+        if longest < self.data.max_length:
+            limit = f"and the model has room for {longest}. Choose"
+        raise DataError(f"{long.row['where']}: {len(long)} tokens, {limit} data.too_long=truncate or drop.")
 
     def _encode(self, turns: list[Turn]) -> tuple[list[int], list[bool]]:
         if self.chat:

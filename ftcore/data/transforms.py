@@ -78,8 +78,9 @@ def fim_tokens(tokenizer: Any) -> tuple[str, str, str]:
     return next((names for names in FIM_TOKENS if all(name in known for name in names)), FIM_TOKENS[0])
 
 
-def mismatched(examples: Sequence[Example]) -> list[Example]:
-    """Each prompt with the next example's answer."""
+def mismatched(examples: Sequence[Example], max_length: int | None = None) -> list[Example]:
+    """Each prompt with the next example's answer, cut at the longest length."""
     parts = [(e.id, e.input_ids, e.completion_mask.index(True)) for e in examples]
     pairs = ((a[0], a[1][: a[2]], b[1][b[2] :]) for a, b in zip(parts, parts[1:] + parts[:1], strict=True))
-    return [Example(id, prompt + answer, [False] * len(prompt) + [True] * len(answer)) for id, prompt, answer in pairs]
+    whole = [(id, prompt + answer, [False] * len(prompt) + [True] * len(answer)) for id, prompt, answer in pairs]
+    return [Example(id, ids[:max_length], mask[:max_length]) for id, ids, mask in whole]

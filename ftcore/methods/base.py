@@ -78,6 +78,7 @@ class Method(lightning.LightningModule):
         self.grad_norm = torch.tensor(0.0)
         if self.has_reference:
             foundation.keep_base()
+            foundation.disable_dropout()
 
     # What a method defines.
 
@@ -152,7 +153,12 @@ class Method(lightning.LightningModule):
 
     def placed(self, batch: Batch) -> Batch:
         """The batch where the network is."""
-        return move_data_to_device(batch, next(self.network.parameters()).device)
+        return move_data_to_device(batch, self.network_device)
+
+    @property
+    def network_device(self) -> torch.device:
+        """Where the network is, also outside a Trainer."""
+        return next(self.network.parameters()).device
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Weighted sum of each term's sum over its count in the whole step.

@@ -48,6 +48,7 @@ class GRPO(OnlineMethod):
         reward_weights: list[float],
         reward_options: dict[str, dict[str, Any]],
         reward_model: str | None,
+        reward_model_weight: float,
         reward_time_limit: Annotated[float, Gt(0)],
         max_failed_share: Annotated[float, Ge(0), Le(1)],
         **shared: Any,
@@ -56,6 +57,7 @@ class GRPO(OnlineMethod):
         self.advantage, self.ratio, self.aggregate = advantage, ratio, aggregate
         self.clip_low, self.clip_high, self.max_resamples = clip_low, clip_high, max_resamples
         self.reward_model = RewardModel(reward_model, self.encoder) if reward_model else None
+        self.reward_model_weight = reward_model_weight
         self.functions = Rewards(
             rewards,
             reward_weights,
@@ -69,8 +71,9 @@ class GRPO(OnlineMethod):
         """Weighted sum of the reward functions, plus the reward model's score where there is one."""
         totals, parts = self.functions.score([row["prompt"] for row in rows], texts, ids, rows)
         if self.reward_model:
-            scores = self.reward_model.score(rows, texts, self.micro_batch_size, self.device)
-            totals = [None if t is None else t + s for t, s in zip(totals, scores, strict=True)]
+            scores = self.reward_model.score(rows, texts, self.micro_batch_size, self.network_device)
+            weight = self.reward_model_weight
+            totals = [None if t is None else t + weight * s for t, s in zip(totals, scores, strict=True)]
             parts = {**parts, "reward_model": list(scores)}
         return totals, parts
 

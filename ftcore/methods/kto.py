@@ -58,13 +58,13 @@ class KTO(Method):
         """Answers, with the step's z, or where it is not known with the answers of other rows."""
         batch = self.collate_text(examples) | {"good": torch.tensor([e.good for e in examples], dtype=torch.bool)}
         if examples and examples[0].z is None:
-            return batch | {"others": self.collate_text(mismatched(examples))}
+            return batch | {"others": self.collate_text(mismatched(examples, self.encoder.max_length))}
         return batch | {"z": examples[0].z if examples else 0.0}
 
     def prepare(self, draw: Draw, random: np.random.Generator) -> list[Labelled]:
         """The step's rows with its z."""
         rows = draw()
-        parts = in_batches(mismatched(rows), self.micro_batch_size)
+        parts = in_batches(mismatched(rows, self.encoder.max_length), self.micro_batch_size)
         ratios = shared_out(parts, lambda share: [self._fixed_ratios(self.collate_text(part)) for part in share])
         z = max(float(torch.cat(ratios).mean()), 0.0)
         return [replace(row, z=z) for row in rows]

@@ -14,10 +14,10 @@ from annotated_types import Ge, Gt, Le
 from ftcore.data.batches import Batch, Draw, in_batches
 from ftcore.data.sources import Row
 from ftcore.data.tokens import Example, Prompt
-from ftcore.evaluate import generate
+from ftcore.evaluate import console, generate
 from ftcore.logits import completion_logps
 from ftcore.methods.base import Method, Term
-from ftcore.processes import shared_out
+from ftcore.processes import rank_and_world, shared_out
 from ftcore.rollout import Completion, sample
 
 Parts = dict[str, list[float | None]]
@@ -61,7 +61,8 @@ class OnlineMethod(Method):
         super().__init__(*given, **shared)
         self.group_size, self.updates, self.beta = group_size, updates, beta
         self.max_new_tokens, self.temperature, self.top_p = max_new_tokens, temperature, top_p
-        self.rollout_batch_size, self.mask_unfinished = rollout_batch_size, mask_unfinished
+        self.rollout_batch_size, self.mask_unfinished, self.warned = rollout_batch_size, mask_unfinished, False
+        self.foundation.disable_dropout()
         if beta:
             self.foundation.keep_base()
 
@@ -79,7 +80,7 @@ class OnlineMethod(Method):
 
     def encode(self, rows: list[Row]) -> list[Prompt]:
         """Prompts to answer."""
-        return self.encoder.prompts(rows)
+        return self.encoder.prompts(rows, self.max_new_tokens)
 
     def counts(self, sample: Sample) -> dict[str, int]:
         """Tokens of the completion, the completion, and the tokens it could have had."""
@@ -108,7 +109,14 @@ class OnlineMethod(Method):
 
     def kept(self, groups: list[list[Sample]]) -> list[list[Sample]]:
         """The groups without the samples that are excluded."""
-        return [[sample for sample in group if self.trains(sample)] for group in groups]
+        kept = [[sample for sample in group if self.trains(sample)] for group in groups]
+        if not any(kept) and not self.warned and rank_and_world()[0] == 0:
+            self.warned = True
+            console.print(
+                f"No completion of a step is trained on: none ended within method.max_new_tokens={self.max_new_tokens}, or none "
+                "has a reward. Raise it, or set method.mask_unfinished=false."
+            )
+        return kept
 
     def trains(self, sample: Sample) -> bool:
         """Whether a sample has a reward and an end, where one is asked for."""
@@ -166,7 +174,7 @@ class OnlineMethod(Method):
         gaps = [a - b for s in samples for a, b in zip(s.tokens["old_logps"], s.tokens["ref_logps"], strict=True)]
         return {
             **reward_means(samples),
-            "kl": sum(gaps) / len(samples),
+            **({"kl": sum(gaps) / len(samples)} if self.beta else {}),
             "groups/zero_variance": _mean(flat),
             "completions/length": _mean(lengths),
             "completions/unfinished": _mean([not s.completion.finished for s in samples]),

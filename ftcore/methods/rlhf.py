@@ -51,7 +51,7 @@ class RLHF(OnlineMethod):
 
     def rewards(self, rows: list[Row], texts: list[str], ids: list[list[int]]) -> tuple[list[float | None], Parts]:
         """Scores of the reward model."""
-        scores = self.reward_model.score(rows, texts, self.micro_batch_size, self.device)
+        scores = self.reward_model.score(rows, texts, self.micro_batch_size, self.network_device)
         return list(scores), {}
 
     @torch.no_grad()
