@@ -308,7 +308,10 @@ def _wrong_rewards(method: Mapping[str, Any], trust: list[str]) -> Iterator[tupl
     from ftcore.rewards import check_reward
 
     if not names and not method.get("reward_model"):
-        yield "method.rewards", "is empty and there is no method.reward_model, so nothing is reinforced: name a function"
+        yield (
+            "method.rewards",
+            "is empty and there is no method.reward_model, so nothing is reinforced: name a function",
+        )
     if len(names) != len(weights):
         yield "method.reward_weights", f"has {len(weights)} weights for {len(names)} functions in method.rewards"
     for name in sorted(set(options) - set(names)):
