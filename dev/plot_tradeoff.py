@@ -4,6 +4,7 @@ Each run is a point labelled with its retention.weight; the base model, which ev
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -25,12 +26,12 @@ def points(folders):
 
 
 def svg(found, base):
-    """The plot: x is the rise of perplexity in percent, y the accuracy in percent."""
-    low, high = min(0, *(x for _, x, _ in found)), max(x for _, x, _ in found) * 1.08
-    x_of = lambda x: LEFT + (x - low) / (high - low) * (WIDTH - LEFT - RIGHT)  # noqa: E731
+    """The plot: x is the rise of perplexity in percent (linear around 0, logarithmic beyond 1), y the accuracy in percent."""
+    scale = math.asinh
+    low, high = scale(min(-1, *(x for _, x, _ in found))), scale(max(x for _, x, _ in found) * 2)
+    x_of = lambda x: LEFT + (scale(x) - low) / (high - low) * (WIDTH - LEFT - RIGHT)  # noqa: E731
     y_of = lambda y: HEIGHT - BOTTOM - y / 100 * (HEIGHT - BOTTOM - TOP)  # noqa: E731
-    step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500) if (high - low) / s <= 8)
-    ticks = [k * step for k in range(int(low // step), int(high // step) + 1) if k * step >= low]
+    ticks = [x for x in (-100, -10, -1, 0, 1, 3, 10, 30, 100, 300, 1000) if low <= scale(x) <= high]
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="13">'
     ]
@@ -48,9 +49,11 @@ def svg(found, base):
     parts += [f'<text x="{WIDTH - RIGHT}" y="{y_of(base) - 6:.1f}" text-anchor="end" fill="{INK}">base model</text>']
     line = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for _, x, y in found)
     parts += [f'<polyline points="{line}" fill="none" stroke="{LINE}" stroke-opacity="0.4" stroke-width="2"/>']
-    for weight, x, y in found:
+    for k, (weight, x, y) in enumerate(found):
         parts += [f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="5" fill="{LINE}"/>']
-        parts += [f'<text x="{x_of(x) + 9:.1f}" y="{y_of(y) + 16:.1f}" fill="{INK}">weight {weight:g}</text>']
+        beside = 22 if k % 2 else -12  # labels of neighbours below and above
+        label = f'x="{x_of(x):.1f}" y="{y_of(y) + beside:.1f}" text-anchor="middle" fill="{INK}"'
+        parts += [f"<text {label}>weight {weight:g}</text>"]
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts += [
         f'<text x="{middle}" y="{HEIGHT - 12}" text-anchor="middle" fill="{INK}">rise of perplexity on general text</text>'
