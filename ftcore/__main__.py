@@ -122,7 +122,7 @@ def _train(config: dict[str, Any]) -> None:
         micro_batch_size=config["micro_batch_size"],
         processes=options["devices"] * options["num_nodes"],
     )
-    build(config["data"]).load(record_type(config["method"]))
+    records = build(config["data"]).load(record_type(config["method"]))
     check_weights(config["model"])
     _make_absolute(config)
     if not run_stages(config):
@@ -130,7 +130,7 @@ def _train(config: dict[str, Any]) -> None:
     folder = Path(os.devnull) if config["dry_run"] else _run_folder(config)
     from ftcore.launcher import launch
 
-    launch(config, folder, options["devices"])
+    launch(config, folder, options["devices"], records)
 
 
 def _make_absolute(config: dict[str, Any]) -> None:

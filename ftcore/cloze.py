@@ -4,7 +4,7 @@ import random
 from typing import Any
 
 from ftcore.data.batches import pad
-from ftcore.data.sources import Row, read_jsonl
+from ftcore.data.sources import Row, rows_of
 from ftcore.data.tokens import Example
 from ftcore.errors import DataError
 from ftcore.logits import completion_logps, row_sums
@@ -15,11 +15,11 @@ CHOICES = 4
 
 def gaps(path: str) -> list[Row]:
     """Sentences with a gap. Raises `DataError` for a row without ___ or answer, and for fewer answers than choices."""
-    rows = [{"id": str(line), **row} for line, row in read_jsonl(path)]
-    for row, (line, _) in zip(rows, read_jsonl(path), strict=True):
+    rows = [{"id": where.rpartition(":")[2], **row, "where": where} for where, row in rows_of(path)]
+    for row in rows:
         if "___" not in str(row.get("text")) or not isinstance(row.get("answer"), str) or not row["answer"].strip():
             raise DataError(
-                f"{path}:{line}: a cloze row has a `text` with ___ for the missing word, and the word as `answer`."
+                f"{row['where']}: a cloze row has a `text` with ___ for the missing word, and the word as `answer`."
             )
     if len({row["answer"].lower() for row in rows}) < CHOICES:
         raise DataError(f"{path} has fewer than {CHOICES} different answers to choose from.")

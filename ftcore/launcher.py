@@ -14,8 +14,11 @@ from ftcore.errors import HardwareError, error_for_exit_code
 Config = dict[str, Any]
 
 
-def launch(config: Config, folder: Path, devices: int) -> None:
-    """Run `ftcore.train.run(config, folder)` in `devices` processes. The first failure is raised as its own error kind."""
+def launch(config: Config, folder: Path, devices: int, records: Any = None) -> None:
+    """Run `ftcore.train.run(config, folder)` in `devices` processes. The first failure is raised as its own error kind.
+
+    `records` that are read already serve when this process is the only one.
+    """
     from ftcore.train import run
 
     if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
@@ -23,7 +26,7 @@ def launch(config: Config, folder: Path, devices: int) -> None:
             "ftcore starts its own processes: run it once per machine, without torchrun, in one SLURM task."
         )
     if devices == 1:
-        run(config, folder)
+        run(config, folder, records)
         return
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -1,5 +1,6 @@
 """What a person sees: the plan before training, the comparison after it, and what to type next."""
 
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from rich.text import Text
 
 from ftcore.data import Records
 from ftcore.data.batches import TrainBatches
+from ftcore.data.store import lengths
 from ftcore.evaluate import Scores, console
 from ftcore.methods.base import Method
 from ftcore.model import parameter_counts
@@ -30,6 +32,8 @@ SCORES = {
     "probe_perplexity": ("perplexity on general text", "{:.2f}"),
 }
 
+# Characters of a sample that a table shows.
+SHOWN = 240
 STYLES = {True: "green", False: "red", None: ""}
 
 
@@ -37,21 +41,26 @@ def plan(config: Config, method: Method, records: Records, batches: TrainBatches
     """Print what is about to run: rows, steps, parameters; with dry_run also what it needs in memory."""
     network, encoder = method.network, method.encoder
     trained, parameters = parameter_counts(network)
-    lengths = sorted(map(len, batches.examples))
-    loss_tokens = sum(sum(getattr(example, "completion_mask", [])) for example in batches.examples)
-    with_loss = f"; {loss_tokens / sum(lengths):.0%} with loss" if loss_tokens else ""
+    sizes = sorted(lengths(batches.examples))
+    shown = [
+        batches.examples[k] for k in range(0, len(sizes), ceil(len(sizes) / 1000))
+    ]  # a thousand say it well enough
+    loss_tokens = sum(sum(getattr(example, "completion_mask", [])) for example in shown)
+    with_loss = f"; {loss_tokens / sum(map(len, shown)):.0%} with loss" if loss_tokens else ""
     table = Table(show_header=False, box=None, title=config["name"], title_justify="left", title_style="bold")
     table.add_row(
         "rows", f"{len(records.train):,} train, {len(records.validation):,} validation, {len(records.test):,} held out"
     )
-    table.add_row("tokens per row", f"median {lengths[len(lengths) // 2]}, longest {lengths[-1]}{with_loss}")
+    table.add_row("tokens per row", f"median {sizes[len(sizes) // 2]}, longest {sizes[-1]}{with_loss}")
     table.add_row("parameters", f"{trained:,} of {parameters:,} train ({trained / parameters:.2%})")
     split = f"{batches.accumulation} x {batches.world_size} processes x {batches.micro_batch_size}"
     table.add_row("steps", f"{batches.steps:,} of {batches.global_batch_size} rows = {split}")
+    for note in records.notes:
+        table.add_row("rows", note)
     for reason, count in encoder.counts.items():
         table.add_row("rows", f"{count:,} {reason} (data.max_length={encoder.max_length})")
     if config["dry_run"]:
-        table.add_row("memory", f"at least {memory_estimate_gb(network, batches, lengths[-1]):.1f} GB per process")
+        table.add_row("memory", f"at least {memory_estimate_gb(network, batches, sizes[-1]):.1f} GB per process")
     console.print(table)
 
 
@@ -107,9 +116,16 @@ def samples_table(samples: list[Config], count: int, names: tuple[str, str] = ("
     for column in ("prompt", "expected", *names):
         table.add_column(column, overflow="fold", ratio=1)
     for row in spread(samples, count):
-        answers = (Text(row[key], style=STYLES[row[f"{key}_right"]]) for key in ("base", "tuned"))
-        table.add_row(Text(row["prompt"]), Text(row["expected"]), *answers)
+        answers = (Text(_short(row[key]), style=STYLES[row[f"{key}_right"]]) for key in ("base", "tuned"))
+        table.add_row(Text(_short(row["prompt"], end=True)), Text(_short(row["expected"])), *answers)
     return table
+
+
+def _short(text: str, end: bool = False) -> str:
+    """The first characters of a long text, or the last ones; samples.jsonl has all of it."""
+    if len(text) <= SHOWN:
+        return text
+    return f"... {text[-SHOWN:]}" if end else f"{text[:SHOWN]} ..."
 
 
 def finish(config: Config, folder: Path, summary: Config, samples: list[Config], loggers: list[Any]) -> None:

@@ -1,11 +1,13 @@
 """One run from config to summary.json, to be read from top to bottom."""
 
+import inspect
 import json
 import logging
 import math
 import os
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,8 @@ from ftcore.cloze import gaps
 from ftcore.config import build, locate
 from ftcore.data import Data, Records
 from ftcore.data.batches import TrainBatches
-from ftcore.data.sources import read_jsonl
+from ftcore.data.sources import Row, rows_of
+from ftcore.data.store import stored
 from ftcore.data.tokens import Encoder, Example
 from ftcore.errors import ConfigError, DataError
 from ftcore.evaluate import HeldOut
@@ -50,14 +53,14 @@ class Job:
     held_out: HeldOut
 
 
-def run(config: Config, folder: Path) -> None:
+def run(config: Config, folder: Path, records: Records | None = None) -> None:
     """Train, compare with the base model, save. Called in every process of the run.
 
     Writes into `folder`: metrics.jsonl, model/, samples.jsonl and, last, summary.json.
     """
     started = time.perf_counter()
     quiet()
-    job = prepare(config)
+    job = prepare(config, records)
     if job.batches.rank == 0:
         report.plan(config, job.method, job.records, job.batches)
     if config["dry_run"]:
@@ -98,14 +101,14 @@ def run(config: Config, folder: Path) -> None:
         report.finish(config, folder, summary, samples, loggers)
 
 
-def prepare(config: Config) -> Job:
+def prepare(config: Config, records: Records | None = None) -> Job:
     """Rows, then foundation, adapter and method, then batches; their number gives the steps."""
     kind: type[Method] = locate(config["method"])
     data: Data = build(config["data"])
-    records = data.load(kind.record_type)
+    records = records or data.load(kind.record_type)
 
     method = load_method(config, data)
-    train, validation = method.encode(records.train), method.encode(records.validation)
+    train, validation = _encoded(config, method, records.train), method.encode(records.validation)
     if not train:
         raise DataError(
             "No training row has a token to train on: each was dropped for its length, or its answer was cut off."
@@ -145,6 +148,12 @@ def load_method(config: Config, data: Data) -> Method:
         foundation.keep_base()
     method.network.train()
     return method
+
+
+def _encoded(config: Config, method: Method, rows: list[Row]) -> Sequence[Any]:
+    """Training examples, kept between runs. What a method does to rows may depend on its own keys, not on the shared ones."""
+    shared = inspect.signature(Method.__init__).parameters
+    return stored(rows, method.encode, method.encoder, {k: v for k, v in config["method"].items() if k not in shared})
 
 
 def _general(method: Method, keep: Config) -> list[Example]:
@@ -253,10 +262,10 @@ def _guard(config: Config, job: Job) -> list[Any]:
 
 
 def _texts(path: str) -> list[dict[str, Any]]:
-    rows = list(read_jsonl(path))
-    if missing := [line for line, row in rows if not isinstance(row.get("text"), str)]:
-        raise DataError(f"{path}:{missing[0]}: general text needs a column 'text'.")
-    return [{"id": str(row.get("id", line)), "text": row["text"]} for line, row in rows]
+    rows = list(rows_of(path))
+    if missing := [where for where, row in rows if not isinstance(row.get("text"), str)]:
+        raise DataError(f"{missing[0]}: general text needs a column 'text'.")
+    return [{"id": str(row.get("id", where)), "text": row["text"]} for where, row in rows]
 
 
 def write_json(file: Path, content: Any) -> None:

@@ -10,7 +10,7 @@ import torch
 from ftcore import report
 from ftcore.config import build, locate
 from ftcore.data import Records
-from ftcore.data.sources import read_jsonl
+from ftcore.data.sources import rows_of
 from ftcore.data.tokens import Encoder
 from ftcore.errors import ConfigError, ModelError, StorageError
 from ftcore.evaluate import HeldOut, changes, generate, score
@@ -90,7 +90,7 @@ def export(config: Config) -> None:
     if config["format"] == "adapter" and not foundation.has_adapter:
         raise ConfigError("This run has no adapter: every weight was trained. Use format=merged.")
     encoder = Encoder(foundation.tokenizer, build(config["data"]))
-    questions = [row["prompt"] for _, row in read_jsonl("ftcore://medical/prompts.test.jsonl")][:5]
+    questions = [row["prompt"] for _, row in rows_of("ftcore://medical/prompts.test.jsonl")][:5]
     prompts = [encoder.prompt({"prompt": question}) for question in questions]
     expected = _behaviour(foundation, encoder, prompts)
     if config["format"] == "merged" and foundation.has_adapter:

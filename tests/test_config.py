@@ -79,7 +79,7 @@ def test_help_lists_every_group_and_option(ftcore):
 def compositions():
     """A method with one option of every other group, in turn, until every option has met every method.
 
-    Each takes 0.4 s. The first half has all but half of the models (another half for every second method), the rest is slow.
+    Each takes 0.4 s. The first half has all but some models and data (others for every second method), the rest is slow.
     """
     others = {group: options(group) for group in GROUPS if group != "method"}
     turns = max(map(len, others.values()))
@@ -99,12 +99,13 @@ def test_every_option_of_every_group_composes_with_every_method(method, chosen):
     assert config["choices"] == {**chosen, "method": method}
 
 
-def test_the_first_half_of_the_compositions_leaves_nothing_but_models_to_the_second():
+def test_the_first_half_of_the_compositions_leaves_nothing_but_models_and_data_to_the_second():
     fast = [param.values for param in compositions() if not param.marks]
     met = {(method, group, option) for method, chosen in fast for group, option in chosen.items()}
-    others = [group for group in GROUPS if group not in ("method", "model")]
+    others = [group for group in GROUPS if group not in ("method", "model", "data")]
     assert met >= {(m, group, option) for m in options("method") for group in others for option in options(group)}
-    assert {option for _, group, option in met if group == "model"} == set(options("model"))
+    for group in ("model", "data"):
+        assert {option for _, named, option in met if named == group} == set(options(group))
 
 
 @pytest.mark.parametrize("name", options("recipes"))

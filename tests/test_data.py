@@ -8,7 +8,7 @@ import pytest
 
 from dev import build_medical
 from ftcore.data.records import Data
-from ftcore.data.sources import read_jsonl
+from ftcore.data.sources import rows_of
 from ftcore.errors import DataError
 from ftcore.resources import PACKAGE
 
@@ -19,7 +19,8 @@ GOOD = {"prompt": "secret question?", "completion": "secret answer"}
 def data(path=None, **changes):
     fields = {
         "path": path, "splits": {}, "records": {}, "columns": {}, "cloze": None, "test_share": 0.1, "validation_share": 0.0,
-        "max_length": 512, "too_long": "error", "chat": "auto",
+        "max_length": 512, "too_long": "error", "chat": "auto", "on_bad_row": "fail", "max_bad_rows": 3, "duplicates": "keep",
+        "leakage": "error", "hub": None,
     }  # fmt: skip
     return Data(**(fields | changes))
 
@@ -57,7 +58,7 @@ def test_a_file_cut_off_in_its_last_line_is_said_to_be_incomplete(tmp_path):
     file = tmp_path / "cut.jsonl"
     file.write_bytes(json.dumps(GOOD).encode() + b'\n{"prompt": "x", "comp')
     with pytest.raises(DataError, match=r"cut.jsonl:2.*may be incomplete"):
-        list(read_jsonl(str(file)))
+        list(rows_of(str(file)))
 
 
 def test_a_missing_file_is_named_as_resolved_with_the_working_directory(fails):
@@ -68,7 +69,10 @@ def test_a_missing_file_is_named_as_resolved_with_the_working_directory(fails):
 def test_byte_order_mark_crlf_blank_lines_and_line_separators_are_accepted(tmp_path):
     file = tmp_path / "odd.jsonl"
     file.write_bytes(b"\xef\xbb\xbf" + '{"text": "a\u2028b"}\r\n\r\n{"text": "c"}\r\n'.encode())
-    assert [(line, row["text"]) for line, row in read_jsonl(str(file))] == [(1, "a\u2028b"), (3, "c")]
+    assert [(where, row["text"]) for where, row in rows_of(str(file))] == [
+        ("odd.jsonl:1", "a\u2028b"),
+        ("odd.jsonl:3", "c"),
+    ]
 
 
 def test_columns_are_mapped_target_to_source(rows):

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from ftcore.data.store import lengths
 from ftcore.data.tokens import Example
 
 Batch = dict[str, Any]
@@ -84,9 +85,9 @@ class TrainBatches:
         return self.steps * self.accumulation
 
     def __iter__(self) -> Iterator[Batch]:
-        lengths = [len(example) for example in self.examples]
+        sizes = lengths(self.examples)
         general = _forever(lambda epoch: np.random.default_rng([self.seed, epoch, 1]).permutation(len(self.retention)))
-        order = _forever(lambda epoch: steps_of_epoch(lengths, self.rows_per_step, self.seed, epoch))
+        order = _forever(lambda epoch: steps_of_epoch(sizes, self.rows_per_step, self.seed, epoch))
         prepared: list[Any] = []
         for step in range(self.steps):
             if step % self.updates == 0:

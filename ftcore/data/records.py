@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Lt
 
-from ftcore.data.sources import Row, read_jsonl
+from ftcore.data.shapes import shape_of
+from ftcore.data.sources import Hub, Row, Split, read_hub, read_rows
+from ftcore.data.splits import leaked, repeated, split
 from ftcore.errors import DataError
 
-Split = Literal["train", "validation", "test"]
 # Record type -> columns that every row must have, as non-empty text (`label`: true or false).
 RECORD_TYPES = {
     "text": ("text",),
@@ -28,23 +29,30 @@ DERIVED = {"unpaired": "preference", "prompt": "prompt_completion", "text": "pro
 # Columns that a row may have beside the required ones: `messages` stands for prompt and completion.
 OPTIONAL = ("id", "group", "answer", "margin", "messages")
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+# Columns that are checked or read one by one.
+LOOKED_AT = frozenset({"id", "answer", "margin", "messages", "label"})
+PLACE = re.compile(r"\{(\w+(?:\.\w+)*)\}")
 
 
 @dataclass(frozen=True)
 class Records:
-    """Checked rows of one record type. Each row has its `id`, its `where` (file:line) and its columns."""
+    """Checked rows of one record type. Each row has its `id`, its `where` (file:line) and its columns.
+
+    `notes` say what was noticed in reading, for the person who runs it.
+    """
 
     type: str
     train: list[Row]
     validation: list[Row]
     test: list[Row]
+    notes: tuple[str, ...] = ()
 
     def content_hash(self) -> str:
         """SHA-256 over every split's rows: the same rows in the same order give the same hash anywhere."""
         digest = hashlib.sha256(self.type.encode())
-        for split in SPLITS:
-            for row in getattr(self, split):
-                digest.update(repr([split, *((k, v) for k, v in sorted(row.items()) if k != "where")]).encode())
+        for part in SPLITS:
+            for row in getattr(self, part):
+                digest.update(repr([part, *((k, v) for k, v in sorted(row.items()) if k != "where")]).encode())
         return digest.hexdigest()
 
 
@@ -55,7 +63,12 @@ class Data:
     path: str | None
     splits: dict[Split, str | None]
     records: dict[str, dict[Split, str | None]]
+    hub: Hub | None
     columns: dict[str, str]
+    on_bad_row: Literal["fail", "skip"]
+    max_bad_rows: Annotated[int, Ge(1)]
+    duplicates: Literal["keep", "drop"]
+    leakage: Literal["error", "allow"]
     cloze: str | None
     test_share: Annotated[float, Ge(0), Lt(1)]
     validation_share: Annotated[float, Ge(0), Lt(1)]
@@ -67,14 +80,16 @@ class Data:
         """Read, check and split the rows of a record type. Raises `DataError` naming file, line and reason."""
         self._check_columns(record_type)
         files = self._files(record_type)
-        rows = {split: list(self._rows(files[split], record_type)) for split in SPLITS if files.get(split)}
+        reader = Reader(self, record_type)
+        rows: dict[Any, list[Row]] = {part: list(reader.rows(files[part])) for part in SPLITS if files.get(part)}
         if "test" not in rows:
-            rows["train"], rows["test"] = _split(rows["train"], self.test_share, min)
+            rows["train"], rows["test"] = split(rows["train"], self.test_share, min)
         if "validation" not in rows:
-            rows["train"], rows["validation"] = _split(rows["train"], self.validation_share, max)
+            rows["train"], rows["validation"] = split(rows["train"], self.validation_share, max)
         if not rows["train"]:
             raise DataError(f"{files['train']} is too small: all its rows are held out. Lower data.test_share.")
-        return Records(record_type, rows["train"], rows["validation"], rows["test"])
+        train, notes = self._compared(rows, RECORD_TYPES[record_type])
+        return Records(record_type, train, rows["validation"], rows["test"], (*reader.notes(), *notes))
 
     def whole(self, record_type: str) -> Records:
         """All rows as the test split, unless a file of test rows is named: what `eval` scores of other data."""
@@ -83,14 +98,42 @@ class Data:
         everything = replace(self, test_share=0.0, validation_share=0.0).load(record_type)
         return Records(record_type, [], [], everything.train)
 
+    def _compared(self, rows: dict[Any, list[Row]], columns: tuple[str, ...]) -> tuple[list[Row], list[str]]:
+        """The training rows, without duplicates where asked, and what is the same. Raises `DataError` for leakage."""
+        train, notes, held_out = rows["train"], [], [*rows["validation"], *rows["test"]]
+        if double := repeated(train, columns):
+            row, first = double[0]
+            done = "dropped" if self.duplicates == "drop" else "kept (data.duplicates=drop leaves them out)"
+            notes.append(f"{len(double):,} training rows repeat another ({row['where']} repeats {first}): {done}")
+            again = {id(row) for row, _ in double}
+            train = train if self.duplicates == "keep" else [row for row in train if id(row) not in again]
+        same, near = leaked(train, held_out, columns)
+        if same and self.leakage == "error":
+            row, where = same[0]
+            raise DataError(
+                f"{row['where']} is held out and {where} trains on the same question or text; {len(same):,} of "
+                f"{len(held_out):,} held-out rows are such. Remove them, or allow it with data.leakage=allow."
+            )
+        if same:
+            notes.append(
+                f"{len(same):,} of {len(held_out):,} held-out rows are in training ({same[0][0]['where']} ...)"
+            )
+        if near:
+            notes.append(
+                f"{len(near):,} of {len(held_out):,} held-out rows nearly are in training ({near[0]['where']} ...)"
+            )
+        return train, notes
+
     def _files(self, record_type: str) -> dict[Split, Any]:
         if self.records and (self.path or any(self.splits.values())):
             raise DataError(
                 "This data option has its own rows; for rows of your own choose data=jsonl data.path=<file>."
             )
         source = record_type if record_type in self.records else DERIVED.get(record_type, record_type)
-        files = dict(self.records.get(source, {}) if self.records else self.splits)
+        files: dict[Split, Any] = dict(self.records.get(source, {}) if self.records else self.splits)
         files["train"] = files.get("train") or self.path
+        if not files["train"] and self.hub:
+            return dict(self.hub["splits"])
         if not files["train"]:
             have = ", ".join(self.records) or "none"
             raise DataError(f"This data set has no {record_type} rows (it has: {have}). {_options_with(record_type)}")
@@ -103,17 +146,90 @@ class Data:
                 f"data.columns: {', '.join(unknown)} means nothing for {record_type} rows, which have {', '.join(sorted(known))}."
             )
 
-    def _rows(self, path: str, record_type: str) -> Iterator[Row]:
-        name = path.rsplit("/", 1)[-1]
-        mapped = set(self.columns) | set(self.columns.values())
-        for line, raw in read_jsonl(path):
-            row = {column: value for column, value in raw.items() if column not in mapped}
-            row |= {target: raw[source] for target, source in self.columns.items() if source in raw}
-            where = f"{name}:{line}"
-            row = {**row, "id": str(row.get("id", where)), "where": where}
-            for made in derive(row, record_type):
-                _check_row(made, RECORD_TYPES[record_type], where, self.columns, sorted(raw))
-                yield made
+
+class Reader:
+    """Rows of one record type from files: columns mapped, shapes recognised, every row checked. Counts what it skips."""
+
+    def __init__(self, data: Data, record_type: str) -> None:
+        self.data, self.record_type, self.required = data, record_type, RECORD_TYPES[record_type]
+        # A hub set's columns are its own; a local copy of it has ours, unless the user maps others.
+        self.hub = None if data.path or any(data.splits.values()) or data.records else data.hub
+        names = data.columns or (self.hub["columns"] if self.hub else {})
+        self.columns = {target: _filled(source) for target, source in names.items()}
+        self.mapped = {*names, *names.values()}
+        self.bad: list[str] = []
+        self.shapes: dict[str, str] = {}
+
+    def rows(self, path: str) -> Iterator[Row]:
+        """Checked rows. Raises `DataError` for a wrong one, or after `max_bad_rows` of them where they are skipped."""
+        for where, raw in read_hub(self.hub, path) if self.hub else read_rows(path):
+            if self._is_usual(raw):
+                yield {"id": where, **raw, "where": where}  # type: ignore[dict-item]
+                continue
+            try:
+                yield from self._checked(raw, where)
+            except DataError as error:
+                self.bad.append(where)
+                if self.data.on_bad_row == "fail":
+                    raise
+                if len(self.bad) > self.data.max_bad_rows:
+                    raise DataError(
+                        f"{error} It is bad row {len(self.bad)}; data.max_bad_rows={self.data.max_bad_rows}."
+                    ) from None
+
+    def notes(self) -> list[str]:
+        """What was recognised and what was left out."""
+        bad = [f"{len(self.bad):,} bad rows skipped ({', '.join(self.bad[:5])}{' ...' if len(self.bad) > 5 else ''})"]
+        return [*(f"{file}: read as {shape}" for file, shape in self.shapes.items()), *(bad if self.bad else [])]
+
+    def _is_usual(self, raw: Row | DataError) -> bool:
+        """Whether a row needs no closer look: text in every column that is needed, and nothing that has rules of its own."""
+        if type(raw) is not dict or self.columns or not LOOKED_AT.isdisjoint(raw):
+            return False
+        for column in self.required:
+            value = raw.get(column)
+            if type(value) is not str or not value or value.isspace():
+                return False
+        return True
+
+    def _checked(self, raw: Row | DataError, where: str) -> list[Row]:
+        if isinstance(raw, DataError):
+            raise raw
+        row = self._mapped(raw, where)
+        rows = derive(row, self.record_type)
+        for made in rows:
+            _check_row(made, self.required, where, self.data.columns, raw)
+        return rows
+
+    def _mapped(self, raw: Row, where: str) -> Row:
+        row = raw
+        if self.columns:
+            row = {column: value for column, value in raw.items() if column not in self.mapped}
+            row |= {target: value for target, fill in self.columns.items() if (value := fill(raw)) is not None}
+            for target, names in (self.hub["values"] if self.hub else {}).items():
+                row[target] = names.get(str(row.get(target)), row.get(target))
+        elif not all(isinstance(raw.get(column), str | bool) for column in self.required) and (shape := shape_of(raw)):
+            self.shapes[where.rpartition(":")[0]] = shape[0]
+            try:
+                row = shape[2](raw)
+            except (KeyError, IndexError, TypeError, AttributeError):
+                raise DataError(f"{where}: is not the {shape[0]} that its columns say.") from None
+        return {**row, "id": str(row["id"]) if "id" in row else where, "where": where}
+
+
+def _filled(source: str) -> Callable[[Row], Any]:
+    """A column's value, or a template's: `{name}` stands for a column, `{name.key}` for what is inside it."""
+    if not PLACE.search(source):
+        return lambda raw: raw.get(source)
+    return lambda raw: PLACE.sub(lambda found: _inside(raw, found[1].split(".")), source)
+
+
+def _inside(value: Any, path: list[str]) -> str:
+    for key in path:
+        if not isinstance(value, dict) or key not in value:
+            raise DataError(f"data.columns: a template names {'.'.join(path)!r}, which a row does not have.")
+        value = value[key]
+    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def derive(row: Row, record_type: str) -> list[Row]:
@@ -155,12 +271,12 @@ def check_messages(messages: Any, where: str) -> Row:
     return {"prompt": messages[-2]["content"], "completion": messages[-1]["content"]}
 
 
-def _check_row(row: Row, required: tuple[str, ...], where: str, columns: dict[str, str], present: list[str]) -> None:
+def _check_row(row: Row, required: tuple[str, ...], where: str, columns: dict[str, str], raw: Row) -> None:
     for column in required:
         source = columns.get(column, column)
         if column not in row:
             raise DataError(
-                f"{where}: there is no column {source!r}; the row has {', '.join(present)}. Say which column holds the "
+                f"{where}: there is no column {source!r}; the row has {', '.join(sorted(raw))}. Say which column holds the "
                 f"{column}: data.columns.{column}=<name>."
             )
         _check_value(row[column], source, bool if column == "label" else str, where)
@@ -185,29 +301,6 @@ def _check_value(value: Any, source: str, kind: type, where: str) -> None:
         raise DataError(f"{where}: column {source!r} is empty. Correct or remove the row.")
 
 
-def _split(rows: list[Row], share: float, end: Callable[..., float]) -> tuple[list[Row], list[Row]]:
-    """(rest, held out) by a hash of each row's `group` or normalised prompt or text: never by its place in the file.
-
-    Equal texts stay together and a row never changes sides when others are added. Held out is the share of the scale at its
-    lower (`end=min`) or upper end (`max`), and at least the outermost text, as long as another is left.
-    """
-    if share <= 0:
-        return rows, []
-    positions = [_position(row) for row in rows]
-    chosen = {p for p in positions if (p < share if end is min else p >= 1 - share)}
-    if not chosen and len(set(positions)) > 1:
-        chosen = {end(positions)}
-    rest = [row for row, position in zip(rows, positions, strict=True) if position not in chosen]
-    return rest, [row for row, position in zip(rows, positions, strict=True) if position in chosen]
-
-
-def _position(row: Row) -> float:
-    """A number in [0, 1) that depends on the row's group or normalised text only."""
-    text: Any = row.get("group") or row.get("prompt") or row["text"]
-    normalised = " ".join(re.findall(r"\w+", str(text).lower())) or str(text)
-    return int.from_bytes(hashlib.sha256(normalised.encode()).digest()[:8]) / 2**64
-
-
 def _options_with(record_type: str) -> str:
     import yaml
 
@@ -216,5 +309,5 @@ def _options_with(record_type: str) -> str:
     files = sorted((resources() / "conf" / "data").glob("[!_]*.yaml"))
     nodes = {file.stem: yaml.safe_load(file.read_text()) for file in files}
     types = {record_type, DERIVED.get(record_type, record_type)}
-    names = [name for name, node in nodes.items() if types & set(node.get("records", types))]
+    names = [name for name, node in nodes.items() if "hub" not in node and types & set(node.get("records", types))]
     return f"Data options that have them: {', '.join(names)}."

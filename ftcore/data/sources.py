@@ -1,68 +1,102 @@
-"""Files to rows, read strictly: a row is right or refused with file, line and reason. Messages never hold row content."""
+"""Where rows come from: a file, a folder, a pattern of names, or a data set of the Hugging Face hub."""
 
-import json
+import glob
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from ftcore.errors import DataError
+from typing_extensions import TypedDict
+
+from ftcore.data.formats import COMPRESSED, READERS, Row, read_file
+from ftcore.errors import ConfigError, DataError
 from ftcore.resources import resolve
 
-Row = dict[str, Any]
+__all__ = ["Hub", "Row", "Split", "files_of", "read_hub", "read_rows", "rows_of"]
+Split = Literal["train", "validation", "test"]
 
 
-def read_jsonl(path: str) -> Iterator[tuple[int, Row]]:
-    """(line number, object) of every line that is not blank. A byte-order mark and CRLF are accepted.
+class Hub(TypedDict):
+    """A data set of the Hugging Face hub: its name, configuration and revision, its splits by ours, and its columns."""
 
-    Raises `DataError` for a missing or empty file, bytes that are not UTF-8, a line that is not one JSON object, NUL
-    characters and lone surrogates.
+    __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]
+
+    name: str
+    config: str | None
+    revision: str
+    splits: dict[Split, str | None]
+    columns: dict[str, str]
+    values: dict[str, dict[str, str]]
+
+
+def read_rows(path: str) -> Iterator[tuple[str, Row | DataError]]:
+    """(where, row) of all files that a path means, or what is wrong with the row; `where` is name:line.
+
+    Raises `DataError` when there is no file or no row, or the rest of a file cannot be read.
     """
-    file = Path(resolve(path))
-    if not file.is_file():
-        raise DataError(f"There is no file {file} (working directory: {Path.cwd()}).")
+    root, files = files_of(path)
     empty = True
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            text = _decode(line, f"{file}:{number}", first=number == 1)
-            if text.strip():
-                empty = False
-                yield number, _parse(text, f"{file}:{number}", ended=line.endswith(b"\n"))
+    for file in files:
+        name = file.relative_to(root).as_posix()
+        for line, row in read_file(file):
+            empty = False
+            yield f"{name}:{line}", row
     if empty:
-        raise DataError(f"{file} has 0 rows.")
+        raise DataError(f"{files[0] if len(files) == 1 else path} has 0 rows.")
 
 
-def _decode(line: bytes, where: str, *, first: bool) -> str:
+def rows_of(path: str) -> Iterator[tuple[str, Row]]:
+    """`read_rows` without tolerance: the first wrong row is raised."""
+    for where, row in read_rows(path):
+        if isinstance(row, DataError):
+            raise row
+        yield where, row
+
+
+def read_hub(hub: Hub, split: str) -> Iterator[tuple[str, Row | DataError]]:
+    """(where, row) of a split, streamed: nothing is kept on disk. Raises `DataError` when the hub does not give it."""
     try:
-        text = line.decode("utf-8-sig" if first else "utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: byte {error.start + 1} is not UTF-8. Save the file as UTF-8.") from None
-    if "\x00" in text or "\\u0000" in text:
-        raise DataError(f"{where}: holds a NUL character. Remove it: tokenizers treat it differently.")
-    return text
-
-
-def _parse(text: str, where: str, *, ended: bool) -> Row:
+        from datasets import load_dataset
+        from datasets.utils.logging import disable_progress_bar, set_verbosity_error
+    except ModuleNotFoundError:
+        raise ConfigError("Data sets of the hub need the package datasets: pip install 'ftcore[hub]'.") from None
+    disable_progress_bar(), set_verbosity_error()
+    place = f"{hub['name']}/{split}"
     try:
-        row = json.loads(text, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        cut = "" if ended else " The file ends without a line break: it may be incomplete."
-        raise DataError(f"{where}, column {error.colno}: not valid JSON: {error.msg}.{cut}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not valid JSON: {error}.") from None
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: a line must hold a JSON object, not {_json_type(row)}.")
-    if "\\ud" in text.lower():
-        try:
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise DataError(f"{where}: holds half of a surrogate pair (\\ud...): not a character.") from None
-    return row
+        rows = load_dataset(hub["name"], hub["config"], split=split, revision=hub["revision"], streaming=True)
+        for number, row in enumerate(rows, 1):
+            yield f"{place}:{number}", dict(row)
+    except (OSError, ValueError, RuntimeError, LookupError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise DataError(
+            f"{place} (revision {hub['revision']}) cannot be read from the Hugging Face hub: {reason} Check the name and the "
+            "network, set HF_TOKEN for a private one, or give a local copy with data.path=<file>."
+        ) from None
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON value")
+def files_of(path: str) -> tuple[Path, list[Path]]:
+    """The folder that names are relative to, and the files, sorted by name.
+
+    A folder means all files below it that can be read, hidden ones left out; * ? and [ ] in a name make it a pattern.
+    """
+    found = Path(resolve(path))
+    if found.is_file():
+        return found.parent, [found]
+    if found.is_dir():
+        files = sorted(file for file in found.rglob("*") if _readable(file.relative_to(found)) and file.is_file())
+        if not files:
+            raise DataError(f"{found} holds no file that can be read ({', '.join(READERS)}, also .gz or .zst).")
+        return found, files
+    if glob.has_magic(str(found)):
+        files = sorted(file for name in glob.glob(str(found), recursive=True) if (file := Path(name)).is_file())
+        if files:
+            fixed = found.parts[: next(k for k, part in enumerate(found.parts) if glob.has_magic(part))]
+            return Path(*fixed) if fixed else Path(), files
+        raise DataError(f"No file matches {found} (working directory: {Path.cwd()}).")
+    raise DataError(f"There is no file {found} (working directory: {Path.cwd()}).")
 
 
-def _json_type(value: object) -> str:
-    names = {list: "an array", str: "text", bool: "true or false", int: "a number", float: "a number"}
-    return names.get(type(value), "null")
+def _readable(file: Path) -> bool:
+    if any(part.startswith(".") for part in file.parts):
+        return False
+    suffixes = [suffix.lower() for suffix in file.suffixes if suffix not in COMPRESSED]
+    return bool(suffixes) and suffixes[-1] in READERS

@@ -7,9 +7,9 @@ right for templates that mark no generation. Loss is on every assistant content 
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 from jinja2 import TemplateError
@@ -85,15 +85,23 @@ class Encoder:
 
     def prompt_completions(self, rows: Iterable[Row]) -> list[Example]:
         """Examples with loss on every assistant turn and its end token; `messages` count before prompt and completion."""
-        return [example for row in rows if (example := self._fitted(row, _turns(row)))]
+        return [example for _, example in self.answered_rows(rows)]
+
+    def answered_rows(self, rows: Iterable[Row]) -> Iterator[tuple[Row, Example]]:
+        """`prompt_completions` with the rows that they come from."""
+        rows = list(rows)
+        for row, tokens in zip(rows, self._encode([_turns(row) for row in rows]), strict=True):
+            if example := self._fitted(row, *tokens):
+                yield row, example
 
     def pairs(self, rows: Iterable[Row]) -> list[Pair]:
         """Pairs of examples; a pair loses both when one of them is dropped."""
-        pairs = []
-        for row in rows:
-            chosen, rejected = (
-                self._fitted(row, _turns({**row, "completion": row[side]})) for side in ("chosen", "rejected")
-            )
+        pairs, rows = [], list(rows)
+        encoded = self._encode(
+            [_turns({**row, "completion": row[side]}) for row in rows for side in ("chosen", "rejected")]
+        )
+        for k, row in enumerate(rows):
+            chosen, rejected = (self._fitted(row, *encoded[2 * k + side]) for side in (0, 1))
             if chosen and rejected:
                 pairs.append(Pair(row["id"], chosen, rejected, float(row.get("margin", 0.0))))
         return pairs
@@ -104,7 +112,9 @@ class Encoder:
         One over the length is an error or dropped: a cut one would ask something else.
         """
         longest = min(self.max_length, self.tokenizer.model_max_length - max_new_tokens)
-        prompts = [Prompt(row["id"], self.prompt(row), row) for row in rows]
+        rows = list(rows)
+        encoded = self._encode([_turns({**row, "completion": "-"}) for row in rows])
+        prompts = [Prompt(row["id"], _before_answer(*tokens), row) for row, tokens in zip(rows, encoded, strict=True)]
         kept = [prompt for prompt in prompts if len(prompt) <= longest]
         if len(kept) < len(prompts):
             if self.too_long == "error":
@@ -118,8 +128,8 @@ class Encoder:
         eos, cls, sep = self.tokenizer.eos_token_id, self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         start, end = self._start() or [cls if eos is None else eos], [sep] if eos is None and sep is not None else []
         room = length - len(start) - len(end)
-        for row in rows:
-            content = self.content(row["text"])
+        rows = list(rows)
+        for row, content in zip(rows, self._contents([row["text"] for row in rows]), strict=True):
             for k in range(0, len(content), room):
                 ids = start + content[k : k + room] + end
                 examples.append(Example(f"{row['id']}/{k}", ids, [position > 0 for position in range(len(ids))]))
@@ -127,14 +137,11 @@ class Encoder:
 
     def prompt(self, row: Row) -> list[int]:
         """Token ids of a row's conversation up to where the model's (last) answer begins."""
-        ids, mask = _cut_after_loss(*self._encode(_turns({**row, "completion": "-"})))
-        while mask[-1]:
-            del ids[-1], mask[-1]
-        return ids
+        return _before_answer(*self._encode([_turns({**row, "completion": "-"})])[0])
 
     def answered(self, row: Row, text: str) -> Example:
         """A row's prompt with `text` as the answer, cut at the longest length."""
-        ids, mask = _cut_after_loss(*self._encode(_turns({**row, "completion": text})))
+        ids, mask = self._encode([_turns({**row, "completion": text})])[0]
         return Example(row["id"], ids[: self.max_length], mask[: self.max_length])
 
     def texts_of(self, sequences: list[list[int]]) -> list[str]:
@@ -150,9 +157,8 @@ class Encoder:
             ends.add(after[self._end(after) - 1])
         return sorted(ends - {None})
 
-    def _fitted(self, row: Row, turns: list[Turn]) -> Example | None:
+    def _fitted(self, row: Row, ids: list[int], mask: list[bool]) -> Example | None:
         """The example of a conversation; over the length it is treated as configured, None when nothing is left to train."""
-        ids, mask = _cut_after_loss(*self._encode(turns))
         example = Example(row["id"], ids[: self.max_length], mask[: self.max_length])
         if len(ids) > self.max_length:
             if self.too_long == "error":
@@ -171,27 +177,30 @@ class Encoder:
             limit = f"and the model has room for {longest}. Choose"
         raise DataError(f"{long.row['where']}: {len(long)} tokens, {limit} data.too_long=truncate or drop.")
 
-    def _encode(self, turns: list[Turn]) -> tuple[list[int], list[bool]]:
+    def _encode(self, conversations: list[list[Turn]]) -> list[tuple[list[int], list[bool]]]:
+        """Token ids and mask of each conversation, up to its last token with loss."""
+        contents = iter(self._contents([content for turns in conversations for _, content in turns]))
+        return [_cut_after_loss(*self._joined(turns, [next(contents) for _ in turns])) for turns in conversations]
+
+    def _joined(self, turns: list[Turn], contents: list[list[int]]) -> tuple[list[int], list[bool]]:
         if self.chat:
-            return self._with_template(turns)
+            return self._with_template(turns, contents)
         if [role for role, _ in turns] != ["user", "assistant"]:
             raise DataError(
                 "Conversations of several messages need a chat template: model.chat_template=<file.jinja> "
                 "(ftcore://chatml.jinja ships with ftcore), and data.chat must not be false."
             )
-        (_, prompt), (_, completion) = turns
-        before = self._start() + self.content(prompt)
-        after = [*self.content(completion), self.tokenizer.eos_token_id]
+        before, after = self._start() + contents[0], [*contents[1], self.tokenizer.eos_token_id]
         return before + after, [False] * len(before) + [True] * len(after)
 
-    def _with_template(self, turns: list[Turn]) -> tuple[list[int], list[bool]]:
+    def _with_template(self, turns: list[Turn], contents: list[list[int]]) -> tuple[list[int], list[bool]]:
         between = self._between(tuple(role for role, _ in turns))
         ids, mask = list(between[0]), [False] * len(between[0])
-        for (role, content), after in zip(turns, between[1:], strict=True):
+        for (role, _), content, after in zip(turns, contents, between[1:], strict=True):
             trained = role == "assistant"
-            content_ids, end = self.content(content), self._end(after) if trained else 0
-            ids += [*content_ids, *after]
-            mask += [trained] * len(content_ids) + [k < end for k in range(len(after))]
+            end = self._end(after) if trained else 0
+            ids += [*content, *after]
+            mask += [trained] * len(content) + [k < end for k in range(len(after))]
         return ids, mask
 
     def _between_contents(self, roles: tuple[str, ...]) -> list[list[int]]:
@@ -210,15 +219,34 @@ class Encoder:
 
     def _end(self, after: list[int]) -> int:
         """How many tokens of what follows an assistant's content belong to it: up to its first control token."""
-        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
-        return next((k + 1 for k, token in enumerate(after) if token in special), 0)
+        return next((k + 1 for k, token in enumerate(after) if token in self._special), 0)
+
+    @cached_property
+    def _special(self) -> set[int]:
+        return set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
 
     def _scaffold(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def content(self, text: str) -> list[int]:
         """Token ids of a row's text, in which nothing is a control token."""
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return self._contents([text])[0]
+
+    def _contents(self, texts: list[str]) -> list[list[int]]:
+        """`content` of many texts at once, which is many times faster."""
+        fast = getattr(self.tokenizer, "backend_tokenizer", None)
+        if not texts or fast is None:
+            plain = {"add_special_tokens": False, "split_special_tokens": True}
+            return self.tokenizer(texts, **plain)["input_ids"] if texts else []
+        fast.no_truncation(), fast.no_padding()
+        before, fast.encode_special_tokens = (
+            fast.encode_special_tokens,
+            True,
+        )  # what looks like a control token is taken apart
+        try:
+            return [encoding.ids for encoding in fast.encode_batch_fast(texts, add_special_tokens=False)]
+        finally:
+            fast.encode_special_tokens = before
 
     def _start(self) -> list[int]:
         """The begin-of-text token, if this tokenizer puts one before plain text."""
@@ -230,6 +258,14 @@ def _turns(row: Row) -> list[Turn]:
     """A row as a conversation; its last assistant turn says the row's `completion`, whichever answer that is."""
     before = [(message["role"], message["content"]) for message in row.get("messages", ())][:-1]
     return [*(before or [("user", row["prompt"])]), ("assistant", row["completion"])]
+
+
+def _before_answer(ids: list[int], mask: list[bool]) -> list[int]:
+    """What stands before the last run of tokens with loss, which ends the ids."""
+    length = len(ids)
+    while mask[length - 1]:
+        length -= 1
+    return ids[:length]
 
 
 def _cut_after_loss(ids: list[int], mask: list[bool]) -> tuple[list[int], list[bool]]:

@@ -47,8 +47,8 @@ class KTO(Method):
 
     def encode(self, rows: list[Row]) -> list[Labelled]:
         """Prompt and answer with the label."""
-        found = ((row["label"], example) for row in rows for example in self.encoder.prompt_completions([row]))
-        return [Labelled(e.id, e.input_ids, e.completion_mask, good=label) for label, e in found]
+        found = self.encoder.answered_rows(rows)
+        return [Labelled(e.id, e.input_ids, e.completion_mask, good=row["label"]) for row, e in found]
 
     def counts(self, example: Labelled) -> dict[str, int]:
         """One row, good or bad."""

@@ -1,0 +1,153 @@
+"""Every format gives the same rows, and what is wrong in one is named with file and line, without a word of its content."""
+
+import csv
+import gzip
+import io
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from ftcore.data.sources import files_of, read_rows, rows_of
+from ftcore.errors import DataError
+from tests.test_data import data
+
+ROWS = [{"prompt": f"secret {k}?", "completion": f'é, "{k}"\nand\u2028more'} for k in range(3)]
+
+
+def written(path, rows, delimiter=","):
+    """Rows in the format that the name says."""
+    name = path.name.removesuffix(".gz").removesuffix(".zst")
+    if name.endswith("parquet"):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        return
+    if name.endswith(("csv", "tsv")):
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(rows[0]), delimiter="\t" if name.endswith("tsv") else ",")
+        writer.writeheader()
+        writer.writerows(rows)
+        content = text.getvalue().encode()
+    else:
+        content = (
+            json.dumps(rows, indent=1).encode()
+            if name.endswith("json")
+            else b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+        )
+    if path.suffix == ".gz":
+        content = gzip.compress(content)
+    if path.suffix == ".zst":
+        content = pyarrow.compress(content, "zstd", asbytes=True)
+    path.write_bytes(content)
+
+
+FORMATS = ["jsonl", "json", "csv", "tsv", "parquet", "jsonl.gz", "jsonl.zst", "csv.gz", "json.zst"]
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_every_format_gives_the_same_rows(tmp_path, ending):
+    file = tmp_path / f"rows.{ending}"
+    written(file, ROWS)
+    assert [row for _, row in rows_of(str(file))] == ROWS
+    records = data(str(file), test_share=0.0).load("prompt_completion")
+    assert [row["completion"] for row in records.train] == [row["completion"] for row in ROWS]
+
+
+def test_a_folder_or_a_pattern_is_all_its_files_by_name(tmp_path):
+    for name in ("b/two.txt", "a.md", ".hidden.txt", "notes.pdf"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert list(rows_of(str(tmp_path))) == [("a.md:1", {"text": "a.md"}), ("b/two.txt:1", {"text": "b/two.txt"})]
+    assert [where for where, _ in rows_of(str(tmp_path / "*" / "*.txt"))] == ["b/two.txt:1"]
+    for path in (tmp_path / "*.csv", tmp_path / "none"):
+        with pytest.raises(DataError, match=r"working directory"):
+            files_of(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.csv", b'prompt,completion\nsecret,"a\nb"\nsecret,a,b\n', r"x.csv:4: 3 fields, and the header has 2"),
+        ("x.csv", b'prompt,completion\nsecret,"secret\n', r"x.csv:2: not valid CSV: .*quote left open"),
+        ("x.csv", b"prompt,prompt\nsecret,b\n", r"x.csv:1: the header must name every column, each once"),
+        ("x.tsv", b"prompt\tcompletion\nsecret\t\xff\n", r"x.tsv:2: byte 8 is not UTF-8"),
+        ("x.json", b'[{"prompt": "a"},\n\n{"prompt": "secret", ]', r"x.json:3: not valid JSON: .*incomplete"),
+        ("x.json", b'[{"prompt": "a"},\n 5]', r"x.json:2: a row must be a JSON object, not a number"),
+        ("x.json", b'"secret"', r"must hold an array of objects"),
+        ("x.parquet", b"secret", r"x.parquet cannot be read as Parquet"),
+        ("x.jsonl.gz", gzip.compress(b'{"prompt": "secret"}\n' * 99)[:-12], r"x.jsonl.gz cannot be unpacked"),
+        ("x.jsonl.gz", b"secret", r"x.jsonl.gz cannot be unpacked"),
+        ("x.jsonl.zst", b"secret", r"x.jsonl.zst cannot be unpacked"),
+        ("x.xlsx", b"secret", r"the ending says no format"),
+        ("x.txt", b" \n", r"x.txt has 0 rows"),
+        ("x.csv", b"prompt,completion\n", r"x.csv has 0 rows"),
+    ],
+)
+def test_a_broken_file_is_refused_with_file_line_and_reason(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as error:
+        list(rows_of(str(tmp_path / name)))
+    assert "secret" not in str(error.value)
+
+
+def test_bad_rows_are_skipped_and_counted_up_to_a_limit(rows):
+    good = {"prompt": "question", "completion": "answer"}
+    path = rows(good, b"{", {**good, "prompt": "other"}, {"prompt": 5, "completion": "x"})
+    records = data(path, on_bad_row="skip", test_share=0.0).load("prompt_completion")
+    assert [row["where"] for row in records.train] == ["rows.jsonl:1", "rows.jsonl:3"]
+    assert records.notes == ("2 bad rows skipped (rows.jsonl:2, rows.jsonl:4)",)
+    with pytest.raises(DataError, match=r"rows.jsonl:4.*bad row 2; data.max_bad_rows=1"):
+        data(path, on_bad_row="skip", max_bad_rows=1).load("prompt_completion")
+    assert [type(row) is dict for _, row in read_rows(path)] == [True, False, True, True]
+
+
+def test_a_template_fills_a_column_from_others(rows):
+    raw = {"question": "Which?", "options": ["one", "two"], "meta": {"place": "here"}, "right": "two"}
+    columns = {"prompt": "{question} ({meta.place})\n{options}", "completion": "right"}
+    (row,) = data(rows(raw), columns=columns, test_share=0.0).load("prompt_completion").train
+    assert row["prompt"] == "Which? (here)\none\ntwo" and row["completion"] == "two"
+    with pytest.raises(DataError, match=r"template names 'meta.nowhere'"):
+        data(rows(raw), columns={**columns, "prompt": "{meta.nowhere}"}).load("prompt_completion")
+    with pytest.raises(DataError, match=r"template names 'question.__class__'"):
+        data(rows(raw), columns={**columns, "prompt": "{question.__class__}"}).load("prompt_completion")
+
+
+SAID = [
+    {"role": "user", "content": "Hello?"},
+    {"role": "assistant", "content": "Hi."},
+    {"role": "user", "content": "Well?"},
+]
+SIDES = (("chosen", "good"), ("rejected", "bad"))
+SHAPES = {
+    "alpaca": (
+        {"instruction": "Say", "input": "it", "output": "yes"},
+        "prompt_completion",
+        {"prompt": "Say\n\nit", "completion": "yes"},
+    ),
+    "ShareGPT": (
+        {"conversations": [{"from": "human", "value": "Say"}, {"from": "gpt", "value": "yes"}]},
+        "prompt_completion",
+        {"prompt": "Say", "completion": "yes"},
+    ),
+    "pairs": (
+        {"prompt": "Well?", **{side: [*SAID, {"role": "assistant", "content": says}] for side, says in SIDES}},
+        "preference",
+        {"prompt": "Well?", "chosen": "good", "rejected": "bad"},
+    ),
+    "transcripts": (
+        {"chosen": "\n\nHuman: Hello?\n\nAssistant: Hi.\n\nHuman: Well?\n\nAssistant: good",
+         "rejected": "\n\nHuman: Hello?\n\nAssistant: Hi.\n\nHuman: Well?\n\nAssistant: bad"},
+        "preference",
+        {"prompt": "Well?", "chosen": "good", "rejected": "bad"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_of_others_are_recognised_and_said(rows, name):
+    raw, kind, expected = SHAPES[name]
+    records = data(rows(raw), test_share=0.0).load(kind)
+    assert {key: records.train[0][key] for key in expected} == expected
+    assert name in records.notes[0]
+    if kind == "preference":
+        assert [message["content"] for message in records.train[0]["messages"][:3]] == ["Hello?", "Hi.", "Well?"]
