@@ -14,7 +14,7 @@ from ftcore import __version__
 from ftcore.errors import ConfigError, FtcoreError, StorageError, storage_errors
 
 SPLITS = ("train", "validation", "test")
-VERBS = ("train", "eval", "compare", "chat", "export")
+VERBS = ("train", "eval", "compare", "chat", "export", "inspect")
 
 
 def main() -> None:

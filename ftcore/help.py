@@ -20,6 +20,7 @@ VERBS = (
     ("eval run=<folder>", "score a run on any data option"),
     ("compare run=A other=B", "two runs, or a run and its base, side by side"),
     ("chat run=<folder>", "ask it questions"),
+    ("inspect data=...", "what the rows are like, before anything trains"),
     ("export run=<folder>", "one merged model, or the adapter (format=adapter)"),
 )
 

@@ -6,7 +6,7 @@ from annotated_types import Ge, Gt, Lt
 from typing_extensions import TypedDict
 
 PositiveInt = Annotated[int, Ge(1)]
-VERBS = Literal["train", "eval", "compare", "chat", "export"]
+VERBS = Literal["train", "eval", "compare", "chat", "export", "inspect"]
 
 
 class Evaluate(TypedDict):

@@ -56,7 +56,7 @@ def plan(config: Config, method: Method, records: Records, batches: TrainBatches
     split = f"{batches.accumulation} x {batches.world_size} processes x {batches.micro_batch_size}"
     table.add_row("steps", f"{batches.steps:,} of {batches.global_batch_size} rows = {split}")
     for note in records.notes:
-        table.add_row("rows", note)
+        table.add_row("notice", Text(note))
     for reason, count in encoder.counts.items():
         table.add_row("rows", f"{count:,} {reason} (data.max_length={encoder.max_length})")
     if config["dry_run"]:

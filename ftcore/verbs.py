@@ -182,4 +182,12 @@ def _show(config: Config, first: Any, second: Any, samples: list[Config], names:
         report.console.print(report.samples_table(samples, config["evaluate"]["samples"], names))
 
 
-VERBS = {"eval": evaluate, "compare": compare, "chat": chat, "export": export}
+def inspect_data(config: Config) -> None:
+    """What the rows of a config are like."""
+    from ftcore.inspect import inspect
+
+    quiet()
+    inspect(config)
+
+
+VERBS = {"eval": evaluate, "compare": compare, "chat": chat, "export": export, "inspect": inspect_data}

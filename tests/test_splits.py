@@ -37,7 +37,7 @@ def test_a_held_out_question_that_is_trained_on_is_an_error_unless_allowed(rows)
         loaded(rows, [row(1), row(2)], [row(3), row(1, prompt="QUESTION 1?")])
     assert "question" not in str(error.value).replace("same question", "")
     allowed = loaded(rows, [row(1), row(2)], [row(3), row(1)], leakage="allow")
-    assert allowed.notes == ("1 of 2 held-out rows are in training (test.jsonl:2 ...)",)
+    assert allowed.notes == ("1 of 2 held-out rows are in training (test.jsonl:2 as rows.jsonl:1)",)
 
 
 def test_a_held_out_text_that_nearly_is_in_training_is_said(rows):
@@ -45,7 +45,7 @@ def test_a_held_out_text_that_nearly_is_in_training_is_said(rows):
     changed = row(7, completion=" ".join([*near[:35], *["new"] * 5]))
     other = row(8, completion=" ".join([*near[:15], *["new"] * 25]))
     assert loaded(rows, [row(1)], [changed, other]).notes == (
-        "1 of 2 held-out rows nearly are in training (test.jsonl:1 ...)",
+        "1 of 2 held-out rows nearly are in training (test.jsonl:1)",
     )
 
 

@@ -102,9 +102,8 @@ class Data:
         """The training rows, without duplicates where asked, and what is the same. Raises `DataError` for leakage."""
         train, notes, held_out = rows["train"], [], [*rows["validation"], *rows["test"]]
         if double := repeated(train, columns):
-            row, first = double[0]
             done = "dropped" if self.duplicates == "drop" else "kept (data.duplicates=drop leaves them out)"
-            notes.append(f"{len(double):,} training rows repeat another ({row['where']} repeats {first}): {done}")
+            notes.append(f"{len(double):,} training rows repeat another ({_places(double, 'repeats')}): {done}")
             again = {id(row) for row, _ in double}
             train = train if self.duplicates == "keep" else [row for row in train if id(row) not in again]
         same, near = leaked(train, held_out, columns)
@@ -115,13 +114,10 @@ class Data:
                 f"{len(held_out):,} held-out rows are such. Remove them, or allow it with data.leakage=allow."
             )
         if same:
-            notes.append(
-                f"{len(same):,} of {len(held_out):,} held-out rows are in training ({same[0][0]['where']} ...)"
-            )
+            notes.append(f"{len(same):,} of {len(held_out):,} held-out rows are in training ({_places(same, 'as')})")
         if near:
-            notes.append(
-                f"{len(near):,} of {len(held_out):,} held-out rows nearly are in training ({near[0]['where']} ...)"
-            )
+            places = _places([(row, "") for row in near])
+            notes.append(f"{len(near):,} of {len(held_out):,} held-out rows nearly are in training ({places})")
         return train, notes
 
     def _files(self, record_type: str) -> dict[Split, Any]:
@@ -145,6 +141,12 @@ class Data:
             raise DataError(
                 f"data.columns: {', '.join(unknown)} means nothing for {record_type} rows, which have {', '.join(sorted(known))}."
             )
+
+
+def _places(found: list[tuple[Row, str]], word: str = "") -> str:
+    """Where the first of them stand."""
+    first = [f"{row['where']} {word} {where}".strip() for row, where in found[:5]]
+    return ", ".join([*first, *(["..."] if len(found) > 5 else [])])
 
 
 class Reader:
