@@ -151,3 +151,9 @@ def test_shapes_of_others_are_recognised_and_said(rows, name):
     assert name in records.notes[0]
     if kind == "preference":
         assert [message["content"] for message in records.train[0]["messages"][:3]] == ["Hello?", "Hi.", "Well?"]
+
+
+def test_a_column_that_looks_misspelt_is_said_once(rows):
+    lines = [{"prompt": f"q{k}", "completion": "a", "anwser": "b", "source": "c"} for k in range(30)]
+    notes = data(rows(*lines)).load("prompt_completion").notes
+    assert notes == ("column 'anwser' is not used; did you mean 'answer'?",)

@@ -8,7 +8,7 @@ from typing_extensions import TypedDict
 
 from ftcore.data.formats import Row
 from ftcore.data.records import RECORD_TYPES, SPLITS, Data, Records
-from ftcore.data.splits import normalised, position
+from ftcore.data.splits import position, questions
 from ftcore.errors import DataError
 
 
@@ -35,7 +35,9 @@ class Mixture(Data):
             raise DataError("data=mixture needs sources: data.sources.<name>={path: rows.jsonl, weight: 1}.")
         parts = {name: self._part(name, source, record_type) for name, source in self.sources.items()}
         rows: dict[Any, list[Row]] = {s: [row for part in parts.values() for row in getattr(part, s)] for s in SPLITS}
-        train, notes = self._compared(rows, RECORD_TYPES[record_type])
+        train, notes = self._compared(
+            rows, questions(row for part in rows.values() for row in part), RECORD_TYPES[record_type]
+        )
         kept = {id(row) for row in train}
         weighed: list[Row] = []
         for name, part in parts.items():
@@ -65,4 +67,4 @@ def _weighed(rows: list[Row], weight: float) -> list[Row]:
 
 
 def _text(row: Row) -> str:
-    return normalised(" ".join(str(row[column]) for column in sorted(row) if column not in {"id", "where", "source"}))
+    return " ".join(str(row[column]) for column in sorted(row) if column not in {"id", "where", "source"})

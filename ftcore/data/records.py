@@ -7,13 +7,14 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Lt
 
 from ftcore.data.shapes import shape_of
 from ftcore.data.sources import Hub, Row, Split, read_hub, read_rows
-from ftcore.data.splits import leaked, repeated, split
+from ftcore.data.splits import Keys, leaked, questions, repeated, split
 from ftcore.errors import DataError
 
 # Record type -> columns that every row must have, as non-empty text (`label`: true or false).
@@ -82,13 +83,14 @@ class Data:
         files = self._files(record_type)
         reader = Reader(self, record_type)
         rows: dict[Any, list[Row]] = {part: list(reader.rows(files[part])) for part in SPLITS if files.get(part)}
+        keys = questions(row for part in rows.values() for row in part)
         if "test" not in rows:
-            rows["train"], rows["test"] = split(rows["train"], self.test_share, min)
+            rows["train"], rows["test"] = split(rows["train"], keys, self.test_share, min)
         if "validation" not in rows:
-            rows["train"], rows["validation"] = split(rows["train"], self.validation_share, max)
+            rows["train"], rows["validation"] = split(rows["train"], keys, self.validation_share, max)
         if not rows["train"]:
             raise DataError(f"{files['train']} is too small: all its rows are held out. Lower data.test_share.")
-        train, notes = self._compared(rows, RECORD_TYPES[record_type])
+        train, notes = self._compared(rows, keys, RECORD_TYPES[record_type])
         return Records(record_type, train, rows["validation"], rows["test"], (*reader.notes(), *notes))
 
     def whole(self, record_type: str) -> Records:
@@ -98,15 +100,17 @@ class Data:
         everything = replace(self, test_share=0.0, validation_share=0.0).load(record_type)
         return Records(record_type, [], [], everything.train)
 
-    def _compared(self, rows: dict[Any, list[Row]], columns: tuple[str, ...]) -> tuple[list[Row], list[str]]:
+    def _compared(
+        self, rows: dict[Any, list[Row]], keys: Keys, columns: tuple[str, ...]
+    ) -> tuple[list[Row], list[str]]:
         """The training rows, without duplicates where asked, and what is the same. Raises `DataError` for leakage."""
         train, notes, held_out = rows["train"], [], [*rows["validation"], *rows["test"]]
-        if double := repeated(train, columns):
+        if double := repeated(train, keys, columns):
             done = "dropped" if self.duplicates == "drop" else "kept (data.duplicates=drop leaves them out)"
             notes.append(f"{len(double):,} training rows repeat another ({_places(double, 'repeats')}): {done}")
             again = {id(row) for row, _ in double}
             train = train if self.duplicates == "keep" else [row for row in train if id(row) not in again]
-        same, near = leaked(train, held_out, columns)
+        same, near = leaked(train, held_out, keys, columns)
         if same and self.leakage == "error":
             row, where = same[0]
             raise DataError(
@@ -161,10 +165,13 @@ class Reader:
         self.mapped = {*names, *names.values()}
         self.bad: list[str] = []
         self.shapes: dict[str, str] = {}
+        self.misspelt: dict[str, str] | None = None
 
     def rows(self, path: str) -> Iterator[Row]:
         """Checked rows. Raises `DataError` for a wrong one, or after `max_bad_rows` of them where they are skipped."""
         for where, raw in read_hub(self.hub, path) if self.hub else read_rows(path):
+            if self.misspelt is None and type(raw) is dict:  # the first row speaks for all
+                self.misspelt = _misspelt(raw, {*self.required, *OPTIONAL} - {"id"})
             if self._is_usual(raw):
                 yield {"id": where, **raw, "where": where}  # type: ignore[dict-item]
                 continue
@@ -182,7 +189,13 @@ class Reader:
     def notes(self) -> list[str]:
         """What was recognised and what was left out."""
         bad = [f"{len(self.bad):,} bad rows skipped ({', '.join(self.bad[:5])}{' ...' if len(self.bad) > 5 else ''})"]
-        return [*(f"{file}: read as {shape}" for file, shape in self.shapes.items()), *(bad if self.bad else [])]
+        shapes = [f"{file}: read as {shape}" for file, shape in self.shapes.items()]
+        words = [
+            f"column {word!r} is not used; did you mean {near!r}?"
+            for word, near in (self.misspelt or {}).items()
+            if near
+        ]
+        return [*shapes, *words, *(bad if self.bad else [])]
 
     def _is_usual(self, raw: Row | DataError) -> bool:
         """Whether a row needs no closer look: text in every column that is needed, and nothing that has rules of its own."""
@@ -217,6 +230,12 @@ class Reader:
             except (KeyError, IndexError, TypeError, AttributeError):
                 raise DataError(f"{where}: is not the {shape[0]} that its columns say.") from None
         return {**row, "id": str(row["id"]) if "id" in row else where, "where": where}
+
+
+def _misspelt(row: Row, known: set[str]) -> dict[str, str]:
+    """Columns of a row that nobody reads, and the one that each may be meant for; "" for none."""
+    absent = known - set(row)
+    return {column: next(iter(get_close_matches(column, absent, 1, 0.8)), "") for column in row if column not in known}
 
 
 def _filled(source: str) -> Callable[[Row], Any]:

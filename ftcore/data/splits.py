@@ -6,7 +6,7 @@ Texts are compared normalised: lower-case words, one space between them.
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from ftcore.data.formats import Row
 
@@ -16,9 +16,15 @@ RUN = 13
 # A held-out row is nearly the same as training rows when they hold this share of its runs.
 NEAR = 0.5
 Found = list[tuple[Row, str]]
+Keys = dict[int, bytes]
 
 
-def split(rows: list[Row], share: float, end: Callable[..., float]) -> tuple[list[Row], list[Row]]:
+def questions(rows: Iterable[Row]) -> Keys:
+    """A key of each row's question or text, by the row's identity: taking texts apart is the slow part, so it is done once."""
+    return {id(row): _key(str(row.get("prompt") or row["text"])) for row in rows}
+
+
+def split(rows: list[Row], keys: Keys, share: float, end: Callable[..., float]) -> tuple[list[Row], list[Row]]:
     """(rest, held out) by a hash of each row's `group` or normalised prompt or text: never by its place in the file.
 
     Equal texts stay together and a row never changes sides when others are added. Held out is the share of the scale at its
@@ -26,7 +32,7 @@ def split(rows: list[Row], share: float, end: Callable[..., float]) -> tuple[lis
     """
     if share <= 0:
         return rows, []
-    positions = [position(normalised(str(row.get("group") or _question(row)))) for row in rows]
+    positions = [_scale(_key(str(row["group"])) if row.get("group") else keys[id(row)]) for row in rows]
     chosen = {p for p in positions if (p < share if end is min else p >= 1 - share)}
     if not chosen and len(set(positions)) > 1:
         chosen = {end(positions)}
@@ -34,13 +40,12 @@ def split(rows: list[Row], share: float, end: Callable[..., float]) -> tuple[lis
     return rest, [row for row, position in zip(rows, positions, strict=True) if position in chosen]
 
 
-def repeated(rows: list[Row], columns: tuple[str, ...]) -> Found:
+def repeated(rows: list[Row], keys: Keys, columns: tuple[str, ...]) -> Found:
     """(row, where its first like stands) for rows whose normalised `columns` came before."""
-    keys = [_key(_question(row)) for row in rows]
-    often = {key for key, count in Counter(keys).items() if count > 1}
+    counts = Counter(keys[id(row)] for row in rows)
     seen: dict[bytes, str] = {}
     found = []
-    for row in (row for row, key in zip(rows, keys, strict=True) if key in often):
+    for row in (row for row in rows if counts[keys[id(row)]] > 1):
         key = _key(" | ".join(normalised(str(row[column])) for column in columns))
         if key in seen:
             found.append((row, seen[key]))
@@ -48,16 +53,16 @@ def repeated(rows: list[Row], columns: tuple[str, ...]) -> Found:
     return found
 
 
-def leaked(train: list[Row], held_out: list[Row], columns: tuple[str, ...]) -> tuple[Found, list[Row]]:
+def leaked(train: list[Row], held_out: list[Row], keys: Keys, columns: tuple[str, ...]) -> tuple[Found, list[Row]]:
     """Held-out rows that training shows: (row, where) for the same question or text, and rows that are nearly the same.
 
     Memory grows with the held-out rows, time with both.
     """
-    questions = {_key(_question(row)): row for row in held_out}
+    held = {keys[id(row)]: row for row in held_out}
     runs = {run: False for row in held_out for run in _runs(row, columns)}
     same: dict[str, tuple[Row, str]] = {}
-    for row in train if questions else []:
-        if like := questions.get(_key(_question(row))):
+    for row in train if held else []:
+        if like := held.get(keys[id(row)]):
             same.setdefault(like["where"], (like, row["where"]))
         for run in _runs(row, columns) if runs else ():
             if run in runs:
@@ -76,16 +81,16 @@ def normalised(text: str) -> str:
 
 
 def position(text: str) -> float:
-    """A number in [0, 1) that depends on the text only."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
+    """A number in [0, 1) that depends on the normalised text only."""
+    return _scale(_key(text))
 
 
-def _question(row: Row) -> str:
-    return str(row.get("prompt") or row["text"])
+def _scale(key: bytes) -> float:
+    return int.from_bytes(key[:8]) / 2**64
 
 
 def _key(text: str) -> bytes:
-    return hashlib.blake2b(normalised(text).encode(), digest_size=16).digest()
+    return hashlib.sha256(normalised(text).encode()).digest()[:16]
 
 
 def _runs(row: Row, columns: tuple[str, ...]) -> Iterator[int]:
