@@ -9,6 +9,8 @@ import pytest
 from ftcore.__main__ import run_command
 
 os.environ.setdefault("WANDB_MODE", "offline")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests share the cores
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 FAST = ["model=tiny", "logger=none", "evaluate.max_rows=4", "evaluate.max_new_tokens=4", "evaluate.probe=null"]

@@ -171,7 +171,7 @@ class Reader:
         """Checked rows. Raises `DataError` for a wrong one, or after `max_bad_rows` of them where they are skipped."""
         for where, raw in read_hub(self.hub, path) if self.hub else read_rows(path):
             if self.misspelt is None and type(raw) is dict:  # the first row speaks for all
-                self.misspelt = _misspelt(raw, {*self.required, *OPTIONAL} - {"id"})
+                self.misspelt = _misspelt({*raw} - self.mapped, {*self.required, *OPTIONAL})
             if self._is_usual(raw):
                 yield {"id": where, **raw, "where": where}  # type: ignore[dict-item]
                 continue
@@ -232,10 +232,9 @@ class Reader:
         return {**row, "id": str(row["id"]) if "id" in row else where, "where": where}
 
 
-def _misspelt(row: Row, known: set[str]) -> dict[str, str]:
-    """Columns of a row that nobody reads, and the one that each may be meant for; "" for none."""
-    absent = known - set(row)
-    return {column: next(iter(get_close_matches(column, absent, 1, 0.8)), "") for column in row if column not in known}
+def _misspelt(there: set[str], known: set[str]) -> dict[str, str]:
+    """Columns that nobody reads, and the one that each may be meant for; "" for none."""
+    return {column: next(iter(get_close_matches(column, known - there, 1, 0.8)), "") for column in sorted(there - known)}
 
 
 def _filled(source: str) -> Callable[[Row], Any]:
