@@ -4,11 +4,13 @@ import csv
 import gzip
 import io
 import json
+from types import SimpleNamespace
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
+from ftcore.config import build, load_config
 from ftcore.data.sources import files_of, read_rows, rows_of
 from ftcore.errors import DataError
 from tests.test_data import data
@@ -157,3 +159,45 @@ def test_a_column_that_looks_misspelt_is_said_once(rows):
     lines = [{"prompt": f"q{k}", "completion": "a", "anwser": "b", "source": "c"} for k in range(30)]
     notes = data(rows(*lines)).load("prompt_completion").notes
     assert notes == ("column 'anwser' is not used; did you mean 'answer'?",)
+
+
+def test_a_set_of_the_hub_is_read_by_its_own_columns_at_one_commit(monkeypatch):
+    asked = {}
+
+    def load_dataset(name, config, **options):
+        asked.update(options, name=name, config=config)
+        return iter(
+            [
+                {
+                    "question": f"Which {options['split']}, {k}?",
+                    "opa": "x",
+                    "opb": "y",
+                    "opc": "z",
+                    "opd": "w",
+                    "cop": k % 4,
+                }
+                for k in range(20)
+            ]
+        )
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: SimpleNamespace(sha="abc"))
+    records = build(load_config(["data=medmcqa"])["data"]).load("prompt_completion")
+    assert asked == {
+        "name": "openlifescienceai/medmcqa",
+        "config": None,
+        "split": "validation",
+        "revision": "abc",
+        "streaming": True,
+    }
+    assert records.train[1]["prompt"] == "Which train, 1?\nA. x\nB. y\nC. z\nD. w\nAnswer with the letter."
+    assert [row["answer"] for row in records.train[:5]] == ["A", "B", "C", "D", "A"]
+
+
+def test_a_hub_that_does_not_answer_is_an_error_that_names_the_ways_out(fails, monkeypatch):
+    def refuse(*_, **__):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refuse)
+    message = fails(3, "data=gsm8k", "model=tiny", "logger=none")
+    assert all(part in message for part in ("openai/gsm8k", "no network", "data.path=<file>"))

@@ -234,7 +234,9 @@ class Reader:
 
 def _misspelt(there: set[str], known: set[str]) -> dict[str, str]:
     """Columns that nobody reads, and the one that each may be meant for; "" for none."""
-    return {column: next(iter(get_close_matches(column, known - there, 1, 0.8)), "") for column in sorted(there - known)}
+    return {
+        column: next(iter(get_close_matches(column, known - there, 1, 0.8)), "") for column in sorted(there - known)
+    }
 
 
 def _filled(source: str) -> Callable[[Row], Any]:

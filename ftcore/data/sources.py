@@ -59,16 +59,20 @@ def read_hub(hub: Hub, split: str) -> Iterator[tuple[str, Row | DataError]]:
         from datasets.utils.logging import disable_progress_bar, set_verbosity_error
     except ModuleNotFoundError:
         raise ConfigError("Data sets of the hub need the package datasets: pip install 'ftcore[hub]'.") from None
+    from huggingface_hub import HfApi
+
     disable_progress_bar(), set_verbosity_error()
     place = f"{hub['name']}/{split}"
     try:
-        rows = load_dataset(hub["name"], hub["config"], split=split, revision=hub["revision"], streaming=True)
+        # Asked once and shortly whether it is there: the reader itself would try for most of a minute.
+        commit = HfApi().dataset_info(hub["name"], revision=hub["revision"], timeout=5).sha
+        rows = load_dataset(hub["name"], hub["config"], split=split, revision=commit, streaming=True)
         for number, row in enumerate(rows, 1):
             yield f"{place}:{number}", dict(row)
-    except (OSError, ValueError, RuntimeError, LookupError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    except Exception as error:  # of several libraries, the network's among them
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
         raise DataError(
-            f"{place} (revision {hub['revision']}) cannot be read from the Hugging Face hub: {reason} Check the name and the "
+            f"{place} (revision {hub['revision']}) cannot be read from the Hugging Face hub: {reason}. Check the name and the "
             "network, set HF_TOKEN for a private one, or give a local copy with data.path=<file>."
         ) from None
 
