@@ -4,6 +4,7 @@ import html
 import io
 from collections import Counter
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +127,16 @@ def _trained(examples: list[Any]) -> float:
 
 
 def _bins(sizes: list[int]) -> list[tuple[str, int]]:
-    """Number of rows in each range of lengths."""
-    counts, edges = np.histogram(sizes, bins=min(BINS, max(sizes) - min(sizes) + 1))
-    return [(f"{edges[k]:.0f}-{edges[k + 1]:.0f}", int(count)) for k, count in enumerate(counts)]
+    """Number of rows in each range of lengths.
+
+    >>> _bins([3, 3, 5])
+    [('3-3', 2), ('4-4', 0), ('5-5', 1)]
+    """
+    first = min(sizes)
+    width = ceil((max(sizes) - first + 1) / BINS)
+    starts = [first + k * width for k in range((max(sizes) - first) // width + 1)]
+    counts = Counter((size - first) // width for size in sizes)
+    return [(f"{start}-{start + width - 1}", counts[k]) for k, start in enumerate(starts)]
 
 
 def _histogram(examples: list[Any]) -> Table:
