@@ -18,17 +18,21 @@ from ftcore.config import build, locate, record_type
 from ftcore.data import Data, Records
 from ftcore.data.records import SPLITS
 from ftcore.data.sources import Row
-from ftcore.data.tokens import Encoder, Example, Pair, Prompt
+from ftcore.data.tokens import TEXTS, Encoder, Example, Pair, Prompt
 from ftcore.errors import ConfigError
+from ftcore.ledger import hardest_table
 from ftcore.model import load_foundation
 
 Config = dict[str, Any]
 BINS = 20
 SHOWN_TOKENS = 300
+SHOWN_CHARACTERS = 200
 
 
 def inspect(config: Config) -> None:
     """Read all rows as a run of this config would, and print what they are like. Nothing is trained, no weights are loaded.
+
+    With `run=`, also its ledger's rows of the highest loss.
 
     Writes inspect-<name>.html into the working directory. Wrong and leaked rows are listed instead of refused.
     """
@@ -41,6 +45,7 @@ def inspect(config: Config) -> None:
         *_pairs(records),
         _histogram(examples),
         _samples(encoder, examples),
+        *_hardest(config, records),
     )
     Console(highlight=False).print(page)
     file = Path(f"inspect-{config['name'].replace('/', '-')}.html")
@@ -68,7 +73,7 @@ def _examples(encoder: Encoder, records: Records) -> list[Any]:
 
 
 def _overview(config: Config, records: Records, encoder: Encoder, examples: list[Any]) -> Table:
-    sizes, forged = sorted(_sizes(examples)), _forged(encoder, records.train)
+    sizes, forged = sorted(_sizes(examples)), encoder.forged(records.train)
     table = Table(show_header=False, box=None, title=config["name"], title_justify="left", title_style="bold")
     table.add_row("record type", f"{records.type}, for method={config['choices']['method']}")
     table.add_row("rows", ", ".join(f"{len(getattr(records, part)):,} {part}" for part in SPLITS))
@@ -103,12 +108,6 @@ def _pairs(records: Records) -> list[Table]:
     return [table]
 
 
-def _forged(encoder: Encoder, rows: list[Row]) -> list[Row]:
-    tokens = [token for token in encoder.tokenizer.all_special_tokens if len(token) > 2]
-    columns = ("prompt", "completion", "chosen", "rejected", "text")
-    return [row for row in rows if any(token in row.get(column, "") for column in columns for token in tokens)]
-
-
 def _places(rows: list[Row]) -> str:
     return f" ({', '.join(row['where'] for row in rows[:5])}{' ...' if len(rows) > 5 else ''})" if rows else ""
 
@@ -123,7 +122,7 @@ def _sides(example: Any) -> list[Any]:
 
 def _trained(examples: list[Any]) -> float:
     sides = [side for example in examples for side in _sides(example)]
-    return sum(sum(side.completion_mask) for side in sides if isinstance(side, Example)) / sum(map(len, sides))
+    return sum(side.trained for side in sides if isinstance(side, Example)) / sum(map(len, sides))
 
 
 def _bins(sizes: list[int]) -> list[tuple[str, int]]:
@@ -159,6 +158,17 @@ def _samples(encoder: Encoder, examples: list[Any]) -> Table:
         for side in _sides(examples[k]):
             table.add_row(Text(side.id), _coloured(encoder, side))
     return table
+
+
+def _hardest(config: Config, records: Records) -> list[Any]:
+    """With `run=`, the rows that its ledger says were hardest."""
+    if not config["run"]:
+        return []
+    texts = {
+        row["id"]: " / ".join(row[column] for column in TEXTS if column in row)[:SHOWN_CHARACTERS]
+        for row in records.train
+    }
+    return [hardest_table(Path(config["run"]).expanduser(), texts)]
 
 
 def _coloured(encoder: Encoder, example: Any) -> Text:

@@ -61,6 +61,7 @@ class TopLevel(TypedDict):
     keep_best: str
     patience: PositiveInt | None
     dry_run: bool
+    ledger: bool
     evaluate: Evaluate
     retention: Retention
     trust: list[str]

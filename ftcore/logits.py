@@ -63,13 +63,17 @@ def target_logps(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def row_sums(values: Tensor, batch: dict[str, Any]) -> Tensor:
-    """Sum (B,) over each row of `values` (N,), which stand in the order of `completion_logps`."""
-    return values.new_zeros(len(batch["input_ids"])).index_add(0, row_numbers(batch), values)
+    """Sum (B,) over each sequence of `values` (N,), which stand in the order of `completion_logps`."""
+    size = len(batch["ids"] if "position_ids" in batch else batch["input_ids"])
+    return values.new_zeros(size).index_add(0, row_numbers(batch), values)
 
 
 def row_numbers(batch: dict[str, Any]) -> Tensor:
-    """The row (N,) that each value of `completion_logps` belongs to."""
-    return predicted(batch)[0].nonzero()[:, 0]
+    """The sequence (N,) that each value of `completion_logps` belongs to, packed ones told apart."""
+    positions = predicted(batch)[0]
+    if "position_ids" in batch:
+        return ((batch["position_ids"] == 0).cumsum(-1) - 1)[positions]
+    return positions.nonzero()[:, 0]
 
 
 def sequence_sums(network: Any, batch: dict[str, Any]) -> Tensor:

@@ -18,8 +18,8 @@ def token_kl(logits: Tensor, reference_logits: Tensor) -> Tensor:
 
 
 def negative_log_likelihood(logps: Tensor) -> Tensor:
-    """Sum of -log p over the tokens of `logps` (N,), in nats."""
-    return -logps.sum()
+    """-log p (N,) of each token of `logps` (N,), in nats."""
+    return -logps
 
 
 def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0, smoothing: float = 0.0) -> Tensor:

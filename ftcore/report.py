@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from ftcore import ledger
 from ftcore.data import Records
 from ftcore.data.batches import TrainBatches
 from ftcore.data.store import lengths
@@ -57,6 +58,10 @@ def plan(config: Config, method: Method, records: Records, batches: TrainBatches
     table.add_row("steps", f"{batches.steps:,} of {batches.global_batch_size} rows = {split}")
     for note in records.notes:
         table.add_row("notice", Text(note))
+    if forged := encoder.forged(records.train):
+        table.add_row(
+            "control tokens", f"{len(forged):,} rows spell one; it stays text (the first: {forged[0]['where']})"
+        )
     for reason, count in encoder.counts.items():
         table.add_row("rows", f"{count:,} {reason} (data.max_length={encoder.max_length})")
     if config["dry_run"]:
@@ -136,14 +141,14 @@ def finish(config: Config, folder: Path, summary: Config, samples: list[Config],
             console.print(samples_table(samples, config["evaluate"]["samples"]))
     for logger in loggers:
         if hasattr(logger, "log_table"):
-            _log_to_wandb(logger, summary, samples)
+            _log_to_wandb(logger, folder, summary, samples)
     minutes, seconds = divmod(round(summary["seconds"]), 60)
     console.print(f"Done in {minutes} min {seconds} s. Everything is in {folder}", soft_wrap=True)
     if samples:
         console.print(f"Next: python -m ftcore chat run={folder}", soft_wrap=True, highlight=False)
 
 
-def _log_to_wandb(logger: Any, summary: Config, samples: list[Config]) -> None:
+def _log_to_wandb(logger: Any, folder: Path, summary: Config, samples: list[Config]) -> None:
     from ftcore.loggers import wandb_hint
 
     if summary["tuned"]:
@@ -151,6 +156,9 @@ def _log_to_wandb(logger: Any, summary: Config, samples: list[Config]) -> None:
         logger.log_table("before_after", columns=["score", "base", "tuned"], data=rows)
         columns = list(samples[0]) if samples else []
         logger.log_table("samples", columns=columns, data=[[row[c] for c in columns] for row in samples[:100]])
+    if (folder / ledger.FILE).is_file():
+        rows = [list(row.values()) for row in ledger.hardest(folder, ledger.SENT)]
+        logger.log_table("ledger", columns=[*ledger.COLUMNS, "first_loss"], data=rows)
     logger.experiment.summary.update(summary)
     hint = wandb_hint(logger)
     logger.experiment.finish()

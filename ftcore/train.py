@@ -29,6 +29,7 @@ from ftcore.data.tokens import Encoder, Example
 from ftcore.errors import ConfigError, DataError
 from ftcore.evaluate import HeldOut
 from ftcore.hardware import micro_batch
+from ftcore.ledger import Ledger
 from ftcore.loggers import JSONLines
 from ftcore.methods.base import Method
 from ftcore.model import parameter_counts, save_model
@@ -71,6 +72,8 @@ def run(config: Config, folder: Path, records: Records | None = None) -> None:
     callbacks = [steps, *_selection(config, folder, job.validation), *_guard(config, job), ProgressBar(leave=True)]
     if config["evaluate"]["enabled"]:
         callbacks.append(compare)
+    if config["ledger"]:
+        callbacks.append(Ledger(folder, job.batches.rank))
     loggers: list[Any] = [JSONLines(folder)]
     if config["logger"] and job.batches.rank == 0:
         loggers.append(build(config["logger"], folder, config))
@@ -108,10 +111,12 @@ def prepare(config: Config, records: Records | None = None) -> Job:
     records = records or data.load(kind.record_type)
 
     method = load_method(config, data)
-    train, validation = _encoded(config, method, records.train), method.encode(records.validation)
+    train = _encoded(config, method, records.train)
+    method.encoder.check_lost(len(records.train))
+    validation = method.encode(records.validation)
     if not train:
         raise DataError(
-            "No training row has a token to train on: each was dropped for its length, or its answer was cut off."
+            "No training row is left: each is over data.max_length and dropped. Raise it, or set data.too_long=truncate."
         )
     layout, pace = _layout(config), _pace(config, method)
     method.micro_batch_size = layout["micro_batch_size"]

@@ -20,7 +20,7 @@ def data(path=None, **changes):
     fields = {
         "path": path, "splits": {}, "records": {}, "columns": {}, "cloze": None, "test_share": 0.1, "validation_share": 0.0,
         "max_length": 512, "too_long": "error", "chat": "auto", "on_bad_row": "fail", "max_bad_rows": 3, "duplicates": "keep",
-        "leakage": "error", "hub": None,
+        "leakage": "error", "hub": None, "control_characters": "error", "max_lost": 0.05,
     }  # fmt: skip
     return Data(**(fields | changes))
 
@@ -39,7 +39,7 @@ def data(path=None, **changes):
         ([GOOD, {**GOOD, "completion": None}], r"rows.jsonl:2: column 'completion' must be text, not null"),
         ([GOOD, {**GOOD, "completion": 5}], r"rows.jsonl:2: column 'completion' must be text, not int"),
         ([GOOD, {**GOOD, "completion": " "}], r"rows.jsonl:2: column 'completion' is empty"),
-        ([GOOD, b'{"prompt": "a\\u0000b", "completion": "c"}'], r"rows.jsonl:2: holds a NUL"),
+        ([GOOD, b'{"prompt": "a\\u0000b", "completion": "c"}'], r"rows.jsonl:2: prompt holds a control character \(U"),
         ([GOOD, b'{"prompt": "a\\ud800", "completion": "c"}'], r"rows.jsonl:2: holds half of a surrogate pair"),
         ([GOOD, b'{"prompt": "\xff"}'], r"rows.jsonl:2: byte 13 is not UTF-8"),
         ([GOOD, b'{"prompt": NaN, "completion": "c"}'], r"rows.jsonl:2: not valid JSON: NaN"),

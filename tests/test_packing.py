@@ -27,7 +27,7 @@ def test_losses_and_gradients_of_packed_rows_are_those_of_padded_ones(family, at
     for batch in (pack(DOCUMENTS), pad(DOCUMENTS, 0)):
         model = network(family, sharper=5)
         model.set_attn_implementation(attention)
-        loss = negative_log_likelihood(completion_logps(model, batch))
+        loss = negative_log_likelihood(completion_logps(model, batch)).sum()
         loss.backward()
         losses.append(loss)
         gradients.append([p.grad for p in model.parameters()])

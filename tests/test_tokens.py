@@ -5,7 +5,7 @@ import copy
 import pytest
 from transformers import AutoTokenizer
 
-from ftcore.data.records import check_messages
+from ftcore.data.checks import check_messages
 from ftcore.data.tokens import Encoder
 from ftcore.errors import DataError
 from ftcore.resources import PACKAGE
@@ -272,3 +272,22 @@ def test_an_answer_to_a_conversation_takes_the_place_of_its_last_one(tokenizer):
     example = enc.answered(conversation(CONVERSATION), "A scan.")
     assert "An MRI." not in tokenizer.decode(example.input_ids)
     assert trained(enc, example) == "An X-ray.<|im_end|>A scan.<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{{ a * b }}{% endfor %}{% endfor %}",
+        "{{ 'x' * 10000000000 }}",
+        "{{ '%9999999999d' % 1 }}",
+        "{% set ns = namespace(x='x') %}{% for a in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        "{{ 9 ** 9 ** 9 ** 9 }}",
+        "{% for m in messages %}{{ m.content }}{{ 'x' * 2000000 }}{% endfor %}",
+    ],
+)
+def test_a_template_cannot_hold_up_the_machine(tokenizer, template):
+    held = encoder(tokenizer)
+    held.tokenizer.chat_template = template
+    with pytest.raises(DataError, match=r"takes too long or too much|characters around|numbers to powers"):
+        held.prompt(pair())

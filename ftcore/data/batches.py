@@ -78,7 +78,7 @@ class TrainBatches:
         self.prepare, self.updates, self.rows_per_step = prepare, updates, rows_per_step or global_batch_size
         self.retention, self.retention_rows, self.retention_every = retention, retention_rows, retention_every
         self.global_batch_size, self.micro_batch_size, self.seed = global_batch_size, micro_batch_size, seed
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.epoch = rank, world_size, 0
         self.accumulation = global_batch_size // (micro_batch_size * world_size)
 
     def __len__(self) -> int:
@@ -87,15 +87,21 @@ class TrainBatches:
     def __iter__(self) -> Iterator[Batch]:
         sizes = lengths(self.examples)
         general = _forever(lambda epoch: np.random.default_rng([self.seed, epoch, 1]).permutation(len(self.retention)))
-        order = _forever(lambda epoch: steps_of_epoch(sizes, self.rows_per_step, self.seed, epoch))
+        order = _forever(
+            lambda epoch: ((epoch, rows) for rows in steps_of_epoch(sizes, self.rows_per_step, self.seed, epoch))
+        )
         prepared: list[Any] = []
         for step in range(self.steps):
             if step % self.updates == 0:
                 random = np.random.default_rng([self.seed, step, 2])
-                prepared = self.prepare(lambda: [self.examples[row] for row in next(order)], random)
+                prepared = self.prepare(lambda: self._drawn(*next(order)), random)
             due = self.retention and step % self.retention_every == 0
             kept = [self.retention[row] for row in islice(general, self.retention_rows)] if due else []
             yield from self._micro_batches(prepared, kept)
+
+    def _drawn(self, epoch: int, rows: np.ndarray) -> list[Any]:
+        self.epoch = epoch
+        return [self.examples[row] for row in rows]
 
     def _micro_batches(self, rows: list[Any], retention: list[Example]) -> Iterator[Batch]:
         totals: Counter[str] = Counter(retention=sum(sum(example.completion_mask) for example in retention))
@@ -104,7 +110,9 @@ class TrainBatches:
         rows = sorted(rows, key=lambda row: -len(row))
         for k in range(self.accumulation):
             share = k * self.world_size + self.rank
-            batch = self.collate(_share(rows, share, self.micro_batch_size)) | {"counts": dict(totals)}
+            mine = _share(rows, share, self.micro_batch_size)
+            batch = self.collate(mine) | {"counts": dict(totals), "row_counts": [self.counts(row) for row in mine]}
+            batch |= {"epoch": self.epoch, "facts": [(row.trained, row.truncated) for row in mine]}
             general = _share(retention, share, ceil(len(retention) / (self.accumulation * self.world_size)))
             # With several processes each takes part in every forward pass, if only with a masked token.
             if general or (retention and self.world_size > 1):

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Le, Lt
 
+from ftcore.data.checks import CONTROL, check_characters, check_messages, check_row
 from ftcore.data.shapes import shape_of
 from ftcore.data.sources import Hub, Row, Split, read_hub, read_rows
 from ftcore.data.splits import Keys, leaked, questions, repeated, split
@@ -68,6 +69,7 @@ class Data:
     columns: dict[str, str]
     on_bad_row: Literal["fail", "skip"]
     max_bad_rows: Annotated[int, Ge(1)]
+    control_characters: Literal["error", "allow"]
     duplicates: Literal["keep", "drop"]
     leakage: Literal["error", "allow"]
     cloze: str | None
@@ -75,6 +77,7 @@ class Data:
     validation_share: Annotated[float, Ge(0), Lt(1)]
     max_length: Annotated[int, Ge(8)]
     too_long: Literal["error", "truncate", "drop"]
+    max_lost: Annotated[float, Ge(0), Le(1)]
     chat: bool | Literal["auto"]
 
     def load(self, record_type: str) -> Records:
@@ -203,7 +206,7 @@ class Reader:
             return False
         for column in self.required:
             value = raw.get(column)
-            if type(value) is not str or not value or value.isspace():
+            if type(value) is not str or not value or value.isspace() or CONTROL.search(value):
                 return False
         return True
 
@@ -213,7 +216,9 @@ class Reader:
         row = self._mapped(raw, where)
         rows = derive(row, self.record_type)
         for made in rows:
-            _check_row(made, self.required, where, self.data.columns, raw)
+            check_row(made, self.required, self.data.columns, raw)
+            if self.data.control_characters == "error":
+                check_characters(made, self.required)
         return rows
 
     def _mapped(self, raw: Row, where: str) -> Row:
@@ -268,59 +273,6 @@ def derive(row: Row, record_type: str) -> list[Row]:
     if record_type == "text" and "text" not in row and {"prompt", "completion"} <= set(row):
         return [{**row, "text": f"{row['prompt']}\n{row['completion']}"}]
     return [row]
-
-
-def check_messages(messages: Any, where: str) -> Row:
-    """Prompt and completion of a conversation: its last question and answer.
-
-    Raises `DataError` unless an optional system message is followed by user and assistant in turn, the assistant last.
-    """
-    fix = 'Messages look like [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}].'
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise DataError(f"{where}: messages must be a list of objects. {fix}")
-    for k, message in enumerate(messages, 1):
-        if not isinstance(message.get("content"), str) or not message["content"].strip():
-            raise DataError(f"{where}: message {k} has no text in 'content'. {fix}")
-    roles = [message.get("role") for message in messages]
-    if set(map(str, roles)) - {"system", "user", "assistant"}:
-        raise DataError(f"{where}: a role is not one of system, user, assistant. {fix}")
-    turns = roles[1:] if roles[:1] == ["system"] else roles
-    if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
-        raise DataError(
-            f"{where}: after at most one system message, user and assistant must take turns and the assistant end; the roles "
-            f"are {', '.join(roles)}."
-        )
-    return {"prompt": messages[-2]["content"], "completion": messages[-1]["content"]}
-
-
-def _check_row(row: Row, required: tuple[str, ...], where: str, columns: dict[str, str], raw: Row) -> None:
-    for column in required:
-        source = columns.get(column, column)
-        if column not in row:
-            raise DataError(
-                f"{where}: there is no column {source!r}; the row has {', '.join(sorted(raw))}. Say which column holds the "
-                f"{column}: data.columns.{column}=<name>."
-            )
-        _check_value(row[column], source, bool if column == "label" else str, where)
-    answers = row.get("answer", [])
-    if not isinstance(answers, str) and not (
-        isinstance(answers, list) and all(isinstance(text, str) for text in answers)
-    ):
-        raise DataError(
-            f"{where}: column {columns.get('answer', 'answer')!r} must be text or a list of texts that count as right."
-        )
-    margin = row.get("margin", 0.0)
-    if isinstance(margin, bool) or not isinstance(margin, int | float):
-        raise DataError(f"{where}: column {columns.get('margin', 'margin')!r} must be a number.")
-
-
-def _check_value(value: Any, source: str, kind: type, where: str) -> None:
-    if not isinstance(value, kind):
-        found = "null" if value is None else type(value).__name__
-        wanted = "true or false" if kind is bool else "text"
-        raise DataError(f"{where}: column {source!r} must be {wanted}, not {found}. Correct or remove the row.")
-    if isinstance(value, str) and not value.strip():
-        raise DataError(f"{where}: column {source!r} is empty. Correct or remove the row.")
 
 
 def _options_with(record_type: str) -> str:

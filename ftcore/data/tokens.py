@@ -12,14 +12,18 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
-from jinja2 import TemplateError
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from ftcore.data.records import Data
 from ftcore.data.sources import Row
+from ftcore.data.template import render
 from ftcore.errors import DataError
 
 Turn = tuple[str, str]  # role, content
 PLACEHOLDER = "ftcorecontent{}ftcoreend"
+TEXTS = ("prompt", "completion", "chosen", "rejected", "text")
+LOST = "left without a trained token"
 BETWEEN = re.compile(PLACEHOLDER.format(r"\d+"))
 
 
@@ -28,15 +32,22 @@ class Example:
     """One sequence: token ids and, for each, whether it carries loss.
 
     `targets` are the tokens to predict at the positions with loss; None: each token is predicted from those before it.
+    `truncated` says that its text goes on beyond the longest length.
     """
 
     id: str
     input_ids: list[int]
     completion_mask: list[bool]
     targets: list[int] | None = None
+    truncated: bool = False
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def trained(self) -> int:
+        """Number of tokens with loss."""
+        return sum(self.completion_mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +61,16 @@ class Pair:
 
     def __len__(self) -> int:
         return max(len(self.chosen), len(self.rejected))
+
+    @property
+    def trained(self) -> int:
+        """Number of tokens of both answers."""
+        return self.chosen.trained + self.rejected.trained
+
+    @property
+    def truncated(self) -> bool:
+        """Whether one of the answers is cut."""
+        return self.chosen.truncated or self.rejected.truncated
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +165,23 @@ class Encoder:
         ids, mask = self._encode([_turns({**row, "completion": text})])[0]
         return Example(row["id"], ids[: self.max_length], mask[: self.max_length])
 
+    def forged(self, rows: Iterable[Row]) -> list[Row]:
+        """Rows whose text spells a control token. It stays text; a person may want to know."""
+        control = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        tokens = [token for token in control if len(token) > 2]
+        starts = {token[:2] for token in tokens}  # few, so that most rows are passed over quickly
+        return [row for row in rows if any(_spells(text, starts) and _spells(text, tokens) for text in _texts(row))]
+
+    def check_lost(self, rows: int) -> None:
+        """Raise `DataError` when more than `data.max_lost` of `rows` rows were left without a trained token."""
+        lost = self.counts[LOST]
+        if lost and (lost >= rows or lost > self.data.max_lost * rows):
+            raise DataError(
+                f"{lost:,} of {rows:,} training rows are left without a trained token: what is trained begins after token "
+                f"{self.max_length}, where rows are cut. Raise data.max_length, leave long rows out with data.too_long=drop, or "
+                f"raise data.max_lost (a share, now {self.data.max_lost:g})."
+            )
+
     def texts_of(self, sequences: list[list[int]]) -> list[str]:
         """Token ids as text, without control tokens."""
         return [text.strip() for text in self.tokenizer.batch_decode(sequences, skip_special_tokens=True)]
@@ -159,15 +197,16 @@ class Encoder:
 
     def _fitted(self, row: Row, ids: list[int], mask: list[bool]) -> Example | None:
         """The example of a conversation; over the length it is treated as configured, None when nothing is left to train."""
-        example = Example(row["id"], ids[: self.max_length], mask[: self.max_length])
-        if len(ids) > self.max_length:
+        truncated = len(ids) > self.max_length
+        example = Example(row["id"], ids[: self.max_length], mask[: self.max_length], truncated=truncated)
+        if truncated:
             if self.too_long == "error":
                 self._refuse(Prompt(row["id"], ids, row), self.max_length)
             self.counts["truncated" if self.too_long == "truncate" else "dropped"] += 1
             if self.too_long == "drop":
                 return None
         if not any(example.completion_mask[1:]):
-            self.counts["left without a trained token"] += 1
+            self.counts[LOST] += 1
             return None
         return example
 
@@ -179,6 +218,9 @@ class Encoder:
 
     def _encode(self, conversations: list[list[Turn]]) -> list[tuple[list[int], list[bool]]]:
         """Token ids and mask of each conversation, up to its last token with loss."""
+        if self._fast and all(len(turns) == 2 for turns in conversations):
+            texts = [(question, answer) for (_, question), (_, answer) in conversations]
+            return [(found.ids, list(map(bool, found.type_ids))) for found in self._joining.encode_batch_fast(texts)]
         contents = iter(self._contents([content for turns in conversations for _, content in turns]))
         return [_cut_after_loss(*self._joined(turns, [next(contents) for _ in turns])) for turns in conversations]
 
@@ -206,10 +248,7 @@ class Encoder:
     def _between_contents(self, roles: tuple[str, ...]) -> list[list[int]]:
         """Token ids of what the template puts before, between and after the contents of these roles."""
         messages = [{"role": role, "content": PLACEHOLDER.format(k)} for k, role in enumerate(roles)]
-        try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False)
-        except TemplateError as error:
-            raise DataError(f"The chat template refuses a conversation of {', '.join(roles)}: {error}.") from None
+        text = render(self.tokenizer, messages)
         between = [self._scaffold(part) for part in BETWEEN.split(text)]
         if len(between) != len(roles) + 1:
             raise DataError("The chat template leaves out or repeats a message, so its tokens cannot be told apart.")
@@ -234,19 +273,39 @@ class Encoder:
 
     def _contents(self, texts: list[str]) -> list[list[int]]:
         """`content` of many texts at once, which is many times faster."""
-        fast = getattr(self.tokenizer, "backend_tokenizer", None)
-        if not texts or fast is None:
+        if not texts or not self._fast:
             plain = {"add_special_tokens": False, "split_special_tokens": True}
             return self.tokenizer(texts, **plain)["input_ids"] if texts else []
-        fast.no_truncation(), fast.no_padding()
-        before, fast.encode_special_tokens = (
-            fast.encode_special_tokens,
-            True,
-        )  # what looks like a control token is taken apart
-        try:
-            return [encoding.ids for encoding in fast.encode_batch_fast(texts, add_special_tokens=False)]
-        finally:
-            fast.encode_special_tokens = before
+        return [found.ids for found in self._fast.encode_batch_fast(texts, add_special_tokens=False)]
+
+    @cached_property
+    def _fast(self) -> Any:
+        """A copy of the tokenizer that takes control tokens apart; None when it is one in Python."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return None
+        fast = Tokenizer.from_str(backend.to_str())
+        fast.no_truncation()
+        fast.no_padding()
+        fast.encode_special_tokens = True
+        return fast
+
+    @cached_property
+    def _joining(self) -> Any:
+        """`_fast`, joining a question and its answer by itself: in Python that takes as long as tokenising them.
+
+        Of its `type_ids`, 1 marks what carries loss.
+        """
+        between = {"before": self._start(), "middle": [], "end": [self.tokenizer.eos_token_id]}
+        if self.chat:
+            before, middle, after = self._between(("user", "assistant"))
+            between = {"before": before, "middle": middle, "end": after[: self._end(after)]}
+        pieces = [("before", 0), ("$A", 0), ("middle", 0), ("$B", 1), ("end", 1)]
+        self._fast.post_processor = TemplateProcessing(
+            pair=[f"{name}:{kind}" for name, kind in pieces if between.get(name, True)],
+            special_tokens=[{"id": n, "ids": ids, "tokens": [n] * len(ids)} for n, ids in between.items() if ids],
+        )
+        return self._fast
 
     def _start(self) -> list[int]:
         """The begin-of-text token, if this tokenizer puts one before plain text."""
@@ -258,6 +317,15 @@ def _turns(row: Row) -> list[Turn]:
     """A row as a conversation; its last assistant turn says the row's `completion`, whichever answer that is."""
     before = [(message["role"], message["content"]) for message in row.get("messages", ())][:-1]
     return [*(before or [("user", row["prompt"])]), ("assistant", row["completion"])]
+
+
+def _texts(row: Row) -> Iterator[str]:
+    yield from (row[column] for column in TEXTS if column in row)
+    yield from (message["content"] for message in row.get("messages", ()))
+
+
+def _spells(text: str, tokens: Iterable[str]) -> bool:
+    return any(token in text for token in tokens)
 
 
 def _before_answer(ids: list[int], mask: list[bool]) -> list[int]:

@@ -21,22 +21,28 @@ from ftcore.data.batches import Batch, Draw, pad
 from ftcore.data.sources import Row
 from ftcore.data.tokens import Encoder, Example
 from ftcore.errors import NumericalError
-from ftcore.logits import logits_at
+from ftcore.logits import logits_at, row_sums
 from ftcore.losses import token_kl
 from ftcore.model import Foundation
 from ftcore.processes import gathered
 
 
 class Term(NamedTuple):
-    """One term of a loss: a sum, how many it is a sum over, what they are (a key of `counts`), its weight in the total.
+    """One term of a loss: values, how many things they add up to, what those are (a key of `counts`), its weight in the total.
 
-    A term of weight 0 is a metric: averaged and logged like the others.
+    `values` has one for each token with loss or for each row, or is their sum. A term of weight 0 is a metric: averaged and
+    logged like the others.
     """
 
-    total: Tensor
+    values: Tensor
     size: int
     per: str
     weight: float = 1.0
+
+    @property
+    def total(self) -> Tensor:
+        """The sum of the values."""
+        return self.values.sum()
 
 
 class Method(lightning.LightningModule):
@@ -75,6 +81,7 @@ class Method(lightning.LightningModule):
         self.retention_weight, self.lr_scale, self.total_steps, self.micro_batch_size = 0.0, 1.0, 0, 1
         self.step_metrics: dict[str, Tensor] = {}
         self.metrics: dict[str, float] = {}
+        self.row_losses: list[float] | None = None  # of the last batch, where somebody asks for them
         self.grad_norm = torch.tensor(0.0)
         if self.has_reference:
             foundation.keep_base()
@@ -167,6 +174,8 @@ class Method(lightning.LightningModule):
         multiplied back, so that gradients add up to exactly sum / count.
         """
         terms = self.loss(batch)
+        if self.row_losses is not None:
+            self.row_losses = losses_by_row(terms, batch)
         if "retention" in batch:
             terms["retention"] = self.retention(batch["retention"])
         shares = {name: term.total / max(batch["counts"].get(term.per, 0), 1) for name, term in terms.items()}
@@ -243,6 +252,19 @@ class Method(lightning.LightningModule):
         done = (step - warmup) / max(self.total_steps - warmup, 1)
         shape = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[self.schedule]
         return self.lr_scale * (self.final_lr + (1 - self.final_lr) * shape)
+
+
+@torch.no_grad()
+def losses_by_row(terms: dict[str, Term], batch: Batch) -> list[float]:
+    """Loss of each row of a batch: its values of every term with weight, averaged over what the row has of that kind."""
+    losses = torch.zeros(len(batch["ids"]), device=batch["input_ids"].device)
+    for term in terms.values():
+        if term.weight and term.values.ndim:
+            per_row = len(term.values) == len(losses)
+            sums = term.values if per_row else row_sums(term.values, batch)[: len(losses)]
+            sizes = torch.tensor([counts.get(term.per, 0) for counts in batch["row_counts"]], device=losses.device)
+            losses += term.weight * sums / sizes.clamp(min=1)
+    return losses.tolist()
 
 
 class Averages:

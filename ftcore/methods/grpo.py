@@ -118,11 +118,11 @@ class GRPO(OnlineMethod):
     def _aggregated(self, losses: Tensor, batch: Batch) -> Term:
         n = len(batch["ids"])
         if self.aggregate == "tokens":
-            return Term(losses.sum(), len(losses), "tokens")
+            return Term(losses, len(losses), "tokens")
         if self.aggregate == "budget":
-            return Term(losses.sum(), n * self.max_new_tokens, "budget")
+            return Term(losses, n * self.max_new_tokens, "budget")
         lengths = row_sums(torch.ones_like(losses), batch).clamp(min=1)
-        return Term((row_sums(losses, batch) / lengths).sum(), n, "sequences")
+        return Term((row_sums(losses, batch) / lengths)[:n], n, "sequences")
 
     @torch.no_grad()
     def _metrics(self, logits: Tensor, log_ratio: Tensor, kl: Tensor, batch: Batch) -> dict[str, Term]:
@@ -133,7 +133,7 @@ class GRPO(OnlineMethod):
             "clipped/high": (up & (ratio > 1 + self.clip_high)).float(),
             "kl_estimate": kl,
         }
-        return {name: Term(value.sum(), len(value), "tokens", 0.0) for name, value in values.items()}
+        return {name: Term(value, len(value), "tokens", 0.0) for name, value in values.items()}
 
 
 def advantages(rewards: list[Any], kind: Advantage) -> list[float]:

@@ -48,7 +48,9 @@ class KTO(Method):
     def encode(self, rows: list[Row]) -> list[Labelled]:
         """Prompt and answer with the label."""
         found = self.encoder.answered_rows(rows)
-        return [Labelled(e.id, e.input_ids, e.completion_mask, good=row["label"]) for row, e in found]
+        return [
+            Labelled(e.id, e.input_ids, e.completion_mask, truncated=e.truncated, good=row["label"]) for row, e in found
+        ]
 
     def counts(self, example: Labelled) -> dict[str, int]:
         """One row, good or bad."""
@@ -83,8 +85,8 @@ class KTO(Method):
         losses = weight * (1 - torch.sigmoid(sign * self.beta * (ratios - z)))
         rewards = self.beta * ratios.detach()
         return {
-            "rows": Term(losses.sum(), n, "rows"),
+            "rows": Term(losses, n, "rows"),
             "kl": Term(torch.tensor(z * n), n, "rows", 0.0),
-            "rewards/chosen": Term(rewards[good].sum(), int(good.sum()), "good", 0.0),
-            "rewards/rejected": Term(rewards[~good].sum(), int((~good).sum()), "bad", 0.0),
+            "rewards/chosen": Term(rewards[good], int(good.sum()), "good", 0.0),
+            "rewards/rejected": Term(rewards[~good], int((~good).sum()), "bad", 0.0),
         }

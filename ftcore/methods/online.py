@@ -37,6 +37,16 @@ class Sample:
     def __len__(self) -> int:
         return len(self.example)
 
+    @property
+    def trained(self) -> int:
+        """Number of tokens of the completion."""
+        return len(self.completion.ids)
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the completion was cut before it ended."""
+        return not self.completion.finished
+
 
 class OnlineMethod(Method):
     """Base class of methods that score what the policy writes."""

@@ -70,9 +70,9 @@ class PreferenceMethod(PairMethod):
         sums, lengths = row_sums(logps, batch), row_sums(torch.ones_like(logps), batch)
         ref_sums = reference_sums(self.foundation, batch) if self.has_reference else torch.zeros_like(sums)
         chosen, rejected = (Answers(sums[k], ref_sums[k], lengths[k]) for k in (slice(n), slice(n, 2 * n)))
-        terms = {"pairs": Term(self.pair_loss(chosen, rejected).sum(), n, "pairs")}
+        terms = {"pairs": Term(self.pair_loss(chosen, rejected), n, "pairs")}
         if self.nll_weight:
-            terms["nll"] = Term(-chosen.logps.sum(), int(chosen.lengths.sum()), "tokens", self.nll_weight)
+            terms["nll"] = Term(-chosen.logps, int(chosen.lengths.sum()), "tokens", self.nll_weight)
         return terms | self._metrics(chosen, rejected, n)
 
     @torch.no_grad()
@@ -86,4 +86,4 @@ class PreferenceMethod(PairMethod):
             "logps/chosen": chosen.logps,
             "logps/rejected": rejected.logps,
         }
-        return {name: Term(value.sum(), n, "pairs", 0.0) for name, value in values.items()}
+        return {name: Term(value, n, "pairs", 0.0) for name, value in values.items()}

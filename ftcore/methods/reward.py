@@ -39,8 +39,8 @@ class Reward(PairMethod):
             "rewards/margins": chosen - rejected,
             "rewards/accuracies": (chosen > rejected).float(),
         }
-        metrics = {name: Term(value.detach().sum(), n, "pairs", 0.0) for name, value in values.items()}
-        return {"pairs": Term(losses.sum(), n, "pairs"), **metrics}
+        metrics = {name: Term(value.detach(), n, "pairs", 0.0) for name, value in values.items()}
+        return {"pairs": Term(losses, n, "pairs"), **metrics}
 
 
 def sequence_scores(network: Any, batch: Batch) -> Tensor:

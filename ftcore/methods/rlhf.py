@@ -94,11 +94,11 @@ class RLHF(OnlineMethod):
         value = clipped_value_loss(values, batch["old_values"], batch["returns"], self.value_clip)
         n = len(log_ratio)
         with torch.no_grad():
-            entropy = torch.special.entr(logits.softmax(-1)).sum()
-            clipped = ((log_ratio.exp() - 1).abs() > self.clip).float().sum()
+            entropy = torch.special.entr(logits.softmax(-1)).sum(-1)
+            clipped = ((log_ratio.exp() - 1).abs() > self.clip).float()
         return {
-            "policy": Term(policy.sum(), n, "tokens"),
-            "value": Term(value.sum(), n, "tokens", self.value_weight),
+            "policy": Term(policy, n, "tokens"),
+            "value": Term(value, n, "tokens", self.value_weight),
             "entropy": Term(entropy, n, "tokens", 0.0),
             "clipped": Term(clipped, n, "tokens", 0.0),
         }

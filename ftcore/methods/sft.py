@@ -36,6 +36,6 @@ class SFT(Method):
         return pack(examples) if self.packing else super().collate(examples)
 
     def loss(self, batch: Batch) -> dict[str, Term]:
-        """Summed negative log-likelihood of the completion tokens."""
+        """Negative log-likelihood of the completion tokens."""
         logps = completion_logps(self.network, batch)
         return {"nll": Term(negative_log_likelihood(logps), len(logps), "tokens")}
