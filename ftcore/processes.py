@@ -1,12 +1,17 @@
 """Work shared out among the processes of a run; in a run of one process all of it is that one's."""
 
+import gc
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 
 T = TypeVar("T")
 R = TypeVar("R")
+_work: list[Callable[[int], None]] = []
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -32,3 +37,23 @@ def shared_out(items: Sequence[T], work: Callable[[list[T]], list[R]]) -> list[R
     rank, world = rank_and_world()
     parts = [iter(part) for part in gathered(work(list(items[rank::world])))]
     return [next(parts[k % world]) for k in range(len(items))]
+
+
+def in_processes(work: Callable[[int], None], count: int) -> None:
+    """`work(k)` for every k below `count`, each in a copy of this process; the first error of one is raised here.
+
+    For work in Python and on files: a copy has no threads, so it must not compute with tensors.
+    """
+    _work.append(work)  # copies find it there; it need not be sent
+    gc.freeze()  # or the copies' garbage collectors would touch, and so copy, all memory
+    try:
+        with ProcessPoolExecutor(count, mp_context=get_context("fork")) as pool:
+            list(pool.map(_in_copy, range(count)))
+    finally:
+        gc.unfreeze()
+        _work.pop()
+
+
+def _in_copy(k: int) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _work[-1](k)

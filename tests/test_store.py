@@ -1,11 +1,15 @@
 """Tokenised rows are kept by what they depend on and read back as they were."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from transformers import AutoTokenizer
 
 from ftcore.data import store
 from ftcore.data.store import Stored, lengths, stored
 from ftcore.data.tokens import Encoder, Example, Pair, Prompt
+from ftcore.errors import DataError
 from ftcore.methods.kto import Labelled
 from ftcore.resources import PACKAGE
 from tests.test_data import data
@@ -66,22 +70,39 @@ def test_what_they_depend_on_makes_them_anew_and_nothing_else_does(encoder, tmp_
     def folders(rows=ROWS, settings=None, **changes):
         made = encoder(**changes)
         stored(rows, made.prompt_completions, made, settings)
-        return len(list((tmp_path / "rows").iterdir()))
+        return len([folder for folder in (tmp_path / "rows").iterdir() if folder.is_dir()])
 
     assert [folders(), folders(), folders(test_share=0.5)] == [1, 1, 1]
     assert folders(max_length=39) == 2 and folders(settings={"share": 0.5}) == 3
     assert folders(rows=[{**ROWS[0], "completion": "x"}, *ROWS[1:]]) == 4
 
 
-def test_of_two_writers_the_first_ones_folder_stays(encoder, tmp_path):
-    made, first = encoder(), []
+def test_of_two_that_start_together_one_writes_and_both_read(encoder, tmp_path):
+    expected, calls = encoder().prompt_completions(ROWS), []
 
-    def encode(rows):
-        if not first and len(list((tmp_path / "rows").glob("partial-*"))):
-            first.append(1)  # another process finishes while this one writes
-            other = encoder()
-            stored(ROWS, other.prompt_completions, other, {})
-        return made.prompt_completions(rows)
+    def work(made):
+        def encode(rows):
+            calls.append(len(rows))
+            time.sleep(0.02)
+            return made.prompt_completions(rows)
 
-    assert list(stored(ROWS, encode, made, {})) == encoder().prompt_completions(ROWS)
-    assert first and len(list((tmp_path / "rows").iterdir())) == 1
+        return list(stored(ROWS, encode, made, {}))
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(work, [encoder(), encoder()])) == [expected] * 2
+    assert sum(calls) == len(ROWS) + 2 * store.CHUNK  # each looks at the first rows, one encodes them all
+
+
+def test_many_rows_are_shared_out_and_come_back_the_same(encoder, monkeypatch):
+    plain, kept = encoder(), encoder()
+    monkeypatch.setattr(store, "ROWS_OF_A_WORKER", 8)
+    monkeypatch.setattr(store.os, "sched_getaffinity", lambda _: range(3))
+    assert list(stored(ROWS, kept.pairs, kept, {})) == plain.pairs(ROWS) and kept.counts == plain.counts
+
+
+def test_a_wrong_row_is_named_whoever_tokenises_it(encoder, monkeypatch):
+    made = encoder(too_long="error", max_length=44)
+    monkeypatch.setattr(store, "ROWS_OF_A_WORKER", 8)
+    monkeypatch.setattr(store.os, "sched_getaffinity", lambda _: range(3))
+    with pytest.raises(DataError, match=r"r.jsonl:2\d: \d+ tokens, data.max_length is 44"):
+        stored(ROWS, made.prompt_completions, made, {})

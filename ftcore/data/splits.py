@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from ftcore.data.formats import Row
 
 WORDS = re.compile(r"\w+")
+# The same for ASCII, where a table of bytes is several times as fast: letters in lower case, digits and _; all else is a space.
+ASCII_WORDS = bytes(ord(c.lower()) if WORDS.match(c) else 32 for c in map(chr, range(128))) + bytes(128)
 # Texts with this many words in a row in common are not alike by chance.
 RUN = 13
 # A held-out row is nearly the same as training rows when they hold this share of its runs.
@@ -77,7 +79,13 @@ def normalised(text: str) -> str:
     >>> normalised("An X-ray,  please!"), normalised("?!")
     ('an x ray please', '?!')
     """
-    return " ".join(WORDS.findall(text.lower())) or text
+    return " ".join(_words(text)) or text
+
+
+def _words(text: str) -> list[str]:
+    if text.isascii():
+        return text.encode().translate(ASCII_WORDS).decode().split()
+    return WORDS.findall(text.lower())
 
 
 def position(text: str) -> float:
@@ -97,5 +105,5 @@ def _runs(row: Row, columns: tuple[str, ...]) -> Iterator[int]:
     text = " ".join(str(row[column]) for column in columns)
     if len(text) < 2 * RUN - 1:  # too short for as many words
         return
-    words = WORDS.findall(text.lower())
+    words = _words(text)
     yield from (hash(tuple(words[k : k + RUN])) for k in range(len(words) - RUN + 1))

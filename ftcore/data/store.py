@@ -5,11 +5,13 @@ Examples are dataclasses; each of their fields becomes one flat array with the p
 
 import hashlib
 import json
+import os
 import shutil
+import sys
 import tempfile
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from itertools import accumulate, chain
 from operator import attrgetter
@@ -17,18 +19,24 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import numpy as np
+from filelock import FileLock
 
 from ftcore import __version__
 from ftcore.data.formats import Row
 from ftcore.data.tokens import Encoder
+from ftcore.processes import in_processes
 from ftcore.resources import PACKAGE, home
 
 # With fewer rows, tokenising is quicker than looking for it.
 WORTH_KEEPING = 2000
 CHUNK = 1000
+# With fewer rows, another process takes longer to start than it saves.
+ROWS_OF_A_WORKER = 10_000
 INDEX = "index.json"
+Encode = Callable[[list[Row]], list[Any]]
 # How a field's values are stored, by its type: array code for writing, dtype for reading.
 CODES = {str: ("B", np.uint8), int: ("q", np.int64), float: ("d", np.float64), bool: ("b", np.bool_)}
+ITEMS: dict[Any, Callable[[Any], Any]] = {str: str.encode, dict: lambda v: json.dumps(v).encode(), list: lambda v: v}
 LISTS = {int: ("i", np.int32), bool: ("b", np.bool_)}
 
 
@@ -67,7 +75,7 @@ class Stored(Sequence[Any]):
         )
 
 
-def stored(rows: list[Row], encode: Callable[[list[Row]], list[Any]], encoder: Encoder, settings: Any) -> Sequence[Any]:
+def stored(rows: list[Row], encode: Encode, encoder: Encoder, settings: Any) -> Sequence[Any]:
     """`encode(rows)`, from disk where it was made before. `settings`: what else it depends on, as JSON."""
     fast = getattr(encoder.tokenizer, "backend_tokenizer", None)
     if len(rows) < WORTH_KEEPING or fast is None:
@@ -77,10 +85,10 @@ def stored(rows: list[Row], encode: Callable[[list[Row]], list[Any]], encoder: E
     encoder.counts.clear()
     if not first:  # nothing to know the type by
         return encode(rows)
-    if not (folder / INDEX).is_file():
-        _write(
-            folder, type(first[0]), (encode(rows[k : k + CHUNK]) for k in range(0, len(rows), CHUNK)), encoder.counts
-        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):  # of several processes that start together one tokenises, for all
+        if not (folder / INDEX).is_file():
+            _make(folder, type(first[0]), rows, encode, encoder)
     found = Stored(folder, type(first[0]))
     encoder.counts.clear()
     encoder.counts.update(before + Counter(found.counts))
@@ -105,39 +113,71 @@ def _key(rows: list[Row], encoder: Encoder, vocabulary: str, settings: Any) -> s
     return digest.hexdigest()[:32]
 
 
-def _write(folder: Path, kind: type, chunks: Iterator[list[Any]], counts: Counter[str]) -> None:
-    """Write beside the target, then rename: of two writers the first one's folder stays."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+def _make(folder: Path, kind: type, rows: list[Row], encode: Encode, encoder: Encoder) -> None:
+    """Write beside the target, then rename. Processes share the rows where there are many and cores for it."""
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix="partial-"))
-    columns = {path: _Written(partial, path, hint) for path, hint in _leaves(kind).items()}
-    size = 0
+    workers = min(len(os.sched_getaffinity(0)), len(rows) // ROWS_OF_A_WORKER) if sys.platform == "linux" else 1
+    bounds = [len(rows) * k // max(workers, 1) for k in range(max(workers, 1) + 1)]
+
+    def write(k: int) -> None:
+        (partial / str(k)).mkdir()
+        encoder.counts.clear()
+        _write(partial / str(k), kind, rows[bounds[k] : bounds[k + 1]], encode, encoder)
+
     try:
-        for chunk in chunks:
-            size += len(chunk)
-            for path, column in columns.items():
-                column.add(list(map(attrgetter(path), chunk)))
-        for column in columns.values():
-            column.close()
-        (partial / INDEX).write_text(json.dumps({"size": size, "counts": counts}))
+        in_processes(write, workers) if workers > 1 else write(0)
+        _joined(partial, [partial / str(k) for k in range(len(bounds) - 1)], kind)
         partial.rename(folder)
-    except OSError:
-        if not (folder / INDEX).is_file():
-            raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(folder: Path, kind: type, rows: list[Row], encode: Encode, encoder: Encoder) -> None:
+    columns = {path: _Written(folder, path, hint) for path, hint in _leaves(kind).items()}
+    size = 0
+    for k in range(0, len(rows), CHUNK):
+        chunk = encode(rows[k : k + CHUNK])
+        size += len(chunk)
+        for path, column in columns.items():
+            column.add(list(map(attrgetter(path), chunk)))
+    for column in columns.values():
+        column.close()
+    (folder / INDEX).write_text(json.dumps({"size": size, "counts": encoder.counts}))
+
+
+def _joined(folder: Path, parts: list[Path], kind: type) -> None:
+    """One folder of several: values one after the other, and where they end counted on."""
+    for path in _leaves(kind):
+        end = 0
+        with (folder / f"{path}.values").open("wb") as values, (folder / f"{path}.ends").open("wb") as ends:
+            for part in parts:
+                with (part / f"{path}.values").open("rb") as own:
+                    shutil.copyfileobj(own, values)
+                marked = np.fromfile(part / f"{path}.ends", np.int64)
+                ends.write(np.where(marked < 0, marked - end, marked + end).tobytes())
+                end += max(-marked[-1] - 1, marked[-1]) if len(marked) else 0
+    found = [json.loads((part / INDEX).read_text()) for part in parts]
+    counts = sum((Counter(one["counts"]) for one in found), Counter())
+    (folder / INDEX).write_text(json.dumps({"size": sum(one["size"] for one in found), "counts": counts}))
+    for part in parts:
+        shutil.rmtree(part)
 
 
 class _Written:
     """One field's values on their way to a file."""
 
     def __init__(self, folder: Path, path: str, hint: Any) -> None:
-        self.values, self.code = (folder / f"{path}.values").open("wb"), _code(hint)[0]
+        self.values, self.code, self.kind = (folder / f"{path}.values").open("wb"), _code(hint)[0], _plain(hint)
         self.ends, self.file, self.end = array("q"), folder / f"{path}.ends", 0
 
     def add(self, values: list[Any]) -> None:
         """Append values; None takes no room and is told from an empty one by its negative end."""
-        items = [_items(value) for value in values]
-        array(self.code, chain.from_iterable(items)).tofile(self.values)
+        as_items = ITEMS.get(self.kind, lambda value: (value,))
+        items = [() if value is None else as_items(value) for value in values]
+        if self.code in "bB":
+            self.values.write(b"".join(map(bytes, items)))
+        else:
+            array(self.code, chain.from_iterable(items)).tofile(self.values)
         ends = list(accumulate(map(len, items), initial=self.end))
         self.ends.extend(-end - 1 if value is None else end for value, end in zip(values, ends[1:], strict=True))
         self.end = ends[-1]
@@ -170,14 +210,6 @@ class _Read:
             text = found.tobytes().decode()
             return text if kind is str else json.loads(text)
         return found.tolist() if kind is list else found[0].item()
-
-
-def _items(value: Any) -> Any:
-    if isinstance(value, dict):
-        value = json.dumps(value)
-    if isinstance(value, str):
-        return value.encode()
-    return value if isinstance(value, list) else () if value is None else (value,)
 
 
 def _leaves(kind: Any, prefix: str = "") -> dict[str, Any]:
