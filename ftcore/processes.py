@@ -50,10 +50,10 @@ def in_processes(work: Callable[[int], None], count: int) -> None:
         with ProcessPoolExecutor(count, mp_context=get_context("fork")) as pool:
             list(pool.map(_in_copy, range(count)))
     finally:
-        gc.unfreeze()
         _work.pop()
 
 
 def _in_copy(k: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    gc.disable()  # it is short-lived, and looking for cycles among many rows is slow
     _work[-1](k)

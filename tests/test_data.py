@@ -110,7 +110,7 @@ def test_content_hash_changes_with_one_letter(rows):
 
 
 def test_a_record_type_that_is_missing_names_the_data_options_that_have_it(fails):
-    with pytest.raises(DataError, match=r"no preference rows .* Data options that have them: jsonl, medical"):
+    with pytest.raises(DataError, match=r"no preference rows .* Data options that have them: .*jsonl, medical"):
         data(records={"text": {"train": "x"}}).load("preference")
 
 
@@ -324,3 +324,30 @@ def test_general_probe_and_replay_share_no_text():
         line for name in ("train", "test") for line in (folder / f"passages.{name}.jsonl").read_text().splitlines()
     )
     assert len(texts) >= 40 and max(texts.values()) == 1
+
+
+def test_the_files_of_a_folder_that_are_named_for_splits_are_the_splits(tmp_path):
+    for part, question in {"train": "one", "test": "two", "other": "three"}.items():
+        (tmp_path / f"{part}.jsonl").write_text(json.dumps({"prompt": question, "completion": "yes"}) + "\n")
+    found = data(str(tmp_path)).load("prompt_completion")
+    assert [[row["prompt"] for row in part] for part in (found.train, found.validation, found.test)] == [
+        ["one"],
+        [],
+        ["two"],
+    ]
+    assert "its files train, test are the splits" in found.notes[0]
+    (tmp_path / "test.jsonl").unlink()
+    everything = data(str(tmp_path), test_share=0.0).load("prompt_completion")
+    assert {row["prompt"] for row in everything.train} == {"one", "three"}
+
+
+def test_a_transcript_in_the_prompt_is_a_conversation(rows):
+    before = "\n\nHuman: Hi?\n\nAssistant: Hello.\n\nHuman: Why?\n\nAssistant:"
+    found = data(rows({"prompt": before, "chosen": " So.", "rejected": " No."}), test_share=0.0).load("preference")
+    (row,) = found.train
+    assert (row["prompt"], row["chosen"], row["rejected"]) == ("Why?", "So.", "No.")
+    assert [message["content"] for message in row["messages"]] == ["Hi?", "Hello.", "Why?", "So."]
+    assert "transcripts (prompt)" in found.notes[0]
+    with pytest.raises(DataError, match="must take turns"):
+        broken = before.replace("\n\nAssistant: Hello.", "")
+        data(rows({"prompt": broken, "chosen": " So.", "rejected": " No."}), test_share=0.0).load("preference")

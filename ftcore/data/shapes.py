@@ -7,6 +7,7 @@ from ftcore.data.formats import Row
 
 Shape = tuple[str, Callable[[Row], bool], Callable[[Row], Row]]
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+ANSWERS: tuple[str, ...] = ("completion", "chosen", "rejected")
 HUMAN, ASSISTANT = "\n\nHuman: ", "\n\nAssistant: "
 
 
@@ -29,7 +30,7 @@ def _sharegpt(row: Row) -> Row:
 def _messages_of_pair(row: Row) -> Row:
     """Conversational pairs: the turns before the last answer are the prompt, the last messages the two answers."""
     before = row["prompt"] if isinstance(row.get("prompt"), list) else row["chosen"][:-1]
-    answers = {side: row[side][-1].get("content") for side in ("chosen", "rejected")}
+    answers: Row = {side: row[side][-1].get("content") for side in ("chosen", "rejected")}
     last = {"role": "assistant", "content": answers["chosen"]}
     return {**row, **answers, "prompt": before[-1].get("content"), "messages": [*before, last]}
 
@@ -40,10 +41,26 @@ def _transcripts(row: Row) -> Row:
     other, _, rejected = row["rejected"].rpartition(ASSISTANT)
     if before != other:
         return row
+    return {**row, **_conversation(before, chosen), "chosen": chosen, "rejected": rejected}
+
+
+def _transcript_as_prompt(row: Row) -> Row:
+    """The same where the turns before the answer are the prompt, which ends with "Assistant:"."""
+    answers = {side: row[side].removeprefix(" ") for side in ANSWERS if side in row}
+    before = row["prompt"].removesuffix(ASSISTANT.rstrip())
+    return {**row, **_conversation(before, next(iter(answers.values()), "-")), **answers}
+
+
+def _conversation(before: str, answer: str) -> Row:
+    """Prompt and messages of a transcript and the answer to it."""
     texts = [part.split(ASSISTANT) for part in before.split(HUMAN)[1:]]
     messages = [{"role": role, "content": text} for part in texts for role, text in zip(TURN, part, strict=False)]
-    answer = {"role": "assistant", "content": chosen}
-    return {**row, "prompt": texts[-1][0], "chosen": chosen, "rejected": rejected, "messages": [*messages, answer]}
+    return {"prompt": texts[-1][0], "messages": [*messages, {"role": "assistant", "content": answer}]}
+
+
+def is_transcript(prompt: Any) -> bool:
+    """Whether a prompt is a transcript up to where the assistant speaks."""
+    return isinstance(prompt, str) and prompt.startswith(HUMAN) and prompt.endswith(ASSISTANT.rstrip())
 
 
 def _has(*columns: str) -> Callable[[Row], bool]:
@@ -69,4 +86,5 @@ SHAPES: tuple[Shape, ...] = (
         lambda row: "prompt" not in row and all(str(row.get(side)).startswith(HUMAN) for side in ("chosen", "rejected")),
         _transcripts,
     ),
+    ("transcripts (prompt)", lambda row: is_transcript(row.get("prompt")), _transcript_as_prompt),
 )  # fmt: skip

@@ -11,8 +11,9 @@ from ftcore.data.formats import COMPRESSED, READERS, Row, read_file
 from ftcore.errors import ConfigError, DataError
 from ftcore.resources import resolve
 
-__all__ = ["Hub", "Row", "Split", "files_of", "read_hub", "read_rows", "rows_of"]
+__all__ = ["Hub", "Row", "Split", "files_of", "read_hub", "read_rows", "rows_of", "split_files"]
 Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 class Hub(TypedDict):
@@ -97,6 +98,16 @@ def files_of(path: str) -> tuple[Path, list[Path]]:
             return Path(*fixed) if fixed else Path(), files
         raise DataError(f"No file matches {found} (working directory: {Path.cwd()}).")
     raise DataError(f"There is no file {found} (working directory: {Path.cwd()}).")
+
+
+def split_files(path: str) -> dict[Split, str | None]:
+    """The files of a folder that are named for the splits, as train.jsonl; {} unless train and another one are there."""
+    folder = Path(resolve(path))
+    found: dict[Split, str | None] = {
+        part: next((str(file) for file in sorted(folder.glob(f"{part}.*")) if _readable(Path(file.name))), None)
+        for part in SPLITS
+    }
+    return found if found["train"] and (found["validation"] or found["test"]) else {}
 
 
 def _readable(file: Path) -> bool:

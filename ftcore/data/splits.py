@@ -23,7 +23,13 @@ Keys = dict[int, bytes]
 
 def questions(rows: Iterable[Row]) -> Keys:
     """A key of each row's question or text, by the row's identity: taking texts apart is the slow part, so it is done once."""
-    return {id(row): _key(str(row.get("prompt") or row["text"])) for row in rows}
+    return {id(row): _key(_question(row)) for row in rows}
+
+
+def _question(row: Row) -> str:
+    if messages := row.get("messages"):  # of a conversation all that comes before the last answer
+        return "\n".join(message["content"] for message in messages[:-1])
+    return row.get("prompt") or row["text"]
 
 
 def split(rows: list[Row], keys: Keys, share: float, end: Callable[..., float]) -> tuple[list[Row], list[Row]]:
