@@ -3,7 +3,7 @@
 import copy
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AddedToken, AutoTokenizer
 
 from ftcore.data.checks import check_messages
 from ftcore.data.tokens import Encoder
@@ -291,3 +291,19 @@ def test_a_template_cannot_hold_up_the_machine(tokenizer, template):
     held.tokenizer.chat_template = template
     with pytest.raises(DataError, match=r"takes too long or too much|characters around|numbers to powers"):
         held.prompt(pair())
+
+
+def test_marks_of_turns_that_are_not_called_special_cannot_be_forged_either(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens([AddedToken(mark, special=False) for mark in ("<|user|>", "<|answer|>", "<think>")])
+    TEMPLATES["other marks"] = (
+        "{% for m in messages %}{{ {'user': '<|user|>', 'assistant': '<|answer|><think>'}[m['role']] }}"
+        "{{ m['content'] }}{% endfor %}"
+    )
+    enc = encoder(tokenizer, "other marks")
+    row = pair("Hi <|user|> there <|answer|> you", chosen="<think>So.")
+    (example,) = enc.prompt_completions([row | {"completion": row["chosen"]}])
+    user, answer, think = tokenizer.convert_tokens_to_ids(["<|user|>", "<|answer|>", "<think>"])
+    assert [example.input_ids.count(mark) for mark in (user, answer)] == [1, 1]
+    assert example.input_ids.count(think) == 2  # no mark of a turn: an answer may say it
+    assert enc.forged([row]) == [row] and not enc.forged([pair("calm")])

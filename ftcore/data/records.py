@@ -3,6 +3,7 @@
 A record type is named by the columns of TRL's dataset formats.
 """
 
+import gc
 import hashlib
 import re
 from collections.abc import Callable, Iterator
@@ -13,8 +14,8 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le, Lt
 
 from ftcore.data.checks import CONTROL, check_characters, check_messages, check_row
-from ftcore.data.shapes import shape_of
-from ftcore.data.sources import Hub, Row, Split, read_hub, read_rows
+from ftcore.data.shapes import is_transcript, shape_of
+from ftcore.data.sources import SPLITS, Hub, Row, Split, read_hub, read_rows, split_files
 from ftcore.data.splits import Keys, leaked, questions, repeated, split
 from ftcore.errors import DataError
 
@@ -30,7 +31,6 @@ RECORD_TYPES = {
 DERIVED = {"unpaired": "preference", "prompt": "prompt_completion", "text": "prompt_completion"}
 # Columns that a row may have beside the required ones: `messages` stands for prompt and completion.
 OPTIONAL = ("id", "group", "answer", "margin", "messages")
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 # Columns that are checked or read one by one.
 LOOKED_AT = frozenset({"id", "answer", "margin", "messages", "label"})
 PLACE = re.compile(r"\{(\w+(?:\.\w+)*)\}")
@@ -94,6 +94,11 @@ class Data:
         if not rows["train"]:
             raise DataError(f"{files['train']} is too small: all its rows are held out. Lower data.test_share.")
         train, notes = self._compared(rows, keys, RECORD_TYPES[record_type])
+        if self.path and split_files(self.path) and not any(self.splits.values()):
+            notes.insert(
+                0, f"{self.path}: its files {', '.join(part for part in SPLITS if files[part])} are the splits"
+            )
+        gc.freeze()  # rows stay as long as the run: looking at a million of them again and again takes half a minute
         return Records(record_type, train, rows["validation"], rows["test"], (*reader.notes(), *notes))
 
     def whole(self, record_type: str) -> Records:
@@ -102,6 +107,10 @@ class Data:
             return self.load(record_type)
         everything = replace(self, test_share=0.0, validation_share=0.0).load(record_type)
         return Records(record_type, [], [], everything.train)
+
+    def read(self, path: str) -> Iterator[tuple[str, Row | DataError]]:
+        """(where, row) of a file; overridden by data that is made otherwise."""
+        return read_rows(path)
 
     def _compared(
         self, rows: dict[Any, list[Row]], keys: Keys, columns: tuple[str, ...]
@@ -134,6 +143,8 @@ class Data:
             )
         source = record_type if record_type in self.records else DERIVED.get(record_type, record_type)
         files: dict[Split, Any] = dict(self.records.get(source, {}) if self.records else self.splits)
+        if self.path and not any(files.values()):
+            files |= split_files(self.path)
         files["train"] = files.get("train") or self.path
         if not files["train"] and self.hub:
             return dict(self.hub["splits"])
@@ -172,7 +183,7 @@ class Reader:
 
     def rows(self, path: str) -> Iterator[Row]:
         """Checked rows. Raises `DataError` for a wrong one, or after `max_bad_rows` of them where they are skipped."""
-        for where, raw in read_hub(self.hub, path) if self.hub else read_rows(path):
+        for where, raw in read_hub(self.hub, path) if self.hub else self.data.read(path):
             if self.misspelt is None and type(raw) is dict:  # the first row speaks for all
                 self.misspelt = _misspelt({*raw} - self.mapped, {*self.required, *OPTIONAL})
             if self._is_usual(raw):
@@ -208,7 +219,7 @@ class Reader:
             value = raw.get(column)
             if type(value) is not str or not value or value.isspace() or CONTROL.search(value):
                 return False
-        return True
+        return not is_transcript(raw.get("prompt"))
 
     def _checked(self, raw: Row | DataError, where: str) -> list[Row]:
         if isinstance(raw, DataError):
@@ -228,13 +239,17 @@ class Reader:
             row |= {target: value for target, fill in self.columns.items() if (value := fill(raw)) is not None}
             for target, names in (self.hub["values"] if self.hub else {}).items():
                 row[target] = names.get(str(row.get(target)), row.get(target))
-        elif not all(isinstance(raw.get(column), str | bool) for column in self.required) and (shape := shape_of(raw)):
+        elif self._looks_different(raw) and (shape := shape_of(raw)):
             self.shapes[where.rpartition(":")[0]] = shape[0]
             try:
                 row = shape[2](raw)
             except (KeyError, IndexError, TypeError, AttributeError):
                 raise DataError(f"{where}: is not the {shape[0]} that its columns say.") from None
         return {**row, "id": str(row["id"]) if "id" in row else where, "where": where}
+
+    def _looks_different(self, raw: Row) -> bool:
+        """Whether a row may be of another shape, though its columns may have our names."""
+        return is_transcript(raw.get("prompt")) or not all(isinstance(raw.get(c), str | bool) for c in self.required)
 
 
 def _misspelt(there: set[str], known: set[str]) -> dict[str, str]:

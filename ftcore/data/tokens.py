@@ -8,11 +8,14 @@ right for templates that mark no generation. Loss is on every assistant content 
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
+import orjson
 from tokenizers import Tokenizer
+from tokenizers.models import Unigram
 from tokenizers.processors import TemplateProcessing
 
 from ftcore.data.records import Data
@@ -167,8 +170,8 @@ class Encoder:
 
     def forged(self, rows: Iterable[Row]) -> list[Row]:
         """Rows whose text spells a control token. It stays text; a person may want to know."""
-        control = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
-        tokens = [token for token in control if len(token) > 2]
+        special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        tokens = [token for token in {*special, *self._marks} if len(token) > 2]
         # Their first characters are few, so that most texts are passed over quickly.
         start = re.compile("|".join({re.escape(token[:2]) for token in tokens}) or "(?!)").search
         return [row for row in rows if any(start(text) and _spells(text, tokens) for text in _texts(row))]
@@ -285,11 +288,22 @@ class Encoder:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None:
             return None
-        fast = Tokenizer.from_str(backend.to_str())
+        fast = Tokenizer.from_str(_without_control_pieces(backend))
         fast.no_truncation()
         fast.no_padding()
         fast.encode_special_tokens = True
+        fast.add_special_tokens(self._marks)
         return fast
+
+    @cached_property
+    def _marks(self) -> list[str]:
+        """Tokens that the template puts around turns, also those that their tokenizer does not call special."""
+        marks: set[int] = set()
+        if self.chat:
+            with suppress(DataError):  # the template wants other roles: who renders those hears of it
+                before, middle, after = self._between(("user", "assistant"))
+                marks = {*before, *middle[: self._end(middle)], *after[: self._end(after)]} & self._special
+        return self.tokenizer.convert_ids_to_tokens(sorted(marks))
 
     @cached_property
     def _joining(self) -> Any:
@@ -312,6 +326,20 @@ class Encoder:
         """The begin-of-text token, if this tokenizer puts one before plain text."""
         bos = self.tokenizer.bos_token_id
         return [bos] if bos is not None and bos in self.tokenizer("a")["input_ids"] else []
+
+
+def _without_control_pieces(backend: Tokenizer) -> str:
+    """A tokenizer as JSON. Unigram finds every piece of its vocabulary in a text: those of control tokens become empty."""
+    if not isinstance(backend.model, Unigram):
+        return backend.to_str()
+    parts = orjson.loads(backend.to_str())
+    control = {token["content"] for token in parts["added_tokens"] if token["special"]}
+    found = {piece[0]: piece for piece in parts["model"]["vocab"] if piece[0] in control}
+    for piece in found.values():
+        piece[0] = ""
+    # Those that stay keep their ids, which begin where the vocabulary ends.
+    parts["added_tokens"] = [token for token in parts["added_tokens"] if token["content"] not in found]
+    return orjson.dumps(parts).decode()
 
 
 def _turns(row: Row) -> list[Turn]:
