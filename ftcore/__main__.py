@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ftcore import __version__
-from ftcore.errors import ConfigError, FtcoreError, StorageError, storage_errors
+from ftcore.errors import ConfigError, FtcoreError, storage_errors
 
 SPLITS = ("train", "validation", "test")
 VERBS = ("train", "eval", "compare", "chat", "export", "inspect")
@@ -113,6 +113,7 @@ def _train(config: dict[str, Any]) -> None:
     """Check machine, rows and weights, choose the run folder, start the processes."""
     from ftcore.config import build, record_type
     from ftcore.hardware import micro_batch
+    from ftcore.run_folder import held, run_folder
     from ftcore.stages import run_stages
     from ftcore.weights import check_weights
 
@@ -127,10 +128,13 @@ def _train(config: dict[str, Any]) -> None:
     _make_absolute(config)
     if not run_stages(config):
         return
-    folder = Path(os.devnull) if config["dry_run"] else _run_folder(config)
     from ftcore.launcher import launch
 
-    launch(config, folder, options["devices"], records)
+    if config["dry_run"]:
+        launch(config, Path(os.devnull), options["devices"], records)
+    elif folder := run_folder(config):
+        with held(folder):
+            launch(config, folder, options["devices"], records)
 
 
 def _make_absolute(config: dict[str, Any]) -> None:
@@ -148,30 +152,6 @@ def _make_absolute(config: dict[str, Any]) -> None:
     ):
         if node.get(key) and Path(node[key]).expanduser().exists():
             node[key] = str(Path(node[key]).expanduser().resolve())
-
-
-def _run_folder(config: dict[str, Any]) -> Path:
-    """A new folder named by the time, holding config.yaml; every process is told its name."""
-    import time
-
-    import yaml
-
-    parent = Path(config["output_dir"]).expanduser().resolve() / config["name"]
-    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    try:
-        for name in (stamp, *(f"{stamp}-{k}" for k in range(2, 100))):
-            folder = parent / name
-            try:
-                folder.mkdir(parents=True)
-                break
-            except FileExistsError:
-                continue
-        (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    except OSError as error:
-        raise StorageError(
-            f"Cannot write the run folder {parent}: {error.strerror}. Set output_dir=<folder>."
-        ) from None
-    return folder
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """What happens beside training: numbers of every step, the comparison with the base model, and the best weights."""
 
+import faulthandler
+import json
 import resource
 import sys
 import time
@@ -37,6 +39,14 @@ class StepMetrics(Callback):
         self.training_seconds = 0.0
         self.started = 0.0
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"tokens": self.tokens, "training_seconds": self.training_seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.tokens, self.training_seconds = state["tokens"], state["training_seconds"]
+
     def on_train_batch_start(self, trainer: Trainer, method: Method, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
         """Start the clock of a step at its first micro-batch."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
@@ -73,11 +83,40 @@ class StepMetrics(Callback):
         method.log("tokens/s", metrics["train/tokens_per_second"], prog_bar=True, logger=False)
 
 
-class BeforeAfter(Callback):
-    """Scores the base model before the first step and the tuned model after the last, on the same held-out rows."""
+class Watchdog(Callback):
+    """Ends a process that has done nothing for too long, and says where each of its threads stands.
 
-    def __init__(self, held_out: HeldOut, settings: dict[str, Any]) -> None:
-        self.held_out, self.settings = held_out, settings
+    A process that hangs would let the others of the run wait for it, and cost hours.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Count from here again."""
+        faulthandler.dump_traceback_later(self.seconds, exit=True)
+
+    def on_validation_batch_start(self, *_: Any) -> None:  # type: ignore[override]
+        """The same."""
+        self.on_train_batch_start()
+
+    def on_train_end(self, *_: Any) -> None:
+        """What comes now takes as long as it takes."""
+        faulthandler.cancel_dump_traceback_later()
+
+    def on_exception(self, *_: Any) -> None:
+        """The same when training fails."""
+        self.on_train_end()
+
+
+class BeforeAfter(Callback):
+    """Scores the base model before the first step and the tuned model after the last, on the same held-out rows.
+
+    The base model's scores wait in `file`, so that a run that goes on need not find them again.
+    """
+
+    def __init__(self, held_out: HeldOut, settings: dict[str, Any], file: Path) -> None:
+        self.held_out, self.settings, self.file = held_out, settings, file
         self.base: Scores = {}
         self.tuned: Scores = {}
         self.base_answers: list[dict[str, Any]] = []
@@ -90,8 +129,15 @@ class BeforeAfter(Callback):
 
     def on_fit_start(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
         """The base model: the same weights, adapters off."""
+        if self.file.is_file():
+            self.base, self.base_answers = json.loads(self.file.read_text(encoding="utf-8"))
+            return
         with method.foundation.untrained_view():
             self.base, self.base_answers = self._score(trainer, method, "base model")
+        if trainer.is_global_zero:
+            beside = self.file.with_suffix(".partial")
+            beside.write_text(json.dumps([self.base, self.base_answers], ensure_ascii=False), encoding="utf-8")
+            beside.rename(self.file)
 
     def on_train_end(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
         """The tuned model: the weights that become model/."""
@@ -150,11 +196,23 @@ class RetentionGuard(Callback):
 
 
 class KeepBest(Callback):
-    """Keeps the trained weights of the best validation and puts them back when training ends."""
+    """Keeps the trained weights of the best validation and puts them back when training ends.
 
-    def __init__(self, folder: Path, key: str) -> None:
-        self.file, self.key = folder / "checkpoints" / "best.safetensors", key
+    With `patience`, training ends when the metric has not improved for so many validations.
+    """
+
+    def __init__(self, folder: Path, key: str, patience: int | None) -> None:
+        self.file, self.key, self.patience = folder / "checkpoints" / "best.safetensors", key, patience
         self.best: float | None = None
+        self.waited = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on comparing."""
+        self.best, self.waited = state["best"], state["waited"]
 
     def on_validation_end(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
         """Save when the metric is lower than ever before."""
@@ -162,13 +220,16 @@ class KeepBest(Callback):
         if value is None:
             known = ", ".join(sorted(str(key) for key in trainer.callback_metrics if str(key).startswith("val/")))
             raise ConfigError(f"keep_best={self.key}: validation gives no such metric. It gives: {known}.")
+        self.waited += 1
         if self.best is None or value < self.best:
-            self.best = float(value)
+            self.best, self.waited = float(value), 0
             if trainer.is_global_zero:
                 self.file.parent.mkdir(exist_ok=True)
                 beside = self.file.with_suffix(".partial")
                 save_file({k: v.detach().contiguous() for k, v in _trained(method).items()}, beside)
                 beside.rename(self.file)
+        if self.patience and self.waited >= self.patience:
+            trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
         """Load the best weights."""

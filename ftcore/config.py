@@ -180,12 +180,14 @@ def _plain(config: Any) -> Config:
 
 
 def _on_top_of_run(config: Config, chosen: list[Override], values: list[Override]) -> Config:
-    """With `run=`, take that run's config for everything the command line does not choose or set."""
-    if not config.get("run"):
+    """With `run=` or `resume=`, take that run's config for everything the command line does not choose or set."""
+    resumed = config.get("resume") if config.get("resume") != "auto" else None
+    word, named = ("run", config["run"]) if config.get("run") else ("resume", resumed)
+    if not named:
         return config
-    file = Path(config["run"]).expanduser() / "config.yaml"
+    file = Path(named).expanduser() / "config.yaml"
     if not file.is_file():
-        raise ConfigError(f"run={config['run']} is not a run folder: {file.resolve()} does not exist.")
+        raise ConfigError(f"{word}={named} is not a run folder: {file.resolve()} does not exist.")
     try:
         base = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
@@ -193,11 +195,11 @@ def _on_top_of_run(config: Config, chosen: list[Override], values: list[Override
     if not isinstance(base, dict) or not isinstance(base.get("choices"), dict):
         raise ConfigError(f"{file} is not the config.yaml of a run of this version.")
     if any(o.key_or_group == "recipes" for o in chosen):
-        raise ConfigError("run= takes the run's own config, recipes= another one: give one of the two.")
+        raise ConfigError(f"{word}= takes the run's own config, recipes= another one: give one of the two.")
     kept = {o.key_or_group for o in chosen}
     merged = OmegaConf.create({**config, **{key: value for key, value in base.items() if key not in kept}})
     merged["choices"] = {**base["choices"], **{group: config["choices"][group] for group in kept}}
-    for key in ("verb", "run", "other", "prompt", "format", "trust"):
+    for key in ("verb", "run", "other", "prompt", "format", "trust", "resume", "dry_run"):
         merged[key] = config[key]
     for override in values:
         OmegaConf.update(merged, override.key_or_group, override.value(), force_add=True)

@@ -55,6 +55,16 @@ class RewardError(FtcoreError):
     exit_code = 8
 
 
+class Stopped(FtcoreError):  # noqa: N818 (a signal is no error)
+    """A run that a signal ended; `exit_code` is 128 and the signal's number."""
+
+    exit_code = 128
+
+    def __init__(self, exit_code: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 @contextmanager
 def storage_errors() -> Iterator[None]:
     """Turn what the operating system says of files into a `StorageError`."""

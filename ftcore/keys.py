@@ -37,6 +37,16 @@ class Retention(TypedDict):
     action: Literal["stop", "halve_lr"]
 
 
+class CheckpointSettings(TypedDict):
+    """Keys under `checkpoints`."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]
+
+    every: PositiveInt | None
+    keep: Annotated[int, Ge(2)]
+    on_error: Literal["continue", "stop"]
+
+
 class TopLevel(TypedDict):
     """Keys of the whole config. Groups are mappings here; each is checked against what its `_target_` takes."""
 
@@ -70,3 +80,7 @@ class TopLevel(TypedDict):
     other: str | None
     prompt: str | None
     format: Literal["merged", "adapter"]
+    resume: str | None
+    checkpoints: CheckpointSettings
+    hang_timeout: Annotated[float, Gt(0)] | None
+    max_bad_steps: Annotated[int, Ge(0)]

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ftcore.errors import HardwareError, error_for_exit_code
+from ftcore.errors import HardwareError, Stopped, error_for_exit_code
 
 Config = dict[str, Any]
 
@@ -19,14 +19,16 @@ def launch(config: Config, folder: Path, devices: int, records: Any = None) -> N
 
     `records` that are read already serve when this process is the only one.
     """
+    from ftcore.checkpoint import newest
     from ftcore.train import run
 
     if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
         raise HardwareError(
             "ftcore starts its own processes: run it once per machine, without torchrun, in one SLURM task."
         )
+    start = newest(folder)
     if devices == 1:
-        run(config, folder, records)
+        run(config, folder, records, start)
         return
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -40,29 +42,32 @@ def launch(config: Config, folder: Path, devices: int, records: Any = None) -> N
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
+        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",  # passed on to the processes
     )
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // devices, 1)))
     try:
-        elastic_launch(settings, _rank)(config, str(folder))
+        elastic_launch(settings, _rank)(config, folder, start)
     except SignalException as signal:
         sys.exit(128 + signal.sigval)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
+        if failure.exitcode > 128:
+            raise Stopped(failure.exitcode, f"Process {rank} of {devices}: its message stands above.") from None
         kind = error_for_exit_code(failure.exitcode)
         if kind.exit_code != failure.exitcode:
             raise HardwareError(f"Process {rank} of {devices} ended with exit code {failure.exitcode}.") from None
         raise kind(f"Process {rank} of {devices}: its message stands above.") from None
 
 
-def _rank(config: Config, folder: str) -> None:
+def _rank(config: Config, folder: Path, start: Path | None) -> None:
     """One process of several; prints its own error, because only its exit code reaches the launcher."""
     from ftcore.errors import FtcoreError, storage_errors
     from ftcore.train import run
 
     try:
         with storage_errors():
-            run(config, Path(folder))
+            run(config, folder, start=start)
     except FtcoreError as error:
         print(f"{type(error).__name__} (process {os.environ['RANK']}): {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from ftcore.data.sources import Row
 from ftcore.errors import ConfigError
+from ftcore.loggers import keep_lines
 from ftcore.methods.base import Method
 
 FILE = "ledger.parquet"
@@ -24,6 +25,10 @@ class Ledger(Callback):
 
     def __init__(self, folder: Path, rank: int) -> None:
         self.folder, self.lines = folder, folder / f"ledger-{rank}.jsonl"
+
+    def keep_until(self, step: int) -> None:
+        """Forget what was written after `step`: a run that goes on writes it again."""
+        keep_lines(self.lines, lambda row: row[0] <= step)
 
     def on_fit_start(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
         """Ask for the rows' losses."""

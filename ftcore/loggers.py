@@ -1,8 +1,12 @@
 """Where metrics go: metrics.jsonl in the run folder always, Weights & Biases beside it when asked for."""
 
+import hashlib
 import json
+import math
 import os
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +14,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from ftcore.errors import ConfigError
+from ftcore.processes import rank_and_world
 
 
 class JSONLines(Logger):
@@ -29,14 +34,31 @@ class JSONLines(Logger):
         """Version of this logger's files; there is none."""
         return ""
 
+    def keep_until(self, step: int) -> None:
+        """Forget what was written after `step`, half a line included: a run that goes on writes it again."""
+        if rank_and_world()[0] == 0:
+            keep_lines(self.file, lambda line: line["step"] <= step)
+
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """config.yaml holds them."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append one line."""
+        """Append one line; JSON has no NaN, so what is not finite is null."""
+        metrics = {key: value if math.isfinite(value) else None for key, value in metrics.items()}  # type: ignore[misc]
         with self.file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"step": step, **metrics}) + "\n")
+
+
+def keep_lines(file: Path, wanted: Callable[[Any], bool]) -> None:
+    """Leave only the JSON lines of a file that are `wanted` and whole."""
+    kept = []
+    if not file.is_file():
+        return
+    for line in file.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError):
+            kept += [line] if wanted(json.loads(line)) else []
+    file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
 def wandb_logger(
@@ -72,6 +94,9 @@ def wandb_logger(
         "group": group,
         "tags": tags,
         "name": f"{config['name']}/{folder.name}",
+        # The same run again when a stopped one goes on in its folder.
+        "id": hashlib.sha256(str(folder).encode()).hexdigest()[:16],
+        "resume": "allow",
     }
     common: dict[str, Any] = {**options, "dir": folder, "config": config, "settings": settings}
     try:

@@ -6,6 +6,7 @@ once. No pickles, no remote code.
 
 import contextlib
 import copy
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -275,6 +276,7 @@ def save_model(foundation: Foundation, folder: Path) -> None:
     beside = folder.with_name(folder.name + ".partial")
     foundation.network.save_pretrained(beside, **({"save_embedding_layers": False} if foundation.has_adapter else {}))
     foundation.tokenizer.save_pretrained(beside)
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped after it
     beside.rename(folder)
 
 

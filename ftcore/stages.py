@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +96,7 @@ def _fits(micro_batch_size: Any, stage: Config) -> bool:
 
 def folder_of(stage: Config) -> Path:
     """Where a stage's run is kept: named by a hash of what its result depends on, its rows included."""
-    rows = build(stage["data"]).load(record_type(stage["method"])).content_hash()
+    rows = build(stage["data"]).load(record_type(stage["method"])).content_hash
     decisive = {key: stage[key] for key in DECISIVE} | {key: stage["data"][key] for key in ENCODING}
     named = (stage["model"].get("chat_template"), stage["retention"]["text"], stage["evaluate"]["probe"])
     texts = [sha256(Path(resolve(path))) for path in named if path]
@@ -130,8 +129,7 @@ def _make(name: str, stage: Config, folder: Path, dry_run: bool) -> bool:
             launch({**stage, "dry_run": True}, Path(os.devnull), processes)
             return False
         partial = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        partial.mkdir(exist_ok=True)  # one that was stopped goes on
         (partial / "config.yaml").write_text(yaml.safe_dump(stage, sort_keys=False), encoding="utf-8")
         launch(stage, partial, processes)
         if not (partial / "summary.json").is_file():

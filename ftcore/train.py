@@ -14,11 +14,10 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
 from torch.utils.data import DataLoader
 
 from ftcore import report
-from ftcore.callbacks import BeforeAfter, KeepBest, ProgressBar, RetentionGuard, StepMetrics, peak_memory_gb
+from ftcore.callbacks import BeforeAfter, KeepBest, ProgressBar, RetentionGuard, StepMetrics, Watchdog, peak_memory_gb
 from ftcore.cloze import gaps
 from ftcore.config import build, locate
 from ftcore.data import Data, Records
@@ -33,6 +32,8 @@ from ftcore.ledger import Ledger
 from ftcore.loggers import JSONLines
 from ftcore.methods.base import Method
 from ftcore.model import parameter_counts, save_model
+from ftcore.resume import Checkpoints
+from ftcore.testing import faults
 
 Config = dict[str, Any]
 TRAINER_DEFAULTS = {
@@ -54,10 +55,10 @@ class Job:
     held_out: HeldOut
 
 
-def run(config: Config, folder: Path, records: Records | None = None) -> None:
-    """Train, compare with the base model, save. Called in every process of the run.
+def run(config: Config, folder: Path, records: Records | None = None, start: Path | None = None) -> None:
+    """Train, compare with the base model, save. Called in every process of the run; `start` is a checkpoint to go on from.
 
-    Writes into `folder`: metrics.jsonl, model/, samples.jsonl and, last, summary.json.
+    Writes into `folder`: metrics.jsonl, checkpoints/, model/, samples.jsonl and, last, summary.json.
     """
     started = time.perf_counter()
     quiet()
@@ -68,12 +69,8 @@ def run(config: Config, folder: Path, records: Records | None = None) -> None:
         return
 
     # The comparison runs at the fit's start and end, inside its processes.
-    steps, compare = StepMetrics(), BeforeAfter(job.held_out, config["evaluate"])
-    callbacks = [steps, *_selection(config, folder, job.validation), *_guard(config, job), ProgressBar(leave=True)]
-    if config["evaluate"]["enabled"]:
-        callbacks.append(compare)
-    if config["ledger"]:
-        callbacks.append(Ledger(folder, job.batches.rank))
+    steps, compare = StepMetrics(), BeforeAfter(job.held_out, config["evaluate"], folder / "base.json")
+    keeper = Checkpoints(folder, config["checkpoints"], job.batches, job.records)
     loggers: list[Any] = [JSONLines(folder)]
     if config["logger"] and job.batches.rank == 0:
         loggers.append(build(config["logger"], folder, config))
@@ -86,11 +83,18 @@ def run(config: Config, folder: Path, records: Records | None = None) -> None:
         * job.batches.accumulation,
         limit_val_batches=1.0 if job.validation and config["validate_every"] else 0,
         logger=loggers,
-        callbacks=callbacks,
+        callbacks=[
+            steps,
+            *_watching(config, folder, job),
+            *([compare] if config["evaluate"]["enabled"] else []),
+            keeper,
+        ],
         use_distributed_sampler=False,
         default_root_dir=folder,
         **{**TRAINER_DEFAULTS, **config["trainer"]},
     )
+    if start:
+        keeper.resume(trainer, start)
     trainer.fit(job.method, job.batches, job.validation)
 
     if trainer.is_global_zero:
@@ -119,7 +123,7 @@ def prepare(config: Config, records: Records | None = None) -> Job:
             "No training row is left: each is over data.max_length and dropped. Raise it, or set data.too_long=truncate."
         )
     layout, pace = _layout(config), _pace(config, method)
-    method.micro_batch_size = layout["micro_batch_size"]
+    method.micro_batch_size, method.max_bad_steps = layout["micro_batch_size"], config["max_bad_steps"]
     method.total_steps = steps_of_run(config, math.ceil(len(train) / pace["rows_per_step"]) * method.updates)
     keep = config["retention"]
     beside = {"retention_rows": keep["rows"], "retention_every": keep["every"], "steps": method.total_steps, **pace}
@@ -185,7 +189,7 @@ def _figures(job: Job, steps: StepMetrics, compare: BeforeAfter, started: float)
         "parameters_trained": trained,
         "parameters": parameters,
         "processes": job.batches.world_size,
-        "data_sha256": job.records.content_hash(),
+        "data_sha256": job.records.content_hash,
     }
 
 
@@ -210,7 +214,8 @@ def load_held_out(config: Config, data: Data, method: Method, records: Records) 
 
 def quiet() -> None:
     """Silence what the libraries print about themselves; their errors stay."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning|torch|peft|transformers")
     from transformers.utils import logging as transformers_logging
 
@@ -236,6 +241,16 @@ def _validation_batches(examples: list[Example], method: Method, layout: dict[st
     return DataLoader(batches, batch_size=None, generator=torch.Generator()) if batches else None  # type: ignore[arg-type]
 
 
+def _watching(config: Config, folder: Path, job: Job) -> list[Any]:
+    """Callbacks that look at the run, and those that a setting or the environment asks for."""
+    found = [*_selection(config, folder, job.validation), *_guard(config, job), ProgressBar(leave=True)]
+    if config["ledger"]:
+        found.append(Ledger(folder, job.batches.rank))
+    if config["hang_timeout"]:
+        found.append(Watchdog(config["hang_timeout"]))
+    return [*faults.asked_for(), *found]
+
+
 def _selection(config: Config, folder: Path, validation: DataLoader | None) -> list[Any]:
     """Callbacks that choose the weights and stop early, by one metric."""
     key = config["keep_best"]
@@ -245,12 +260,7 @@ def _selection(config: Config, folder: Path, validation: DataLoader | None) -> l
         raise ConfigError(
             f"keep_best={key}, but there is no validation row: set data.validation_share=0.1 or a file of them."
         )
-    stop = (
-        [EarlyStopping(key, patience=config["patience"], mode="min", check_on_train_epoch_end=False)]
-        if config["patience"]
-        else []
-    )
-    return [KeepBest(folder, key), *stop]
+    return [KeepBest(folder, key, config["patience"])]
 
 
 def _guard(config: Config, job: Job) -> list[Any]:

@@ -35,7 +35,7 @@ def evaluate(config: Config) -> None:
     tuned, answers = score(method, held_out, config["evaluate"], "tuned model")
     base, base_answers = _base(config, method, held_out)
     samples = report.side_by_side(base_answers, answers)
-    stem = f"eval-{config['choices']['data']}-{records.content_hash()[:8]}"
+    stem = f"eval-{config['choices']['data']}-{records.content_hash[:8]}"
     write_json(folder / f"{stem}.json", {"base": base, "tuned": tuned, **changes(base, tuned)})
     write_lines(folder / f"{stem}-predictions.jsonl", samples)
     _show(config, base, tuned, samples, ("base", "tuned"))

@@ -104,8 +104,8 @@ def test_a_share_holds_out_at_least_one_row_and_trains_on_the_rest(rows):
 
 
 def test_content_hash_changes_with_one_letter(rows):
-    one = data(rows(GOOD, {**GOOD, "prompt": "b"})).load("prompt_completion").content_hash()
-    two = data(rows(GOOD, {**GOOD, "prompt": "c"})).load("prompt_completion").content_hash()
+    one = data(rows(GOOD, {**GOOD, "prompt": "b"})).load("prompt_completion").content_hash
+    two = data(rows(GOOD, {**GOOD, "prompt": "c"})).load("prompt_completion").content_hash
     assert one != two
 
 

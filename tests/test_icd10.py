@@ -72,7 +72,7 @@ def test_a_category_and_a_question_are_on_one_side(records):
 
 def test_the_same_rows_are_chosen_each_time_and_fewer_are_some_of_them(records):
     some = icd10(max_per_chapter=30).load("prompt_completion")
-    assert icd10(max_per_chapter=30).load("prompt_completion").content_hash() == some.content_hash()
+    assert icd10(max_per_chapter=30).load("prompt_completion").content_hash == some.content_hash
     counts = [
         sum(row["completion"] == title for row in [*some.train, *some.test])
         for title in {r["completion"] for r in some.train}

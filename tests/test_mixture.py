@@ -37,7 +37,7 @@ def test_sources_are_capped_and_repeated_and_keep_their_name(files):
         "other: 10 train (10 different), 0 held out",
     )
     again = mixture(own={"path": own, "weight": 2.5}, other=mapped)
-    assert again.content_hash() == records.content_hash()
+    assert again.content_hash == records.content_hash
 
 
 def test_a_weight_below_one_takes_a_share(files):

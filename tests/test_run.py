@@ -122,7 +122,7 @@ def test_a_learning_rate_that_explodes_ends_with_exit_code_6(fails):
 def test_all_rows_without_a_trained_token_is_an_error(fails, rows):
     path = rows(*({"prompt": f"{k} " * 50, "completion": "x"} for k in range(8)))
     message = fails(3, *FAST, "data=jsonl", f"data.path={path}", "data.max_length=16", "data.too_long=truncate")
-    assert "No training row" in message
+    assert "7 of 7 training rows are left without a trained token" in message
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_before_anything_starts(fails, tmp_path):

@@ -79,28 +79,36 @@ class TrainBatches:
         self.retention, self.retention_rows, self.retention_every = retention, retention_rows, retention_every
         self.global_batch_size, self.micro_batch_size, self.seed = global_batch_size, micro_batch_size, seed
         self.rank, self.world_size, self.epoch = rank, world_size, 0
+        self.first_step, self.draws = 0, 0
         self.accumulation = global_batch_size // (micro_batch_size * world_size)
 
     def __len__(self) -> int:
         return self.steps * self.accumulation
 
+    def start(self, step: int, draws: int) -> None:
+        """Begin after `step` steps, for which rows were drawn `draws` times (resampling draws more often)."""
+        self.first_step, self.draws = step, draws
+
     def __iter__(self) -> Iterator[Batch]:
         sizes = lengths(self.examples)
-        general = _forever(lambda epoch: np.random.default_rng([self.seed, epoch, 1]).permutation(len(self.retention)))
-        order = _forever(
-            lambda epoch: ((epoch, rows) for rows in steps_of_epoch(sizes, self.rows_per_step, self.seed, epoch))
-        )
+        shown = ceil(self.first_step / self.retention_every) * self.retention_rows
+        general = _forever(self._general, len(self.retention), shown)
+        draws = ceil(len(sizes) / self.rows_per_step)
+        order = _forever(lambda epoch: steps_of_epoch(sizes, self.rows_per_step, self.seed, epoch), draws, self.draws)
         prepared: list[Any] = []
-        for step in range(self.steps):
+        for step in range(self.first_step, self.steps):
             if step % self.updates == 0:
                 random = np.random.default_rng([self.seed, step, 2])
-                prepared = self.prepare(lambda: self._drawn(*next(order)), random)
+                prepared = self.prepare(lambda: self._drawn(next(order), draws), random)
             due = self.retention and step % self.retention_every == 0
             kept = [self.retention[row] for row in islice(general, self.retention_rows)] if due else []
             yield from self._micro_batches(prepared, kept)
 
-    def _drawn(self, epoch: int, rows: np.ndarray) -> list[Any]:
-        self.epoch = epoch
+    def _general(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch, 1]).permutation(len(self.retention))
+
+    def _drawn(self, rows: np.ndarray, draws_of_epoch: int) -> list[Any]:
+        self.epoch, self.draws = self.draws // draws_of_epoch, self.draws + 1
         return [self.examples[row] for row in rows]
 
     def _micro_batches(self, rows: list[Any], retention: list[Example]) -> Iterator[Batch]:
@@ -133,8 +141,10 @@ def _share(rows: list[T], number: int, size: int) -> list[T]:
     return rows[number * size : (number + 1) * size]
 
 
-def _forever(items_of_epoch: Callable[[int], Iterable[T]]) -> Iterator[T]:
-    return chain.from_iterable(items_of_epoch(epoch) for epoch in count())
+def _forever(items_of_epoch: Callable[[int], Iterable[T]], size: int, start: int) -> Iterator[T]:
+    """Items of all epochs, `size` in each, from number `start` on."""
+    first = start // max(size, 1)
+    return islice(chain.from_iterable(items_of_epoch(epoch) for epoch in count(first)), start - first * size, None)
 
 
 def pad(examples: Sequence[Example], pad_id: int) -> Batch:

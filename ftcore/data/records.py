@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le, Lt
@@ -49,6 +50,7 @@ class Records:
     test: list[Row]
     notes: tuple[str, ...] = ()
 
+    @cached_property
     def content_hash(self) -> str:
         """SHA-256 over every split's rows: the same rows in the same order give the same hash anywhere."""
         digest = hashlib.sha256(self.type.encode())

@@ -6,6 +6,7 @@ the whole optimizer step, so micro-batches, accumulation and processes never cha
 """
 
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -81,6 +82,7 @@ class Method(lightning.LightningModule):
         self.retention_weight, self.lr_scale, self.total_steps, self.micro_batch_size = 0.0, 1.0, 0, 1
         self.step_metrics: dict[str, Tensor] = {}
         self.metrics: dict[str, float] = {}
+        self.max_bad_steps, self.bad_steps, self.bad_rows = 0, 0, list[str]()
         self.row_losses: list[float] | None = None  # of the last batch, where somebody asks for them
         self.grad_norm = torch.tensor(0.0)
         if self.has_reference:
@@ -180,7 +182,12 @@ class Method(lightning.LightningModule):
             terms["retention"] = self.retention(batch["retention"])
         shares = {name: term.total / max(batch["counts"].get(term.per, 0), 1) for name, term in terms.items()}
         loss = torch.stack([term.weight * shares[name] for name, term in terms.items() if term.weight]).sum()
-        self._record(shares, loss, batch)
+        self._record(shares, loss)
+        if not torch.isfinite(loss):
+            losses = losses_by_row(terms, batch)
+            self.bad_rows += [id for id, x in zip(batch["ids"], losses, strict=True) if not math.isfinite(x)] or batch[
+                "ids"
+            ]
         return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
     def retention(self, batch: Batch) -> Term:
@@ -191,12 +198,7 @@ class Method(lightning.LightningModule):
         divergence = token_kl(logits_at(self.network, batch, positions), reference)
         return Term(divergence, len(reference), "retention", self.retention_weight)
 
-    def _record(self, shares: dict[str, Tensor], loss: Tensor, batch: Batch) -> None:
-        if not torch.isfinite(loss):
-            raise NumericalError(
-                f"The loss is {loss.item()} at step {self.trainer.global_step + 1}, rows {', '.join(batch['ids'][:8])}. No step "
-                "was taken with it. Lower method.lr, or look at these rows."
-            )
+    def _record(self, shares: dict[str, Tensor], loss: Tensor) -> None:
         for name, value in {"loss": loss, **shares}.items():
             self.step_metrics[name] = self.step_metrics.get(name, torch.zeros((), device=loss.device)) + value.detach()
 
@@ -216,13 +218,30 @@ class Method(lightning.LightningModule):
             logger.log_metrics(averages, step=self.trainer.global_step)
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """Clip by the global norm and keep the norm for the log."""
+        """Clip by the global norm and keep the norm for the log; a step whose norm is not finite is left out."""
         self.grad_norm = torch.nn.utils.clip_grad_norm_(self.trained_parameters(), self.max_grad_norm)
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of float16, which skips such a step by itself
-        if scaler is None and not torch.isfinite(self.grad_norm):
+        if torch.isfinite(self.grad_norm):
+            self.bad_steps, self.bad_rows = 0, []
+        elif scaler is None:
+            self._leave_out()
+
+    def _leave_out(self) -> None:
+        """Take no step. Raises `NumericalError` after more than `max_bad_steps` in a row; the same in every process."""
+        for parameter in self.trained_parameters():
+            parameter.grad = None  # AdamW passes over it
+        self.bad_steps += 1
+        rows = [id for part in gathered(self.bad_rows) for id in part]
+        self.bad_rows = []
+        where = f"rows {', '.join(rows[:8])}{' ...' if len(rows) > 8 else ''}" if rows else "its gradient"
+        message = f"Step {self.trainer.global_step + 1} is not finite ({where}). It was not taken."
+        if self.bad_steps > self.max_bad_steps:
             raise NumericalError(
-                f"The gradient is not finite at step {self.trainer.global_step + 1}. The step was not taken. Lower method.lr."
+                f"{message} It is number {self.bad_steps} in a row (max_bad_steps={self.max_bad_steps}). Lower method.lr, or "
+                "look at these rows."
             )
+        if self.trainer.is_global_zero:
+            print(message, file=sys.stderr)
 
     @property
     def last_lr(self) -> float:

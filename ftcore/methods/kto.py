@@ -47,10 +47,8 @@ class KTO(Method):
 
     def encode(self, rows: list[Row]) -> list[Labelled]:
         """Prompt and answer with the label."""
-        found = self.encoder.answered_rows(rows)
-        return [
-            Labelled(e.id, e.input_ids, e.completion_mask, truncated=e.truncated, good=row["label"]) for row, e in found
-        ]
+        pairs = [(row["label"], e) for row, e in self.encoder.answered_rows(rows)]
+        return [Labelled(e.id, e.input_ids, e.completion_mask, None, e.truncated, good) for good, e in pairs]
 
     def counts(self, example: Labelled) -> dict[str, int]:
         """One row, good or bad."""
@@ -82,10 +80,9 @@ class KTO(Method):
         z = float(self._fixed_ratios(batch["others"]).mean().clamp(min=0)) if "others" in batch else batch["z"]
         ratios = (sequence_sums(self.network, batch) - reference_sums(self.foundation, batch))[:n]
         sign, weight = torch.where(good, 1.0, -1.0), torch.where(good, self.desirable_weight, self.undesirable_weight)
-        losses = weight * (1 - torch.sigmoid(sign * self.beta * (ratios - z)))
         rewards = self.beta * ratios.detach()
         return {
-            "rows": Term(losses, n, "rows"),
+            "rows": Term(weight * (1 - torch.sigmoid(sign * self.beta * (ratios - z))), n, "rows"),
             "kl": Term(torch.tensor(z * n), n, "rows", 0.0),
             "rewards/chosen": Term(rewards[good], int(good.sum()), "good", 0.0),
             "rewards/rejected": Term(rewards[~good], int((~good).sum()), "bad", 0.0),

@@ -1,0 +1,1 @@
+"""Tools to test a run, and the machines it runs on, against what goes wrong."""

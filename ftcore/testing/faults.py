@@ -1,0 +1,112 @@
+"""Faults on demand: what happens to a run, or on a cluster, when a process dies, raises, hangs, or the disk is full?
+
+`FTCORE_FAULTS="kill process=1 step=3 point=save"` in the environment, several joined by ";". Kinds: kill (SIGKILL), raise, hang,
+nan (the loss of that step) and disk_full. Points: step (before its first forward pass) and save (while its checkpoint is
+written). A process that is left out means the first one.
+"""
+
+import errno
+import os
+import signal
+import time
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from lightning import Trainer
+from lightning.pytorch import Callback
+
+from ftcore import checkpoint
+from ftcore.errors import ConfigError
+from ftcore.methods.base import Method
+from ftcore.processes import rank_and_world
+
+VARIABLE = "FTCORE_FAULTS"
+Kind = Literal["kill", "raise", "hang", "nan", "disk_full"]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault, and where it strikes."""
+
+    kind: str
+    step: int
+    process: int = 0
+    point: str = "step"
+
+    def strike(self) -> None:
+        """Do what the kind says."""
+        if self.kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif self.kind == "raise":
+            raise RuntimeError(f"a fault that was asked for: {self}")
+        elif self.kind == "disk_full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        elif self.kind == "hang":
+            time.sleep(10**6)
+
+
+def parse(text: str) -> list[Fault]:
+    """The faults of the environment variable. Raises `ConfigError` for one that cannot be.
+
+    >>> parse("kill process=1 step=3 point=save")
+    [Fault(kind='kill', step=3, process=1, point='save')]
+    """
+    faults = []
+    for one in filter(None, map(str.strip, text.split(";"))):
+        kind, *words = one.split()
+        place = dict(word.split("=", 1) for word in words if "=" in word)
+        point = place.pop("point", "step")
+        numbers = {key: int(value) for key, value in place.items() if key in ("process", "step") and value.isdecimal()}
+        if (
+            kind not in get_args(Kind)
+            or point not in ("step", "save")
+            or "step" not in numbers
+            or len(numbers) < len(place)
+        ):
+            raise ConfigError(f"{VARIABLE}: {one!r} is no fault; one is 'kill process=1 step=3 point=save'.")
+        faults.append(Fault(kind, point=point, **numbers))
+    return faults
+
+
+def asked_for() -> list[Callback]:
+    """The callback that strikes the faults of the environment; none when there are none."""
+    return [Faults(faults)] if (faults := parse(os.environ.get(VARIABLE, ""))) else []
+
+
+class Faults(Callback):
+    """Strikes the faults of this process."""
+
+    def __init__(self, faults: list[Fault]) -> None:
+        self.faults = faults
+
+    def on_fit_start(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
+        """Put the faults that are not between two batches where they belong."""
+        write, loss = checkpoint.write_mine, method.loss
+
+        def write_with_faults(*given: Any) -> None:
+            write(*given)
+            self._strike("save", trainer.global_step)
+
+        def loss_with_faults(batch: Any) -> Any:
+            terms = loss(batch)
+            bad = any(fault.kind == "nan" for fault in self._here("step", trainer.global_step + 1))
+            return (
+                {name: term._replace(values=term.values * float("nan")) for name, term in terms.items()}
+                if bad
+                else terms
+            )
+
+        checkpoint.write_mine, method.loss = write_with_faults, loss_with_faults  # type: ignore[assignment, method-assign]
+
+    def on_train_batch_start(self, trainer: Trainer, method: Method, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        """Strike before the step's first micro-batch."""
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._strike("step", trainer.global_step + 1)
+
+    def _strike(self, point: str, step: int) -> None:
+        for fault in self._here(point, step):
+            fault.strike()
+
+    def _here(self, point: str, step: int) -> list[Fault]:
+        rank, _ = rank_and_world()
+        return [f for f in self.faults if (f.process, f.point, f.step) == (rank, point, step)]
