@@ -96,8 +96,8 @@ def files_of(path: str) -> tuple[Path, list[Path]]:
         if files:
             fixed = found.parts[: next(k for k, part in enumerate(found.parts) if glob.has_magic(part))]
             return Path(*fixed) if fixed else Path(), files
-        raise DataError(f"No file matches {found} (working directory: {Path.cwd()}).")
-    raise DataError(f"There is no file {found} (working directory: {Path.cwd()}).")
+        raise DataError(f"No file matches {found.absolute()} (working directory: {Path.cwd()}).")
+    raise DataError(f"There is no file {found.absolute()} (working directory: {Path.cwd()}).")
 
 
 def split_files(path: str) -> dict[Split, str | None]:
