@@ -131,10 +131,10 @@ def _train(config: dict[str, Any]) -> None:
     from ftcore.launcher import launch
 
     if config["dry_run"]:
-        launch(config, Path(os.devnull), options["devices"], records)
+        launch(config, Path(os.devnull), records)
     elif folder := run_folder(config):
         with held(folder):
-            launch(config, folder, options["devices"], records)
+            launch(config, folder, records)
 
 
 def _make_absolute(config: dict[str, Any]) -> None:

@@ -83,10 +83,10 @@ def freeze(foundation: Foundation, /, *, top_layers: Annotated[int, Ge(1)], trai
 
 
 def transformer_blocks(network: Any) -> Any:
-    """The list of transformer blocks: the longest ModuleList of the network."""
+    """The list of transformer blocks: the longest ModuleList of the network; empty for a mere layer."""
     from torch.nn import ModuleList
 
-    return max((m for m in network.modules() if isinstance(m, ModuleList)), key=len)
+    return max((m for m in network.modules() if isinstance(m, ModuleList)), key=len, default=[])
 
 
 def _matches(network: Any, names: list[str]) -> dict[str, int]:

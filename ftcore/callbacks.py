@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from ftcore.data.tokens import Example
 from ftcore.errors import ConfigError
 from ftcore.evaluate import HeldOut, Scores, changes, console, probe_perplexity, score
+from ftcore.hardware import memory_of
 from ftcore.methods.base import Method
+from ftcore.sharding import like, whole
 
 
 class ProgressBar(RichProgressBar):
@@ -145,7 +147,8 @@ class BeforeAfter(Callback):
 
     def _score(self, trainer: Trainer, method: Method, label: str) -> tuple[Scores, list[dict[str, Any]]]:
         started = time.perf_counter()
-        with trainer.precision_plugin.forward_context():
+        memory = memory_of("evaluate.batch_size", self.settings["batch_size"])
+        with method.at_own_pace(), trainer.precision_plugin.forward_context(), memory:
             result = score(method, self.held_out, self.settings, label)
         method.network.train()
         self.seconds += time.perf_counter() - started
@@ -188,7 +191,7 @@ class RetentionGuard(Callback):
     @torch.no_grad()
     def _perplexity(self, trainer: Trainer, method: Method) -> float:
         method.network.eval()
-        with trainer.precision_plugin.forward_context():
+        with method.at_own_pace(), trainer.precision_plugin.forward_context():
             perplexity = probe_perplexity(method, self.probe, self.batch_size, "probe")
         method.network.train()
         assert perplexity is not None
@@ -223,10 +226,11 @@ class KeepBest(Callback):
         self.waited += 1
         if self.best is None or value < self.best:
             self.best, self.waited = float(value), 0
+            weights = {name: whole(parameter.detach()).contiguous() for name, parameter in _trained(method).items()}
             if trainer.is_global_zero:
                 self.file.parent.mkdir(exist_ok=True)
                 beside = self.file.with_suffix(".partial")
-                save_file({k: v.detach().contiguous() for k, v in _trained(method).items()}, beside)
+                save_file(weights, beside)
                 beside.rename(self.file)
         if self.patience and self.waited >= self.patience:
             trainer.should_stop = True
@@ -238,7 +242,7 @@ class KeepBest(Callback):
             weights, trained = load_file(self.file), _trained(method)
             with torch.no_grad():
                 for name, parameter in trained.items():
-                    parameter.copy_(weights[name])
+                    parameter.copy_(like(weights[name], parameter))
 
 
 def _trained(method: Method) -> dict[str, torch.nn.Parameter]:

@@ -20,10 +20,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from ftcore.errors import StorageError
 from ftcore.processes import gathered, rank_and_world
+from ftcore.sharding import like
 
 State = dict[str, Any]
 MANIFEST, STATE = "manifest.json", "state.json"
@@ -178,20 +179,13 @@ def load_tensors(folder: Path, parameters: dict[str, torch.nn.Parameter], optimi
 
     kinds = {name.partition("/")[0] for name in names[0]} - {"weight", "random"}
     for name, parameter in parameters.items():
-        parameter.copy_(_like(whole(f"weight/{name}"), parameter))
+        parameter.copy_(like(whole(f"weight/{name}"), parameter))
         if f"step/{name}" in names[0]:
             optimizer.state[parameter] = {
-                kind: whole(f"{kind}/{name}") if kind == "step" else _like(whole(f"{kind}/{name}"), parameter)
+                kind: whole(f"{kind}/{name}") if kind == "step" else like(whole(f"{kind}/{name}"), parameter)
                 for kind in sorted(kinds)
             }
     _set_random_states({name: files[rank % len(files)].get_tensor(name) for name in names[rank % len(files)]})
-
-
-def _like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor where, and in the parts in which, the parameter is."""
-    if isinstance(parameter, DTensor):
-        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
-    return value.to(parameter.device)
 
 
 def _random_states() -> dict[str, Tensor]:

@@ -37,6 +37,10 @@ class HardwareError(FtcoreError):
     exit_code = 5
 
 
+class OutOfMemory(HardwareError):  # noqa: N818 (the name of the thing)
+    """A GPU too small for a micro-batch; with micro_batch_size=auto a smaller one is tried."""
+
+
 class NumericalError(FtcoreError):
     """A loss or gradient that is not a finite number."""
 

@@ -90,7 +90,9 @@ def generate(network: Any, encoder: Encoder, prompts: list[list[int]], max_new_t
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad_id, eos_token_id=encoder.end_ids(network)
     )
-    output = network.generate(input_ids=input_ids, attention_mask=mask, generation_config=config)
+    # Each process has all weights here and its own rows: none waits for the others.
+    whole = {"generation_config": config, "synced_gpus": False}
+    output = network.generate(input_ids=input_ids, attention_mask=mask, **whole)
     return encoder.texts_of(output[:, longest:].tolist())
 
 

@@ -3,6 +3,8 @@
 Everything here comes before a model is loaded, and nothing imports torch on a machine without CUDA devices.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,8 +36,13 @@ def trainer_options(
     num_nodes: Annotated[int, Ge(1)],
     strategy: Strategy,
     precision: Precision,
+    activation_checkpointing: bool,
+    compile: bool,
 ) -> dict[str, Any]:
-    """Keys of lightning.Trainer for this machine. Raises `HardwareError` when it lacks what is asked for."""
+    """Keys of lightning.Trainer for this machine; `activation_checkpointing` and `compile` are the network's own.
+
+    Raises `HardwareError` when the machine lacks what is asked for.
+    """
     found = cuda_devices()
     if accelerator == "auto":
         accelerator = "gpu" if found else "cpu"
@@ -44,15 +51,16 @@ def trainer_options(
             f"The hardware option needs {devices} CUDA device{'s' * (devices > 1)} per machine and this one has {found}. "
             f"The nearest option that runs here: {_nearest(found)}."
         )
-    if num_nodes > 1:
-        raise HardwareError("Runs over several machines (hardware.num_nodes) are not part of this version.")
-    if strategy == "fsdp":
-        raise HardwareError(
-            "Sharding the model over processes (strategy=fsdp) is not part of this version; hardware=ddp_8gpu keeps a "
-            "copy per process."
-        )
     if strategy == "single" and devices * num_nodes > 1:
-        raise ConfigError(f"hardware.devices={devices} needs hardware.strategy=ddp; single means one process.")
+        raise ConfigError(
+            f"hardware.devices={devices} and num_nodes={num_nodes} need hardware.strategy=ddp or fsdp; single means one process."
+        )
+    if strategy == "fsdp" and devices * num_nodes == 1:
+        raise ConfigError(
+            "hardware.strategy=fsdp shares the model out over processes: set hardware.devices, or single."
+        )
+    if strategy == "fsdp" and precision == "16-mixed":
+        raise ConfigError("hardware.precision=16-mixed does not go with strategy=fsdp: use bf16-mixed.")
     if precision == "16-mixed" and accelerator == "cpu":
         raise HardwareError("hardware.precision=16-mixed needs a GPU. On a CPU use 32-true (exact) or bf16-mixed.")
     return {
@@ -62,6 +70,19 @@ def trainer_options(
         "strategy": "auto" if strategy == "single" else strategy,
         "precision": precision,
     }
+
+
+@contextmanager
+def memory_of(key: str, value: Any) -> Iterator[None]:
+    """Name the setting that fills a device's memory. Raises `HardwareError`."""
+    from torch import OutOfMemoryError
+
+    try:
+        yield
+    except OutOfMemoryError:
+        raise HardwareError(
+            f"The memory of a device is full. Lower {key} (it is {value}); it changes no result."
+        ) from None
 
 
 def _nearest(found: int) -> str:
@@ -85,3 +106,13 @@ def micro_batch(*, global_batch_size: int, micro_batch_size: int | Literal["auto
         f"{processes} = {rows}. Nearest global_batch_size: {' or '.join(str(n) for n in (below, above) if n)}"
         + (f"; micro_batch_size that fits {global_batch_size}: {', '.join(map(str, fitting))}." if fitting else ".")
     )
+
+
+def smaller(*, global_batch_size: int, micro_batch_size: int, processes: int) -> int | None:
+    """The next micro-batch size below this one that keeps the rows of a step; None when there is none.
+
+    >>> smaller(global_batch_size=24, micro_batch_size=6, processes=2)
+    4
+    """
+    fitting = [n for n in range(1, micro_batch_size) if global_batch_size % (n * processes) == 0]
+    return max(fitting, default=None)

@@ -6,19 +6,42 @@ Lightning finds the environment that the launcher set and starts nothing itself,
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
-from ftcore.errors import HardwareError, Stopped, error_for_exit_code
+from ftcore.errors import HardwareError, OutOfMemory, Stopped, error_for_exit_code
+from ftcore.hardware import micro_batch, smaller
 
 Config = dict[str, Any]
+# What a process of several says to the one that started it, which may try again (ENOMEM).
+OUT_OF_MEMORY = 12
 
 
-def launch(config: Config, folder: Path, devices: int, records: Any = None) -> None:
-    """Run `ftcore.train.run(config, folder)` in `devices` processes. The first failure is raised as its own error kind.
+def launch(config: Config, folder: Path, records: Any = None) -> None:
+    """Run `ftcore.train.run(config, folder)` in the machine's processes. The first failure is raised as its own error kind.
 
-    `records` that are read already serve when this process is the only one.
+    `records` that are read already serve when this process is the only one. Where the micro-batch size is ours to choose and
+    does not fit into a device's memory, the run goes on with the next smaller one.
     """
+    hardware, ours = config["hardware"], config["micro_batch_size"] == "auto"
+    sizes = {
+        "global_batch_size": config["global_batch_size"],
+        "processes": hardware["devices"] * hardware["num_nodes"],
+    }
+    rows = micro_batch(micro_batch_size=config["micro_batch_size"], **sizes)
+    while True:
+        try:
+            return _launch({**config, "micro_batch_size": rows}, folder, hardware["devices"], records)
+        except OutOfMemory as error:
+            less = smaller(micro_batch_size=rows, **sizes) if ours else None
+            if not less:
+                raise
+            print(f"{error} Going on with that (micro_batch_size=auto).", file=sys.stderr)
+            rows = less
+
+
+def _launch(config: Config, folder: Path, devices: int, records: Any) -> None:
     from ftcore.checkpoint import newest
     from ftcore.train import run
 
@@ -54,6 +77,8 @@ def launch(config: Config, folder: Path, devices: int, records: Any = None) -> N
         rank, failure = error.get_first_failure()
         if failure.exitcode > 128:
             raise Stopped(failure.exitcode, f"Process {rank} of {devices}: its message stands above.") from None
+        if failure.exitcode == OUT_OF_MEMORY:
+            raise OutOfMemory(f"Process {rank} of {devices}: its message stands above.") from None
         kind = error_for_exit_code(failure.exitcode)
         if kind.exit_code != failure.exitcode:
             raise HardwareError(f"Process {rank} of {devices} ended with exit code {failure.exitcode}.") from None
@@ -70,4 +95,7 @@ def _rank(config: Config, folder: Path, start: Path | None) -> None:
             run(config, folder, start=start)
     except FtcoreError as error:
         print(f"{type(error).__name__} (process {os.environ['RANK']}): {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
+        sys.exit(OUT_OF_MEMORY if isinstance(error, OutOfMemory) else error.exit_code)
+    except Exception:  # a fault of ours: nobody else would show it
+        print(f"Process {os.environ['RANK']}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        sys.exit(1)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 import transformers
 import yaml
+from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoTokenizer
 
 from ftcore.config import earlier_problems, locate
@@ -51,7 +52,8 @@ class Foundation:
         if not self.has_adapter:
             assert self.frozen_copy is not None, "keep_base() comes before training"
             like = next(self.network.parameters())
-            yield self.frozen_copy.to(like.device, like.dtype)
+            sharded = isinstance(like, DTensor)  # then the copy is where it belongs
+            yield self.frozen_copy if sharded else self.frozen_copy.to(like.device, like.dtype)
             return
         training = self.network.training
         with self.untrained_view() as network:
@@ -81,7 +83,8 @@ class Foundation:
         if len(self.tokenizer) > self.network.get_input_embeddings().num_embeddings:
             with torch.random.fork_rng():
                 torch.manual_seed(0)  # the same rows whenever the run is loaded again
-                self.network.resize_token_embeddings(len(self.tokenizer))
+                has_values = self.network.device.type != "meta"
+                self.network.resize_token_embeddings(len(self.tokenizer), mean_resizing=has_values)
 
     def disable_dropout(self) -> None:
         """Switch off the network's own dropout: log-probabilities that are compared should not hold its noise.
@@ -136,6 +139,8 @@ def load_foundation(
         else:
             check_folder(folder)
             options |= scores
+            if torch.get_default_device().type == "meta":  # another process has the values
+                options["device_map"] = "meta"
             network, report = auto_class.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
             new = _check_keys(folder, report, HEADS if scores else ())
         if scores:

@@ -118,7 +118,7 @@ def _make(name: str, stage: Config, folder: Path, dry_run: bool) -> bool:
     """Run a stage unless it is there; whoever comes second waits. Returns whether it is there."""
     from ftcore.launcher import launch
 
-    processes = build(stage["hardware"])["devices"]
+    build(stage["hardware"])  # its words may ask for another machine
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if (folder / "summary.json").is_file():
@@ -126,12 +126,12 @@ def _make(name: str, stage: Config, folder: Path, dry_run: bool) -> bool:
             return True
         print(f"Stage {name}: {' '.join(str(stage['choices'][key]) for key in ('method', 'data', 'model'))}")
         if dry_run:
-            launch({**stage, "dry_run": True}, Path(os.devnull), processes)
+            launch({**stage, "dry_run": True}, Path(os.devnull))
             return False
         partial = folder.with_name(f"{folder.name}.partial")
         partial.mkdir(exist_ok=True)  # one that was stopped goes on
         (partial / "config.yaml").write_text(yaml.safe_dump(stage, sort_keys=False), encoding="utf-8")
-        launch(stage, partial, processes)
+        launch(stage, partial)
         if not (partial / "summary.json").is_file():
             raise ConfigError(
                 f"Stage {name} left no finished run in {partial}; look at its overrides, method.stages.{name}."

@@ -16,18 +16,19 @@ import lightning
 import torch
 from torch.utils.data import DataLoader
 
-from ftcore import report
+from ftcore import report, sharding
+from ftcore.adapter import transformer_blocks
 from ftcore.callbacks import BeforeAfter, KeepBest, ProgressBar, RetentionGuard, StepMetrics, Watchdog, peak_memory_gb
 from ftcore.cloze import gaps
 from ftcore.config import build, locate
 from ftcore.data import Data, Records
 from ftcore.data.batches import TrainBatches
 from ftcore.data.sources import Row, rows_of
-from ftcore.data.store import stored
+from ftcore.data.store import lengths, stored
 from ftcore.data.tokens import Encoder, Example
-from ftcore.errors import ConfigError, DataError
+from ftcore.errors import ConfigError, DataError, OutOfMemory
 from ftcore.evaluate import HeldOut
-from ftcore.hardware import micro_batch
+from ftcore.hardware import micro_batch, smaller
 from ftcore.ledger import Ledger
 from ftcore.loggers import JSONLines
 from ftcore.methods.base import Method
@@ -74,8 +75,11 @@ def run(config: Config, folder: Path, records: Records | None = None, start: Pat
     loggers: list[Any] = [JSONLines(folder)]
     if config["logger"] and job.batches.rank == 0:
         loggers.append(build(config["logger"], folder, config))
+    machine = build(config["hardware"])
+    if machine["strategy"] == "fsdp":
+        machine["strategy"] = sharding.strategy(machine)
     trainer = lightning.Trainer(
-        **build(config["hardware"]),
+        **machine,
         max_steps=job.batches.steps,
         max_epochs=1,  # one pass over batches that know the epochs themselves
         accumulate_grad_batches=job.batches.accumulation,
@@ -95,7 +99,11 @@ def run(config: Config, folder: Path, records: Records | None = None, start: Pat
     )
     if start:
         keeper.resume(trainer, start)
-    trainer.fit(job.method, job.batches, job.validation)
+    try:
+        trainer.fit(job.method, job.batches, job.validation)
+    except torch.OutOfMemoryError:
+        raise OutOfMemory(out_of_memory(config, job.batches)) from None
+    sharding.assemble(job.method.network)
 
     if trainer.is_global_zero:
         figures = _figures(job, steps, compare, started)  # before adapters are merged for saving
@@ -146,17 +154,34 @@ def load_method(config: Config, data: Data) -> Method:
     kind: type[Method] = locate(config["method"])
     lightning.seed_everything(config["seed"], verbose=False)
     in_4bit = config["adapter"].get("load_in_4bit", False)
-    foundation = build(config["model"], kind.architecture_of(config["method"]), in_4bit)
-    foundation.add_control_tokens(kind.control_tokens(config["method"], foundation.tokenizer))
-    # An adapter's weights do not depend on how the model loads.
-    lightning.seed_everything(config["seed"], verbose=False)
-    foundation.network = build(config["adapter"], foundation)
+    if in_4bit and config["hardware"]["strategy"] == "fsdp":
+        raise ConfigError(
+            "adapter=qlora cannot be shared out over processes: use hardware.strategy=ddp, or adapter=lora."
+        )
+    with sharding.without_storage(config["hardware"]):
+        foundation = build(config["model"], kind.architecture_of(config["method"]), in_4bit)
+        foundation.add_control_tokens(kind.control_tokens(config["method"], foundation.tokenizer))
+        # An adapter's weights do not depend on how the model loads.
+        lightning.seed_everything(config["seed"], verbose=False)
+        foundation.network = build(config["adapter"], foundation)
     method: Method = build(config["method"], foundation, Encoder(foundation.tokenizer, data))
     if config["retention"]["weight"] and method.models_language:
         method.retention_weight = config["retention"]["weight"]
         foundation.keep_base()
-    method.network.train()
+    _tune(method.network.train(), config["hardware"])
     return method
+
+
+def _tune(network: Any, hardware: Config) -> None:
+    """What makes the network smaller or faster, not other."""
+    if hardware["activation_checkpointing"]:
+        try:
+            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        except ValueError as error:
+            raise ConfigError(f"hardware.activation_checkpointing: {error}") from None
+    if hardware["compile"]:
+        for block in transformer_blocks(network):
+            block.compile(dynamic=True)
 
 
 def _encoded(config: Config, method: Method, rows: list[Row]) -> Sequence[Any]:
@@ -221,6 +246,23 @@ def quiet() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+
+
+def out_of_memory(config: Config, batches: TrainBatches) -> str:
+    """What filled the memory, and what would fit, with the arithmetic."""
+    rows, processes = batches.micro_batch_size, batches.world_size
+    sizes = {"global_batch_size": batches.global_batch_size, "processes": processes}
+    longest = max(lengths(batches.examples))
+    message = f"The memory of a device is full with {rows} rows of up to {longest:,} tokens in a forward pass."
+    if less := smaller(micro_batch_size=rows, **sizes):
+        accumulation = batches.global_batch_size // (less * processes)
+        message += (
+            f" micro_batch_size={less} keeps every number: {batches.global_batch_size} = {less} x {processes} processes x "
+            f"{accumulation} micro-batches."
+        )
+    return (
+        f"{message} Less memory also takes hardware.activation_checkpointing=true, a smaller data.max_length or rank."
+    )
 
 
 def _layout(config: Config) -> dict[str, int]:

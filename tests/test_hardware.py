@@ -7,6 +7,7 @@ from ftcore.errors import ConfigError, HardwareError
 from ftcore.hardware import micro_batch, trainer_options
 
 CPU = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "single", "precision": "32-true"}
+CPU |= {"activation_checkpointing": False, "compile": False}
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,8 @@ def test_options_become_trainer_keys():
     [
         ({"devices": 2}, ConfigError),
         ({"precision": "16-mixed"}, HardwareError),
-        ({"strategy": "fsdp"}, HardwareError),
+        ({"strategy": "fsdp"}, ConfigError),
+        ({"strategy": "fsdp", "devices": 2, "precision": "16-mixed"}, ConfigError),
     ],
 )
 def test_what_cannot_run_is_refused(changes, error):

@@ -104,9 +104,18 @@ def test_packing_does_not_change_the_losses(ftcore):
     assert agree(losses(ftcore, "sft"), losses(ftcore, "sft", "method.packing=true", "micro_batch_size=4"))
 
 
+@pytest.mark.parametrize("machine", ["ddp_2cpu", "fsdp_2cpu"])
 @pytest.mark.parametrize("case", ["grpo", *(pytest.param(c, marks=pytest.mark.slow) for c in CASES if c != "grpo")])
-def test_two_processes_do_not_change_the_losses(ftcore, home, case):
-    assert agree(losses(ftcore, case), losses(ftcore, case, "hardware=ddp_2cpu"))
+def test_two_processes_do_not_change_the_losses(ftcore, home, case, machine):
+    assert agree(losses(ftcore, case), losses(ftcore, case, f"hardware={machine}"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["dpo", "reward", "rlhf", "middle"])
+@pytest.mark.parametrize("adapter", ["full", "freeze", "dora"])
+def test_shares_of_every_kind_of_weights_do_not_change_the_losses(ftcore, home, case, adapter):
+    words = [f"adapter={adapter}", *(["adapter.top_layers=1"] if adapter == "freeze" else [])]
+    assert agree(losses(ftcore, case, *words), losses(ftcore, case, *words, "hardware=fsdp_2cpu"))
 
 
 def test_a_wrong_name_is_refused_before_the_other_stage_trains(ftcore, home):

@@ -9,6 +9,7 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import lightning
@@ -26,6 +27,7 @@ from ftcore.logits import logits_at, row_sums
 from ftcore.losses import token_kl
 from ftcore.model import Foundation
 from ftcore.processes import gathered
+from ftcore.sharding import shard, sync_gradients, unsharded, whole
 
 
 class Term(NamedTuple):
@@ -143,8 +145,27 @@ class Method(lightning.LightningModule):
 
     def rows_of_step(self, draw: Draw, random: np.random.Generator) -> list[Any]:
         """`prepare` in the precision that the step will have."""
-        with self.trainer.precision_plugin.forward_context():
+        with self.at_own_pace(), self.trainer.precision_plugin.forward_context():
             return self.prepare(draw, random)
+
+    def configure_model(self) -> None:
+        """Cut the weights into shares, where the strategy asks for it."""
+        if self.device_mesh:
+            for network in self._networks():
+                shard(network, self.device_mesh["data_parallel"], self.trainer.strategy.root_device)
+
+    def _networks(self) -> list[Any]:
+        copies = [self.foundation.frozen_copy] if self.foundation.frozen_copy else []
+        return [*self.children(), *copies]
+
+    def at_own_pace(self) -> AbstractContextManager[None]:
+        """All weights in every process: for work in which none waits for the others."""
+        return unsharded(self._networks())
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Gradients of several processes are added up once a step."""
+        for network in self.children():
+            sync_gradients(network, (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0)
 
     @property
     def models_language(self) -> bool:
@@ -204,7 +225,8 @@ class Method(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add up each term over the validation rows."""
-        self._validation.add(self.validation_terms(batch))
+        with self.at_own_pace():
+            self._validation.add(self.validation_terms(batch))
 
     def on_validation_epoch_start(self) -> None:
         """Forget the sums of the last validation."""
@@ -219,7 +241,7 @@ class Method(lightning.LightningModule):
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clip by the global norm and keep the norm for the log; a step whose norm is not finite is left out."""
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.trained_parameters(), self.max_grad_norm)
+        self.grad_norm = whole(torch.nn.utils.clip_grad_norm_(self.trained_parameters(), self.max_grad_norm))
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of float16, which skips such a step by itself
         if torch.isfinite(self.grad_norm):
             self.bad_steps, self.bad_rows = 0, []

@@ -15,6 +15,7 @@ from ftcore.data.batches import Batch, Draw, in_batches
 from ftcore.data.sources import Row
 from ftcore.data.tokens import Example, Prompt
 from ftcore.evaluate import console, generate
+from ftcore.hardware import memory_of
 from ftcore.logits import completion_logps
 from ftcore.methods.base import Method, Term
 from ftcore.processes import rank_and_world, shared_out
@@ -113,7 +114,8 @@ class OnlineMethod(Method):
         """A group of samples for each prompt, from all processes."""
         seeds = random.integers(2**63, size=len(prompts)).tolist()
         self.network.eval()
-        groups = shared_out(list(zip(prompts, seeds, strict=True)), self._answer)
+        with memory_of("method.rollout_batch_size", self.rollout_batch_size):
+            groups = shared_out(list(zip(prompts, seeds, strict=True)), self._answer)
         self.network.train()
         return groups
 

@@ -1,8 +1,8 @@
 """Faults on demand: what happens to a run, or on a cluster, when a process dies, raises, hangs, or the disk is full?
 
 `FTCORE_FAULTS="kill process=1 step=3 point=save"` in the environment, several joined by ";". Kinds: kill (SIGKILL), raise, hang,
-nan (the loss of that step) and disk_full. Points: step (before its first forward pass) and save (while its checkpoint is
-written). A process that is left out means the first one.
+nan (the loss of that step), out_of_memory (in a forward pass of more than one row) and disk_full. Points: step (before its
+first forward pass) and save (while its checkpoint is written). A process that is left out means the first one.
 """
 
 import errno
@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import torch
 from lightning import Trainer
 from lightning.pytorch import Callback
 
@@ -21,7 +22,7 @@ from ftcore.methods.base import Method
 from ftcore.processes import rank_and_world
 
 VARIABLE = "FTCORE_FAULTS"
-Kind = Literal["kill", "raise", "hang", "nan", "disk_full"]
+Kind = Literal["kill", "raise", "hang", "nan", "out_of_memory", "disk_full"]
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,12 @@ class Faults(Callback):
             self._strike("save", trainer.global_step)
 
         def loss_with_faults(batch: Any) -> Any:
-            terms = loss(batch)
-            bad = any(fault.kind == "nan" for fault in self._here("step", trainer.global_step + 1))
-            return (
-                {name: term._replace(values=term.values * float("nan")) for name, term in terms.items()}
-                if bad
-                else terms
-            )
+            terms, kinds = loss(batch), {fault.kind for fault in self._here("step", trainer.global_step + 1)}
+            if "out_of_memory" in kinds and len(batch["ids"]) > 1:
+                raise torch.OutOfMemoryError
+            if "nan" in kinds:
+                terms = {name: term._replace(values=term.values * float("nan")) for name, term in terms.items()}
+            return terms
 
         checkpoint.write_mine, method.loss = write_with_faults, loss_with_faults  # type: ignore[assignment, method-assign]
 
