@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from ftcore import __version__
+from ftcore import __version__, outside
 from ftcore.errors import ConfigError, FtcoreError, storage_errors
 
 SPLITS = ("train", "validation", "test")
@@ -36,10 +36,7 @@ def run_command(words: list[str]) -> int:
                 _dispatch(words)
         return 0
     except FtcoreError as error:
-        if os.environ.get("FTCORE_DEBUG") == "1":
-            traceback.print_exc()
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
+        return _failed(error)
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -52,6 +49,14 @@ def run_command(words: list[str]) -> int:
             print("Terminated.", file=sys.stderr)
             return 143
         raise
+
+
+def _failed(error: FtcoreError) -> int:
+    if os.environ.get("FTCORE_DEBUG") == "1":
+        traceback.print_exc()
+    if not outside.rank():  # of several, the first speaks for all
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    return error.exit_code
 
 
 def _interrupted() -> int:
@@ -110,9 +115,21 @@ def _quoted(word: str) -> str:
 
 
 def _train(config: dict[str, Any]) -> None:
-    """Check machine, rows and weights, choose the run folder, start the processes."""
+    """Check the machine, then run; of processes that were started from outside the first decides for all."""
+    from ftcore.launcher import check, follow
+
+    check(config["hardware"])
+    if outside.rank():
+        follow()
+    elif not _run(config) and outside.started():
+        outside.tell(None)
+
+
+def _run(config: dict[str, Any]) -> bool:
+    """Check rows and weights, choose the run folder, start the processes. Returns whether there was anything to run."""
     from ftcore.config import build, record_type
     from ftcore.hardware import micro_batch
+    from ftcore.launcher import launch
     from ftcore.run_folder import held, run_folder
     from ftcore.stages import run_stages
     from ftcore.weights import check_weights
@@ -127,14 +144,19 @@ def _train(config: dict[str, Any]) -> None:
     check_weights(config["model"])
     _make_absolute(config)
     if not run_stages(config):
-        return
-    from ftcore.launcher import launch
-
+        return False
     if config["dry_run"]:
         launch(config, Path(os.devnull), records)
-    elif folder := run_folder(config):
+    elif not (folder := run_folder(config)):
+        return False
+    elif config["hardware"]["slurm"]:
+        from ftcore.slurm import submit
+
+        submit(config, folder)
+    else:
         with held(folder):
             launch(config, folder, records)
+    return True
 
 
 def _make_absolute(config: dict[str, Any]) -> None:

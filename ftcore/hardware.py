@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 
 from ftcore.errors import ConfigError, HardwareError
+from ftcore.slurm import Slurm
 
 Accelerator = Literal["auto", "cpu", "gpu"]
 Strategy = Literal["single", "ddp", "fsdp"]
@@ -38,15 +39,16 @@ def trainer_options(
     precision: Precision,
     activation_checkpointing: bool,
     compile: bool,
+    slurm: Slurm | None,
 ) -> dict[str, Any]:
     """Keys of lightning.Trainer for this machine; `activation_checkpointing` and `compile` are the network's own.
 
-    Raises `HardwareError` when the machine lacks what is asked for.
+    Raises `HardwareError` when the machine lacks what is asked for, unless SLURM is to find one.
     """
     found = cuda_devices()
     if accelerator == "auto":
         accelerator = "gpu" if found else "cpu"
-    if accelerator == "gpu" and found < devices:
+    if accelerator == "gpu" and found < devices and not slurm:
         raise HardwareError(
             f"The hardware option needs {devices} CUDA device{'s' * (devices > 1)} per machine and this one has {found}. "
             f"The nearest option that runs here: {_nearest(found)}."

@@ -10,6 +10,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from ftcore import outside
 from ftcore.errors import HardwareError, OutOfMemory, Stopped, error_for_exit_code
 from ftcore.hardware import micro_batch, smaller
 
@@ -45,11 +46,12 @@ def _launch(config: Config, folder: Path, devices: int, records: Any) -> None:
     from ftcore.checkpoint import newest
     from ftcore.train import run
 
-    if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
-        raise HardwareError(
-            "ftcore starts its own processes: run it once per machine, without torchrun, in one SLURM task."
-        )
     start = newest(folder)
+    if outside.started():
+        kept = outside.tell((config, folder, start))
+        run(config, folder, records, start)
+        del kept
+        return
     if devices == 1:
         run(config, folder, records, start)
         return
@@ -70,7 +72,7 @@ def _launch(config: Config, folder: Path, devices: int, records: Any) -> None:
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // devices, 1)))
     try:
-        elastic_launch(settings, _rank)(config, folder, start)
+        elastic_launch(settings, _rank)(config, folder, start, True)
     except SignalException as signal:
         sys.exit(128 + signal.sigval)
     except ChildFailedError as error:
@@ -85,8 +87,37 @@ def _launch(config: Config, folder: Path, devices: int, records: Any) -> None:
         raise kind(f"Process {rank} of {devices}: its message stands above.") from None
 
 
-def _rank(config: Config, folder: Path, start: Path | None) -> None:
-    """One process of several; prints its own error, because only its exit code reaches the launcher."""
+def check(hardware: Config) -> None:
+    """Refuse a number of processes that is not there, before anything is read. Raises `HardwareError`."""
+    wanted = hardware["devices"] * hardware["num_nodes"]
+    if outside.started():
+        if outside.world_size() != wanted:
+            raise HardwareError(
+                f"{outside.world_size()} processes were started, and hardware.devices x hardware.num_nodes = "
+                f"{hardware['devices']} x {hardware['num_nodes']} = {wanted}."
+            )
+    elif int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+        raise HardwareError(
+            "ftcore starts the processes of a machine itself: run it in one SLURM task, or let it submit: hardware=slurm."
+        )
+    elif hardware["num_nodes"] > 1 and not hardware["slurm"]:
+        raise HardwareError(
+            "A run on several machines is started on each of them by torchrun:\n"
+            f"  torchrun --nnodes={hardware['num_nodes']} --nproc-per-node={hardware['devices']} --rdzv-backend=c10d "
+            "--rdzv-endpoint=<first machine>:29500 -m ftcore ...\nor by SLURM: hardware=slurm."
+        )
+
+
+def follow() -> None:
+    """What a process does that was started from outside and is not the first."""
+    if plan := outside.told():
+        _rank(*plan, ours=False)
+
+
+def _rank(config: Config, folder: Path, start: Path | None, ours: bool) -> None:
+    """One process of several; prints its own error, because only its exit code reaches the launcher, which may be `ours`."""
+    from torch.distributed import DistError
+
     from ftcore.errors import FtcoreError, storage_errors
     from ftcore.train import run
 
@@ -95,7 +126,9 @@ def _rank(config: Config, folder: Path, start: Path | None) -> None:
             run(config, folder, start=start)
     except FtcoreError as error:
         print(f"{type(error).__name__} (process {os.environ['RANK']}): {error}", file=sys.stderr, flush=True)
-        sys.exit(OUT_OF_MEMORY if isinstance(error, OutOfMemory) else error.exit_code)
-    except Exception:  # a fault of ours: nobody else would show it
-        print(f"Process {os.environ['RANK']}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        sys.exit(OUT_OF_MEMORY if ours and isinstance(error, OutOfMemory) else error.exit_code)
+    except Exception as error:  # a fault of ours: nobody else would show it
+        lost = isinstance(error, DistError) or "gloo" in str(error)  # what went wrong is in another process
+        shown = f"{str(error).split('. ')[0]}" if lost else traceback.format_exc()
+        print(f"Process {os.environ['RANK']}: {shown}", file=sys.stderr, flush=True)
         sys.exit(1)

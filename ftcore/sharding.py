@@ -37,18 +37,19 @@ def without_storage(hardware: dict[str, Any]) -> Any:
     return contextlib.nullcontext() if first or hardware["strategy"] != "fsdp" else torch.device("meta")
 
 
-def shard(network: Any, mesh: Any, device: torch.device) -> None:
+def shard(network: Any, mesh: Any, device: torch.device, precision: str) -> None:
     """Cut every transformer block, and what is around them, into a share for each process of `mesh`.
 
-    The values are those of the first process. Gradients are averaged in float32 whatever the weights' precision.
+    The values are those of the first process. Gradients are averaged in float32 whatever the precision of the weights.
     """
     first = rank_and_world()[0] == 0
     whole = {**dict(network.named_parameters()), **dict(network.named_buffers())} if first else {}
     # Of a PeftModel, the network inside: `generate` of the outer one would pass by its hooks.
     root = network.base_model.model if hasattr(network, "disable_adapter") else network
-    reduced = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    gathered_in = torch.bfloat16 if precision == "bf16-mixed" else None  # half of what is sent and held
+    policy = MixedPrecisionPolicy(param_dtype=gathered_in, reduce_dtype=torch.float32)
     for module in (*transformer_blocks(root), root):
-        fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=reduced)
+        fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
     network.to_empty(device=device)
     with torch.no_grad():
         for name, own in (*network.named_parameters(), *network.named_buffers()):

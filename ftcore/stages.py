@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
-from ftcore import __version__
+from ftcore import __version__, outside
 from ftcore.config import build, load_config, record_type
 from ftcore.errors import ConfigError
 from ftcore.resources import resolve
@@ -63,7 +63,7 @@ def run_stages(config: Config) -> bool:
         name: folder_of(stage) for name, stage in stages.items()
     }  # all rows are checked before the first stage trains
     for name, stage in stages.items():
-        if not _make(name, stage, folders[name], config["dry_run"]):
+        if not _make(name, stage, missing[name], folders[name], config["dry_run"]):
             return False
         method[name] = str(folders[name])
     if method.get("policy"):
@@ -114,7 +114,7 @@ def _weights(path: str | None) -> list[Any]:
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
-def _make(name: str, stage: Config, folder: Path, dry_run: bool) -> bool:
+def _make(name: str, stage: Config, words: list[str], folder: Path, dry_run: bool) -> bool:
     """Run a stage unless it is there; whoever comes second waits. Returns whether it is there."""
     from ftcore.launcher import launch
 
@@ -124,6 +124,13 @@ def _make(name: str, stage: Config, folder: Path, dry_run: bool) -> bool:
         if (folder / "summary.json").is_file():
             print(f"Stage {name}: {folder} (made before)")
             return True
+        if outside.started() or stage["hardware"]["slurm"]:
+            choices = [f"{group}={stage['choices'][group]}" for group in ("model", "adapter", "data", "hardware")]
+            command = " ".join([*choices, *words])
+            raise ConfigError(
+                f"Stage {name} is not made yet, and processes that something else starts cannot start others. Run it first:\n"
+                f"  python -m ftcore {command}\nand give its folder as method.{name}=<run>."
+            )
         print(f"Stage {name}: {' '.join(str(stage['choices'][key]) for key in ('method', 'data', 'model'))}")
         if dry_run:
             launch({**stage, "dry_run": True}, Path(os.devnull))

@@ -95,13 +95,9 @@ def agree(first, second):
     return max(map(abs, residuals)) < 2e-6 * max(max(map(abs, first)), 1)
 
 
-@pytest.mark.parametrize("case", ["dpo", "orpo", "kto", "reward", "grpo", "rlhf", "masked"])
+@pytest.mark.parametrize("case", ["kto", "rlhf", "masked"])  # the others: test_invariance.py
 def test_micro_batches_do_not_change_the_losses(ftcore, home, case):
     assert agree(losses(ftcore, case, "micro_batch_size=8"), losses(ftcore, case, "micro_batch_size=2"))
-
-
-def test_packing_does_not_change_the_losses(ftcore):
-    assert agree(losses(ftcore, "sft"), losses(ftcore, "sft", "method.packing=true", "micro_batch_size=4"))
 
 
 @pytest.mark.parametrize("machine", ["ddp_2cpu", "fsdp_2cpu"])

@@ -8,8 +8,8 @@ the whole optimizer step, so micro-batches, accumulation and processes never cha
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import lightning
@@ -151,16 +151,19 @@ class Method(lightning.LightningModule):
     def configure_model(self) -> None:
         """Cut the weights into shares, where the strategy asks for it."""
         if self.device_mesh:
+            mesh, device = self.device_mesh["data_parallel"], self.trainer.strategy.root_device
             for network in self._networks():
-                shard(network, self.device_mesh["data_parallel"], self.trainer.strategy.root_device)
+                shard(network, mesh, device, self.trainer.precision_plugin.precision)
 
     def _networks(self) -> list[Any]:
         copies = [self.foundation.frozen_copy] if self.foundation.frozen_copy else []
         return [*self.children(), *copies]
 
-    def at_own_pace(self) -> AbstractContextManager[None]:
-        """All weights in every process: for work in which none waits for the others."""
-        return unsharded(self._networks())
+    @contextmanager
+    def at_own_pace(self) -> Iterator[None]:
+        """All weights in every process, and no kernels made for shapes that come once: for all that is not training."""
+        with unsharded(self._networks()), torch.compiler.set_stance("force_eager"):
+            yield
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Gradients of several processes are added up once a step."""
