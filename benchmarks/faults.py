@@ -5,6 +5,7 @@
     python benchmarks/faults.py damage            # every file of the newest checkpoint cut, deleted, or one bit of it turned
     python benchmarks/faults.py processes 10      # one of two processes raises, is killed or hangs, 10 times each
     python benchmarks/faults.py worlds            # one process, then two, then one: the losses of one alone
+    python benchmarks/faults.py wandb 5           # W&B's server goes away in the middle: the time of training, in turn
 
 Each prints a line of JSON with what was seen and exits with 1 unless all went well. POSIX only: runs are forked from a process
 that has imported everything, so that a cycle takes seconds. Files go to a new folder in --folder.
@@ -17,6 +18,7 @@ import os
 import random
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,6 +30,7 @@ from typing import Any
 
 from rich.progress import track
 
+FAST = ["model=tiny", "hardware=cpu", "global_batch_size=8"]
 RUN = [
     "model=tiny", "logger=none", "hardware=cpu", "adapter.dropout=0.1", "global_batch_size=8", "max_steps=10",
     "checkpoints.every=2", "evaluate.max_rows=4", "evaluate.max_new_tokens=4", "evaluate.probe=null", "resume=auto",
@@ -246,8 +249,28 @@ def worlds(folder: Path) -> dict[str, Any]:
     return {"well": difference < 1e-6, "steps": len(one), "largest difference of a loss": difference}
 
 
+def wandb(folder: Path, times: str) -> dict[str, Any]:
+    """Train with W&B's server there, and with one that goes away after 100 steps, in turn."""
+    from wandb_server import Server
+
+    words = [*FAST, "logger=wandb", "evaluate.enabled=false", "max_epochs=30", "max_steps=1000"]
+    seconds: dict[str, list[float]] = {"there": [], "goes away": []}
+    for k in range(int(times)):
+        for name, found in seconds.items():
+            server = Server(leave_after=100 if name == "goes away" else None)
+            place = folder / f"{name}{k}"
+            place.mkdir()
+            command = [sys.executable, "-m", "ftcore", *words]
+            subprocess.run(command, cwd=place, env=os.environ | server.environment(), capture_output=True, check=True)
+            (file,) = place.glob("runs/*/*/summary.json")
+            found.append(json.loads(file.read_text())["seconds_training"])
+    there, away = (statistics.median(found) for found in seconds.values())
+    return {"well": away / there < 1.02, "goes away / there": away / there, "seconds of training": seconds}
+
+
 EXPERIMENTS: dict[str, Callable[..., dict[str, Any]]] = {
-    "kills": kills, "saves": saves, "damage": damage, "processes": processes, "worlds": worlds
+    "kills": kills, "saves": saves, "damage": damage, "processes": processes, "worlds": worlds,
+    "wandb": wandb,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -12,13 +12,15 @@ import random
 import shutil
 import sys
 import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -27,6 +29,13 @@ from ftcore.processes import gathered, rank_and_world
 from ftcore.sharding import like
 
 State = dict[str, Any]
+# Name -> size in bytes and checksum.
+Files = dict[str, list[int]]
+# safetensors' names of what is in a checkpoint.
+DTYPES = {
+    torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64",
+    torch.uint8: "U8",
+}  # fmt: skip
 MANIFEST, STATE = "manifest.json", "state.json"
 # Damaged checkpoints are only of use when an older one is left.
 FEWEST = 2
@@ -80,11 +89,12 @@ def write(run: Path, step: int, tensors: dict[str, Tensor], state: State, keep: 
     rank, _ = rank_and_world()
     target = run / "checkpoints" / f"step-{step:08d}"
     partial = target.with_name(f".{target.name}")
-    gathered(_try(lambda: _begin(partial)) if rank == 0 else "")
-    failed = _try(lambda: write_mine(partial, rank, tensors, state))
-    failures = [message for message in gathered(failed) if message]
+    gathered(_try(lambda: _begin(partial)) if rank == 0 else None)
+    written = gathered(_try(lambda: write_mine(partial, rank, tensors, state)))
+    failures = [error for _, error in written if error]
+    files = {name: facts for mine, error in written if not error for name, facts in mine.items()}
     if rank == 0:
-        failures = failures or [message for message in [_try(lambda: _finish(partial, target))] if message]
+        failures = failures or [error for error in [_try(lambda: _finish(partial, target, files))[1]] if error]
         shutil.rmtree(partial, ignore_errors=True)
     if failures := [message for part in gathered(failures) for message in part]:
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
@@ -98,14 +108,12 @@ def write(run: Path, step: int, tensors: dict[str, Tensor], state: State, keep: 
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _try(work: Any) -> str:
+def _try(work: Callable[[], Any]) -> tuple[Any, str]:
+    """(what `work` returns, what went wrong)."""
     try:
-        work()
+        return work(), ""
     except OSError as error:
-        return f"{error.strerror or error} ({error.filename})" if error.filename else str(error)
-    except Exception as error:  # safetensors has its own for a full disk
-        return f"{type(error).__name__}: {error}"
-    return ""
+        return None, f"{error.strerror or error} ({error.filename})" if error.filename else str(error)
 
 
 def _begin(partial: Path) -> None:
@@ -113,29 +121,54 @@ def _begin(partial: Path) -> None:
     partial.mkdir(parents=True)
 
 
-def write_mine(partial: Path, rank: int, tensors: dict[str, Tensor], state: State) -> None:
-    """Write this process's file, and the state that is the same for all."""
-    file = partial / f"process-{rank}.safetensors"
-    save_file(tensors, file)
-    _flush(file)
+def write_mine(partial: Path, rank: int, tensors: dict[str, Tensor], state: State) -> Files:
+    """Write this process's file, and the state that is the same for all; their sizes and checksums."""
+    name = f"process-{rank}.safetensors"
+    files = {name: _write(partial / name, _safetensors(tensors))}
     if rank == 0:
-        (partial / STATE).write_text(json.dumps(state))
-        _flush(partial / STATE)
+        files[STATE] = _write(partial / STATE, [memoryview(json.dumps(state).encode())])
+    return files
 
 
-def _finish(partial: Path, target: Path) -> None:
-    files = {file.name: [file.stat().st_size, _checksum(file)] for file in sorted(partial.iterdir())}
-    (partial / MANIFEST).write_text(json.dumps(files))
-    _flush(partial / MANIFEST)
+def _safetensors(tensors: dict[str, Tensor]) -> list[memoryview]:
+    """A safetensors file in parts, without a copy of the tensors: the header's length, the header, the values.
+
+    https://huggingface.co/docs/safetensors (format).
+    """
+    header, offset, values = dict[str, Any](), 0, []
+    for name, tensor in tensors.items():
+        content = tensor.detach().cpu().contiguous()
+        end = offset + content.nbytes
+        header[name] = {"dtype": DTYPES[content.dtype], "shape": list(content.shape), "data_offsets": [offset, end]}
+        values.append(content.flatten().view(torch.uint8).numpy().data)
+        offset = end
+    first = json.dumps(header).encode()
+    first += b" " * (-len(first) % 8)
+    return [memoryview(len(first).to_bytes(8, "little")), memoryview(first), *values]
+
+
+def _write(file: Path, parts: list[memoryview]) -> list[int]:
+    """Write a file and wait until it is on the disk; its size and checksum, which another thread takes meanwhile."""
+    with file.open("wb") as content, ThreadPoolExecutor(1) as other:
+        checksum = other.submit(reduce, lambda sum_, part: zlib.crc32(part, sum_), parts, 0)
+        content.writelines(parts)
+        content.flush()
+        os.fsync(content.fileno())
+        return [sum(map(len, parts)), checksum.result()]
+
+
+def _finish(partial: Path, target: Path, files: Files) -> None:
+    """Write the manifest and give the folder its name."""
+    _write(partial / MANIFEST, [memoryview(json.dumps(files).encode())])
     _flush(partial)
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     _flush(target.parent)
 
 
-def _flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+def _flush(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

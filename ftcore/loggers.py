@@ -16,6 +16,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from ftcore.errors import ConfigError
 from ftcore.processes import rank_and_world
 
+# Seconds to wait for W&B's server when a run has ended.
+PATIENCE = 60
+
 
 class JSONLines(Logger):
     """metrics.jsonl: one line per optimizer step, and one per validation."""
@@ -85,6 +88,8 @@ def wandb_logger(
         console="off",
         save_code=False,
         init_timeout=20,
+        finish_timeout=PATIENCE,
+        finish_timeout_raises=True,
         silent=True,
         disable_git=True,
     )
@@ -117,7 +122,12 @@ def wandb_hint(logger: WandbLogger) -> str:
     """Where the run can be seen, or the command that uploads it."""
     run = logger.experiment
     online = run.settings.mode == "online"
-    return f"W&B: {run.url}" if online else f"W&B wrote offline; upload with: wandb sync {Path(run.dir).parent}"
+    return f"W&B: {run.url}" if online else f"W&B wrote offline; upload with: wandb sync {wandb_files(logger)}"
+
+
+def wandb_files(logger: WandbLogger) -> Path:
+    """The folder on this machine that `wandb sync` takes."""
+    return Path(logger.experiment.dir).parent
 
 
 def _has_key() -> bool:

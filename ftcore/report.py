@@ -149,8 +149,23 @@ def finish(config: Config, folder: Path, summary: Config, samples: list[Config],
 
 
 def _log_to_wandb(logger: Any, folder: Path, summary: Config, samples: list[Config]) -> None:
-    from ftcore.loggers import wandb_hint
+    """Send what is known at the end. The run is whole without it, so a server that is gone costs a minute and a note."""
+    from ftcore.loggers import wandb_files, wandb_hint
 
+    try:
+        _tables(logger, folder, summary, samples)
+        logger.experiment.summary.update(summary)
+        hint = wandb_hint(logger)
+        logger.experiment.finish()
+    except Exception as error:  # of wandb, requests or its service: there is no common class
+        hint = (
+            f"W&B did not take the end of this run ({type(error).__name__}); all of it is in {folder}. When the server is back, "
+            f"upload the steps with: wandb sync {wandb_files(logger)}"
+        )
+    console.print(hint, soft_wrap=True, highlight=False)
+
+
+def _tables(logger: Any, folder: Path, summary: Config, samples: list[Config]) -> None:
     if summary["tuned"]:
         rows = [[key, summary["base"][key], summary["tuned"][key]] for key in SCORES if key in summary["tuned"]]
         logger.log_table("before_after", columns=["score", "base", "tuned"], data=rows)
@@ -159,7 +174,3 @@ def _log_to_wandb(logger: Any, folder: Path, summary: Config, samples: list[Conf
     if (folder / ledger.FILE).is_file():
         rows = [list(row.values()) for row in ledger.hardest(folder, ledger.SENT)]
         logger.log_table("ledger", columns=[*ledger.COLUMNS, "first_loss"], data=rows)
-    logger.experiment.summary.update(summary)
-    hint = wandb_hint(logger)
-    logger.experiment.finish()
-    console.print(hint, soft_wrap=True, highlight=False)

@@ -84,9 +84,10 @@ class Faults(Callback):
         """Put the faults that are not between two batches where they belong."""
         write, loss = checkpoint.write_mine, method.loss
 
-        def write_with_faults(*given: Any) -> None:
-            write(*given)
+        def write_with_faults(*given: Any) -> Any:
+            files = write(*given)
             self._strike("save", trainer.global_step)
+            return files
 
         def loss_with_faults(batch: Any) -> Any:
             terms, kinds = loss(batch), {fault.kind for fault in self._here("step", trainer.global_step + 1)}
