@@ -8,13 +8,20 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from ftcore import __version__, outside
 from ftcore.errors import ConfigError, FtcoreError, storage_errors
 
 SPLITS = ("train", "validation", "test")
-VERBS = ("train", "eval", "compare", "chat", "export", "inspect")
+# Where the verbs are: those that get a checked config, and those that get the words of the command line and --config-dir.
+ON_CONFIG = {
+    "eval": "ftcore.verbs:evaluate", "compare": "ftcore.verbs:compare", "chat": "ftcore.verbs:chat",
+    "export": "ftcore.verbs:export", "inspect": "ftcore.verbs:inspect_data",
+}  # fmt: skip
+ON_WORDS = {"wandb_sweep": "ftcore.wandb_sweep:wandb_sweep"}
+VERBS = ("train", *ON_CONFIG, *ON_WORDS)
 
 
 def main() -> None:
@@ -22,8 +29,8 @@ def main() -> None:
     sys.exit(run_command(sys.argv[1:]))
 
 
-def run_command(words: list[str]) -> int:
-    """Run one command line and return its exit status."""
+def run_command(words: list[str], job: bool = False) -> int:
+    """Run one command line, or one `job` of a sweep, and return its exit status."""
     try:
         if {"-h", "--help", "help"} & set(words):
             from ftcore.help import print_help
@@ -33,7 +40,7 @@ def run_command(words: list[str]) -> int:
             print(f"ftcore {__version__}")
         else:
             with storage_errors():
-                _dispatch(words)
+                _dispatch(words, job)
         return 0
     except FtcoreError as error:
         return _failed(error)
@@ -64,8 +71,18 @@ def _interrupted() -> int:
     return 130
 
 
-def _dispatch(words: list[str]) -> None:
+def _dispatch(words: list[str], job: bool) -> None:
+    if words and words[0] in ON_WORDS:
+        overrides, config_dirs, _ = _split(words[1:])
+        resolve_name(ON_WORDS[words[0]])(overrides, config_dirs)
+        return
     overrides, config_dirs, flags = _split(words)
+    job = job or "WANDB_SWEEP_ID" in os.environ  # W&B's agent asks for one job at a time
+    if "--multirun" in flags or (any(word.startswith("sweeps=") for word in overrides) and not job):
+        from ftcore.sweep import sweep
+
+        sweep(overrides, config_dirs)
+        return
     from ftcore.config import load_config
 
     config = load_config(overrides, config_dirs)
@@ -76,9 +93,7 @@ def _dispatch(words: list[str]) -> None:
     elif config["verb"] == "train":
         _train(config)
     else:
-        from ftcore.verbs import VERBS as functions
-
-        functions[config["verb"]](config)
+        resolve_name(ON_CONFIG[config["verb"]])(config)
 
 
 def _split(words: list[str]) -> tuple[list[str], tuple[Path, ...], set[str]]:
@@ -93,8 +108,10 @@ def _split(words: list[str]) -> tuple[list[str], tuple[Path, ...], set[str]]:
         elif word in ("--cfg", "-c"):
             next(rest, None)
             flags.add("--cfg")
+        elif word in ("-m", "--multirun"):
+            flags.add("--multirun")
         elif word.startswith("-"):
-            raise ConfigError(f"Unknown flag {word}. Known: --help, --version, --cfg job, --config-dir <folder>.")
+            raise ConfigError(f"Unknown flag {word}. Known: --help, --version, -m, --cfg job, --config-dir <folder>.")
         elif "=" not in word:
             from difflib import get_close_matches
 

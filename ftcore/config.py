@@ -31,7 +31,8 @@ from ftcore.recipes import recipe_folders, staged_recipes
 from ftcore.resources import PACKAGE, resolve, resources
 
 Config = dict[str, Any]
-GROUPS = ("model", "adapter", "data", "method", "hardware", "logger", "recipes")
+GROUPS = ("model", "adapter", "data", "method", "hardware", "logger", "recipes", "sweeps")
+FILES = ("recipes", "sweeps")  # of a team: read as data, checked, then composed
 TRUSTED = "FTCORE_TRUST"
 TRUST_ADVICE = "to use a module of your own, give trust=[{}] on the command line"
 SECRET = re.compile(r"(^|_)(api_?key|token|secret|password|credentials?)$", re.IGNORECASE)
@@ -78,8 +79,8 @@ def _schema() -> Config:
 def options(group: str, config_dirs: Iterable[Path] = ()) -> list[str]:
     """Names that `group=<name>` accepts, sorted; names with a leading underscore are shared parts, not options."""
     folders = [folder / group for folder in (resources() / "conf", *config_dirs)]
-    if group == "recipes":
-        folders = recipe_folders(tuple(config_dirs))
+    if group in FILES:
+        folders = recipe_folders(tuple(config_dirs), group)
     names = {file.stem for folder in folders for file in folder.glob("*.yaml")}
     return sorted(name for name in names if not name.startswith("_"))
 
@@ -90,12 +91,13 @@ def load_config(arguments: list[str], config_dirs: tuple[Path, ...] = ()) -> Con
     `arguments` are Hydra overrides (`method=dpo method.lr=1e-4`). With `run=<folder>` that run's config.yaml is the base
     that they change. Raises `ConfigError` naming every problem.
     """
-    overrides = _parse([word for word in arguments if word != "recipes=null"])
+    overrides = _parse([word for word in arguments if word not in ("recipes=null", "sweeps=null")])
     trust: Any = next((o.value() for o in overrides if o.key_or_group == "trust"), [])
     chosen = [o for o in overrides if o.key_or_group in GROUPS]
     values = [o for o in overrides if o.key_or_group not in GROUPS]
     _check_choices(chosen, config_dirs)
-    with staged_recipes([str(o.value()) for o in chosen if o.key_or_group == "recipes"], config_dirs) as staged:
+    files = [(o.key_or_group, str(o.value())) for o in chosen if o.key_or_group in FILES]
+    with staged_recipes(files, config_dirs) as staged:
         config = _compose(chosen, values, [*staged.search_path, *config_dirs])
         config = _on_top_of_run(config, chosen, values)
         config["name"] = config.get("name") or "-".join(

@@ -47,6 +47,19 @@ class CheckpointSettings(TypedDict):
     on_error: Literal["continue", "stop"]
 
 
+class Sweep(TypedDict):
+    """Keys under `sweep`."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]
+
+    n_jobs: PositiveInt
+    time_limit: Annotated[float, Gt(0)] | None
+    trials: PositiveInt
+    objective: str
+    direction: Literal["minimize", "maximize"]
+    prune: str | None
+
+
 class TopLevel(TypedDict):
     """Keys of the whole config. Groups are mappings here; each is checked against what its `_target_` takes."""
 
@@ -76,6 +89,9 @@ class TopLevel(TypedDict):
     retention: Retention
     trust: list[str]
     trainer: dict[str, Any]
+    search: dict[str, Any]
+    sampler: Literal["grid", "tpe"]
+    sweep: Sweep
     run: str | None
     other: str | None
     prompt: str | None

@@ -81,7 +81,7 @@ def wandb_logger(
     """
     import wandb
 
-    offline = mode == "offline" or (mode == "auto" and not _has_key())
+    offline = mode == "offline" or (mode == "auto" and not has_key())
     settings = wandb.Settings(
         x_disable_meta=True,
         x_disable_stats=True,
@@ -130,7 +130,8 @@ def wandb_files(logger: WandbLogger) -> Path:
     return Path(logger.experiment.dir).parent
 
 
-def _has_key() -> bool:
+def has_key() -> bool:
+    """Whether W&B's server would let us in: its key is in the environment or in the netrc file."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     netrc = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()

@@ -32,39 +32,40 @@ class Staged:
 
 
 @contextmanager
-def staged_recipes(names: list[str], config_dirs: tuple[Path, ...] = ()) -> Iterator[Staged]:
-    """Check the named recipes and copy them into a private folder for as long as the context lasts."""
+def staged_recipes(names: list[tuple[str, str]], config_dirs: tuple[Path, ...] = ()) -> Iterator[Staged]:
+    """Check the named files, (recipes or sweeps, name), and copy them into a private folder as long as the context lasts."""
     staged = Staged()
     if not names:
         yield staged
         return
     private = Path(tempfile.mkdtemp(prefix="ftcore-"))
     try:
-        (private / "recipes").mkdir()
-        for name in names:
-            _stage(name, config_dirs, private, staged)
+        for group, name in names:
+            _stage(group, name, config_dirs, private, staged)
         staged.search_path.append(private)
         yield staged
     finally:
         shutil.rmtree(private, ignore_errors=True)
 
 
-def recipe_folders(config_dirs: tuple[Path, ...] = ()) -> list[Path]:
-    """Folders searched for recipes: a team's own first, then the shipped ones."""
+def recipe_folders(config_dirs: tuple[Path, ...] = (), group: str = "recipes") -> list[Path]:
+    """Folders searched for recipes (or sweeps): a team's own first, then the shipped ones."""
     team = [Path(entry) for entry in os.environ.get("FTCORE_RECIPES", "").split(os.pathsep) if entry]
-    return [*team, *(folder / "recipes" for folder in config_dirs), resources() / "recipes"]
+    return [*team, *(folder / group for folder in config_dirs), resources() / group]
 
 
-def _stage(name: str, config_dirs: tuple[Path, ...], private: Path, staged: Staged) -> None:
-    file = next((f for d in recipe_folders(config_dirs) if (f := d / f"{name}.yaml").is_file()), None)
+def _stage(group: str, name: str, config_dirs: tuple[Path, ...], private: Path, staged: Staged) -> None:
+    file = next((f for d in recipe_folders(config_dirs, group) if (f := d / f"{name}.yaml").is_file()), None)
     if file is None or not re.fullmatch(r"\w[\w.-]*", name):
-        raise ConfigError(f"There is no recipe {name!r} in {', '.join(map(str, recipe_folders(config_dirs)))}.")
+        places = ", ".join(map(str, recipe_folders(config_dirs, group)))
+        raise ConfigError(f"There is no {name!r} among the {group} in {places}.")
     content = file.read_bytes()[: MAX_BYTES + 1]
     root = _parse(file, content)
     _check(file, root)
     for path, line in _key_lines(root):
         staged.lines[path] = f"{file}:{line}"
-    (private / "recipes" / f"{name}.yaml").write_bytes(content)
+    (private / group).mkdir(exist_ok=True)
+    (private / group / f"{name}.yaml").write_bytes(content)
 
 
 def _parse(file: Path, content: bytes) -> yaml.MappingNode:

@@ -17,7 +17,7 @@ Config = dict[str, Any]
 # What may be another when a run goes on: it changes how far, where or how it is watched, not what is computed.
 SAFE = {
     "max_steps", "max_epochs", "hardware", "micro_batch_size", "logger", "checkpoints", "resume", "output_dir", "choices",
-    "dry_run", "trust", "name", "max_bad_steps", "hang_timeout",
+    "dry_run", "trust", "name", "max_bad_steps", "hang_timeout", "search", "sampler", "sweep",
 }  # fmt: skip
 
 

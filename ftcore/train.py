@@ -290,7 +290,7 @@ def _watching(config: Config, folder: Path, job: Job) -> list[Any]:
         found.append(Ledger(folder, job.batches.rank))
     if config["hang_timeout"]:
         found.append(Watchdog(config["hang_timeout"]))
-    return [*faults.asked_for(), *found]
+    return [*faults.asked_for(config["seed"]), *found]
 
 
 def _selection(config: Config, folder: Path, validation: DataLoader | None) -> list[Any]:

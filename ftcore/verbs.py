@@ -188,6 +188,3 @@ def inspect_data(config: Config) -> None:
 
     quiet()
     inspect(config)
-
-
-VERBS = {"eval": evaluate, "compare": compare, "chat": chat, "export": export, "inspect": inspect_data}

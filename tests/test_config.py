@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from ftcore import schema
-from ftcore.config import GROUPS, load_config, options
+from ftcore.config import FILES, GROUPS, load_config, options
 from ftcore.errors import ConfigError
 from ftcore.resources import PACKAGE, resources
 
@@ -79,15 +79,16 @@ def test_help_lists_every_group_and_option(ftcore):
 def compositions():
     """A method with one option of every other group, in turn, until every option has met every method.
 
-    Each takes 0.4 s. The first half has all but some models and data (others for every second method), the rest is slow.
+    Each takes 0.4 s. The first turns have all but some models and data (others for every second method), the rest is slow.
     """
-    others = {group: options(group) for group in GROUPS if group != "method"}
+    others = {group: options(group) for group in GROUPS if group not in ("method", *FILES)}
     turns = max(map(len, others.values()))
+    fast = max(len(names) for group, names in others.items() if group not in ("model", "data"))
     for number, method in enumerate(options("method")):
         for turn in range(turns):
             place = turn + number % 2 * (turns // 2)
             chosen = {group: names[place % len(names)] for group, names in others.items()}
-            marks = [pytest.mark.slow] if turn >= (turns + 1) // 2 else []
+            marks = [pytest.mark.slow] if turn >= fast else []
             yield pytest.param(method, chosen, id=f"{method}-{turn}", marks=marks)
 
 
@@ -99,10 +100,10 @@ def test_every_option_of_every_group_composes_with_every_method(method, chosen):
     assert config["choices"] == {**chosen, "method": method}
 
 
-def test_the_first_half_of_the_compositions_leaves_nothing_but_models_and_data_to_the_second():
+def test_the_first_compositions_leave_nothing_but_models_and_data_to_the_slow_ones():
     fast = [param.values for param in compositions() if not param.marks]
     met = {(method, group, option) for method, chosen in fast for group, option in chosen.items()}
-    others = [group for group in GROUPS if group not in ("method", "model", "data")]
+    others = [group for group in GROUPS if group not in ("method", "model", "data", *FILES)]
     assert met >= {(m, group, option) for m in options("method") for group in others for option in options(group)}
     for group in ("model", "data"):
         assert {option for _, named, option in met if named == group} == set(options(group))

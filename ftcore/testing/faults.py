@@ -2,7 +2,8 @@
 
 `FTCORE_FAULTS="kill process=1 step=3 point=save"` in the environment, several joined by ";". Kinds: kill (SIGKILL), raise, hang,
 nan (the loss of that step), out_of_memory (in a forward pass of more than one row) and disk_full. Points: step (before its
-first forward pass) and save (while its checkpoint is written). A process that is left out means the first one.
+first forward pass) and save (while its checkpoint is written). A process that is left out means the first one; `seed=7` strikes
+only in runs of that seed, one job of a sweep.
 """
 
 import errno
@@ -22,6 +23,7 @@ from ftcore.methods.base import Method
 from ftcore.processes import rank_and_world
 
 VARIABLE = "FTCORE_FAULTS"
+PLACES = ("process", "step", "seed")
 Kind = Literal["kill", "raise", "hang", "nan", "out_of_memory", "disk_full"]
 
 
@@ -33,6 +35,7 @@ class Fault:
     step: int
     process: int = 0
     point: str = "step"
+    seed: int | None = None
 
     def strike(self) -> None:
         """Do what the kind says."""
@@ -50,14 +53,14 @@ def parse(text: str) -> list[Fault]:
     """The faults of the environment variable. Raises `ConfigError` for one that cannot be.
 
     >>> parse("kill process=1 step=3 point=save")
-    [Fault(kind='kill', step=3, process=1, point='save')]
+    [Fault(kind='kill', step=3, process=1, point='save', seed=None)]
     """
     faults = []
     for one in filter(None, map(str.strip, text.split(";"))):
         kind, *words = one.split()
         place = dict(word.split("=", 1) for word in words if "=" in word)
         point = place.pop("point", "step")
-        numbers = {key: int(value) for key, value in place.items() if key in ("process", "step") and value.isdecimal()}
+        numbers = {key: int(value) for key, value in place.items() if key in PLACES and value.isdecimal()}
         if (
             kind not in get_args(Kind)
             or point not in ("step", "save")
@@ -69,9 +72,10 @@ def parse(text: str) -> list[Fault]:
     return faults
 
 
-def asked_for() -> list[Callback]:
-    """The callback that strikes the faults of the environment; none when there are none."""
-    return [Faults(faults)] if (faults := parse(os.environ.get(VARIABLE, ""))) else []
+def asked_for(seed: int) -> list[Callback]:
+    """The callback that strikes the faults of the environment in a run of this seed; none when there are none."""
+    faults = [fault for fault in parse(os.environ.get(VARIABLE, "")) if fault.seed in (None, seed)]
+    return [Faults(faults)] if faults else []
 
 
 class Faults(Callback):

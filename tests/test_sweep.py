@@ -1,0 +1,220 @@
+"""Many runs from one command: what fails touches no other, the same command goes on, and the answer is honest about chance."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from filelock import FileLock
+
+from ftcore.config import options
+from ftcore.jobs import Job
+from ftcore.sweep import read_sweep
+from ftcore.sweep_report import finish
+from ftcore.testing.faults import VARIABLE
+from tests.conftest import FAST
+
+TINY = [*FAST, "max_steps=2"]
+HEADER = "# @package _global_\ndefaults:\n  - override /model: tiny\n"
+
+
+def answer(outcome):
+    return json.loads(next(outcome.cwd.glob("runs/*/sweep-*/sweep.json")).read_text())
+
+
+@pytest.fixture
+def team(tmp_path, monkeypatch):
+    """Write a sweep file of a team; `sweeps=own` finds it."""
+    monkeypatch.setenv("FTCORE_RECIPES", str(tmp_path / "team"))
+    (tmp_path / "team").mkdir()
+
+    def write(text):
+        (tmp_path / "team" / "own.yaml").write_text(HEADER + text)
+
+    return write
+
+
+def test_jobs_that_fail_touch_no_other_and_the_same_command_runs_only_those(ftcore, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "raise step=1 seed=2; kill step=1 seed=3")
+    command = ["-m", "seed=1,2,3,4", "sweep.n_jobs=2", *TINY]
+    outcome = ftcore(*command)
+    assert outcome.status == 1
+    assert "2 of 4 jobs failed" in outcome.err
+    reasons = {job["changes"]["seed"]: job["state"] for job in answer(outcome)["jobs"]}
+    assert reasons["1"] == reasons["4"] == "done"
+    assert "a fault that was asked for" in reasons["2"]
+    assert reasons["3"] == "killed by SIGKILL"
+    monkeypatch.delenv(VARIABLE)
+    before = {path: path.stat().st_mtime_ns for path in outcome.cwd.glob("runs/*/sweep-*/*/*/summary.json")}
+    again = ftcore(*command)
+    assert again.status == 0
+    assert len(before) == 2
+    assert all(path.stat().st_mtime_ns == then for path, then in before.items())
+    assert len(list(outcome.cwd.glob("runs/*/sweep-*/*/*/summary.json"))) == 4
+    assert (next(outcome.cwd.glob("runs/*/sweep-*")) / "sweep.html").stat().st_size > 10_000
+
+
+def test_a_job_gives_what_the_same_command_gives_alone(ftcore):
+    swept = ftcore("-m", "seed=5,6", *TINY)
+    alone = ftcore("seed=6", "output_dir=alone", *TINY)
+    scores = {job["changes"]["seed"]: job["summary"]["tuned"] for job in answer(swept)["jobs"]}
+    summary = json.loads(next(alone.cwd.glob("alone/*/*/summary.json")).read_text())
+    assert scores["6"]["loss"] == pytest.approx(summary["tuned"]["loss"], rel=1e-6)
+    assert scores["5"]["loss"] != pytest.approx(summary["tuned"]["loss"], rel=1e-6)
+
+
+def test_tpe_goes_on_with_its_study(ftcore, team):
+    team("search:\n  method.lr: {low: 1.0e-4, high: 1.0e-1, log: true}\n  adapter.rank: [4, 8]\nsampler: tpe\n")
+    assert ftcore("sweeps=own", "sweep.trials=2", *TINY).status == 0
+    outcome = ftcore("sweeps=own", "sweep.trials=3", *TINY)
+    jobs = answer(outcome)["jobs"]
+    assert [job["state"] for job in jobs] == ["done"] * 3
+    assert all(1e-4 <= float(job["changes"]["method.lr"]) <= 1e-1 for job in jobs)
+    assert len({job["changes"]["method.lr"] for job in jobs}) == 3
+
+
+def test_tpe_repeats_what_failed_in_its_own_folder(ftcore, team, monkeypatch):
+    team("search:\n  method.lr: {low: 1.0e-4, high: 1.0e-1, log: true}\nsampler: tpe\nsweep:\n  trials: 2\n")
+    monkeypatch.setenv(VARIABLE, "raise step=1")
+    assert ftcore("sweeps=own", *TINY).status == 1
+    monkeypatch.delenv(VARIABLE)
+    outcome = ftcore("sweeps=own", *TINY)
+    assert outcome.status == 0
+    assert [job["state"] for job in answer(outcome)["jobs"]] == ["done", "done"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "part"),
+    [
+        ("search:\n  method.lrr: [1, 2]\n", [], "method.lrr is not a key; did you mean 'lr'?"),
+        ("search:\n  method.lr: [1.0e-3, none]\n", [], "method.lr must be"),
+        ("search:\n  method.lr: {low: 1.0e-4, high: 1.0e-2}\n", [], "needs a list of values"),
+        ("search:\n  method.lr: {low: 1.0e-2, high: 1.0e-4}\nsampler: tpe\n", [], "search.method.lr"),
+        ("search:\n  method.lr: {lo: 1.0e-4, high: 1.0e-2}\nsampler: tpe\n", [], "low and high"),
+        ("search:\n  output_dir: [/tmp, /var]\n", [], "search.output_dir is not a key"),
+        ("search:\n  trust: [[os]]\n", [], "search.trust is not a key"),
+        ("search:\n  method._target_: [os.system]\n", [], "_target_"),
+        ("seed: 1\n", [], "Nothing is swept"),
+        ("search:\n  seed: []\n", [], "needs a list of values"),
+    ],
+)
+def test_a_wrong_sweep_file_runs_nothing(fails, team, tmp_path, text, words, part):
+    team(text)
+    assert part in fails(2, "sweeps=own", *words, *TINY)
+    assert not list(tmp_path.glob("runs/**/config.yaml"))
+
+
+@pytest.mark.parametrize("words", [["-m", "seed=1"], ["-m", "method.lr=interval(1e-4,1e-2)"], ["seed=1,2"]])
+def test_a_wrong_sweep_command_runs_nothing(fails, tmp_path, words):
+    fails(2, *words, *TINY)
+    assert not list(tmp_path.glob("runs/**/config.yaml"))
+
+
+def test_two_commands_do_not_share_a_folder(ftcore, fails, team, tmp_path):
+    team("search:\n  seed: [1, 2]\n")
+    assert ftcore("wandb_sweep", "sweeps=own", "model=tiny", "dry_run=true").status == 0
+    folder = next(tmp_path.glob("runs/*/sweep-*"))
+    with FileLock(folder / ".lock"):
+        assert "Another command is running this sweep" in fails(2, "sweeps=own", "model=tiny")
+
+
+def test_wandb_gets_the_same_sweep(ftcore, team, tmp_path):
+    team("search:\n  method.lr: {low: 1.0e-4, high: 1.0e-1, log: true}\n  adapter.rank: {low: 4, high: 16, step: 4}\n"
+         "  method.packing: [true, false]\nsampler: tpe\n")  # fmt: skip
+    outcome = ftcore("wandb_sweep", "sweeps=own", "max_steps=2", "dry_run=true")
+    assert "wandb sweep --project ftcore" in outcome.out
+    settings = yaml.safe_load(next(tmp_path.glob("runs/*/sweep-*/wandb-sweep.yaml")).read_text())
+    assert settings["parameters"] == {
+        "method.lr": {"min": 1e-4, "max": 1e-1, "distribution": "log_uniform_values"},
+        "adapter.rank": {"min": 4, "max": 16, "distribution": "q_uniform", "q": 4},
+        "method.packing": {"values": [True, False]},
+    }
+    assert settings["metric"] == {"name": "tuned.loss", "goal": "minimize"}
+    assert settings["command"][2:] == ["-m", "ftcore", "sweeps=own", "max_steps=2", "${args_no_hyphens}"]
+
+
+def test_an_agent_of_wandb_runs_one_job_of_a_sweep_file(ftcore, team, monkeypatch):
+    team("search:\n  seed: [1, 2]\n")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
+    outcome = ftcore("sweeps=own", *TINY, "seed=2")
+    assert outcome.status == 0
+    assert not list(outcome.cwd.glob("runs/*/sweep-*"))
+    assert outcome.summary["steps"] == 2
+
+
+@pytest.mark.parametrize("name", options("sweeps"))
+def test_a_shipped_sweep_searches_what_can_be_searched(name):
+    _, searched, config = read_sweep([f"sweeps={name}"], ())
+    assert searched == config["search"]
+    assert config["choices"]["sweeps"] == name
+
+
+def finished(folder, seed, rank, right):
+    """A job as it looks when it is done: 40 questions, those of `right` answered rightly."""
+    job = Job(seed * 100 + rank, [], {"adapter.rank": str(rank), "seed": str(seed)}, folder / f"{seed}-{rank}")
+    run = job.folder / "then"
+    run.mkdir(parents=True)
+    rows = [{"id": f"q{k}", "tuned_right": k in right} for k in range(40)]
+    (run / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / "summary.json").write_text(json.dumps({"base": {}, "tuned": {"accuracy": len(right) / 40}}))
+    return job
+
+
+@pytest.mark.parametrize(("second", "said"), [(range(38), "a tie"), (range(8), "no tie")])
+def test_a_sweep_says_tie_when_it_is_one(tmp_path, second, said):
+    config = {"sweep": {"objective": "tuned.accuracy", "direction": "maximize"}, "logger": None}
+    jobs = [finished(tmp_path, seed, rank, right) for seed in (1, 2) for rank, right in ((4, second), (8, range(39)))]
+    finish(config, tmp_path, jobs, {})
+    verdict = json.loads((tmp_path / "sweep.json").read_text())["verdict"]
+    assert verdict.startswith("Best by tuned.accuracy: adapter.rank=8")
+    assert verdict.endswith(f", {said}.")
+
+
+@pytest.mark.slow
+def test_methods_data_and_processes_are_swept_together(ftcore):
+    """The 2 x 2 x 2 of two methods, two data options and one or two processes."""
+    words = ["method=sft,dpo", "data=medical,icd10", "hardware=cpu,ddp_2cpu", "model=tiny", "max_steps=2"]
+    outcome = ftcore("-m", *words)
+    assert outcome.status == 0, outcome.out
+    assert [job["state"] for job in answer(outcome)["jobs"]] == ["done"] * 8
+
+
+@pytest.mark.slow
+def test_three_of_twenty_jobs_fail_and_only_those_run_again(ftcore, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "raise step=2 seed=3; kill step=2 seed=9; hang step=2 seed=15")
+    command = ["-m", "seed=range(20)", "sweep.n_jobs=2", "sweep.time_limit=60", *TINY]
+    outcome = ftcore(*command)
+    assert outcome.status == 1
+    failed = {job["changes"]["seed"]: job["state"] for job in answer(outcome)["jobs"] if job["state"] != "done"}
+    assert set(failed) == {"3", "9", "15"}
+    assert failed["15"] == "longer than 60 s"
+    monkeypatch.delenv(VARIABLE)
+    logs = {path: path.stat().st_mtime_ns for path in outcome.cwd.glob("runs/*/sweep-*/*/output.log")}
+    assert ftcore(*command).status == 0
+    assert sum(path.stat().st_mtime_ns != then for path, then in logs.items()) == 3
+
+
+@pytest.mark.slow
+def test_a_launcher_of_hydra_runs_the_jobs_by_name(ftcore):
+    outcome = ftcore("-m", "seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *TINY)
+    assert outcome.status == 0, outcome.err
+    assert [job["state"] for job in answer(outcome)["jobs"]] == ["done", "done"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_every_job(tmp_path):
+    command = [sys.executable, "-m", "ftcore", "-m", "seed=1,2", "max_epochs=null", "max_steps=4321", *FAST]
+    with (tmp_path / "out").open("w") as out:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=out, stderr=out, start_new_session=True)
+        until = time.monotonic() + 120
+        while not list(tmp_path.glob("runs/*/sweep-*/*/*/metrics.jsonl")) and time.monotonic() < until:
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(30) == 130
+    found = subprocess.run(["pgrep", "-f", "max_steps=4321"], capture_output=True, text=True).stdout.split()
+    assert not found
+    assert list(tmp_path.glob("runs/*/sweep-*/*/*/checkpoints/*"))
