@@ -15,7 +15,7 @@ lint:     ## ruff and mypy
 	ruff check . && ruff format --check . && mypy
 golden:   ## write tests/golden anew after a change of the algorithm
 	FTCORE_RECORD=1 pytest tests/test_golden.py
-schema:   ## write ftcore/schema.json from the signatures
+schema:   ## write ftcore/schema.json, and recipe.schema.json for editors, from the signatures
 	python -m ftcore.schema
 data:     ## write the rows of data=medical from its facts
 	python dev/build_medical.py

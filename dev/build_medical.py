@@ -28,7 +28,8 @@ def rows_of(fact: dict, number: int) -> dict[str, list[dict]]:
         add(f"prompts.{split}", f"prompt-{k}", prompt=question, answer=fact["accept"])
     for k, wrong in enumerate(fact["wrong"]):
         add("preference.train", f"pair-{k}", prompt=seen[k], chosen=fact["completion"], rejected=wrong)
-    add("preference.test", "pair-test", prompt=held_out, chosen=fact["completion"], rejected=fact["wrong"][number % 2])
+    pair = {"chosen": fact["completion"], "rejected": fact["wrong"][number % 2]}
+    add("preference.test", "pair-test", prompt=held_out, **pair, answer=fact["accept"])
     add(f"passages.{passage_split}", "passage", text=fact["passage"])
     add("cloze.test", "cloze", text=fact["cloze"], answer=fact["cloze_answer"])
     return files

@@ -1,4 +1,4 @@
-"""JSON schemas from signatures: `python -m ftcore.schema` writes ftcore/schema.json.
+"""JSON schemas from signatures: `python -m ftcore.schema` writes ftcore/schema.json and what editors read.
 
 Config parameters are the keyword-only parameters of what `_target_` names; what comes before the `*` is given by the
 program. While a class passes `**kwargs` on, its bases' parameters belong to it too. Types are the annotations, ranges their
@@ -75,4 +75,8 @@ def build() -> str:
 
 
 if __name__ == "__main__":
-    (PACKAGE / "schema.json").write_text(build())
+    from ftcore import editor_schema
+
+    content = build()
+    (PACKAGE / "schema.json").write_text(content)
+    editor_schema.FILE.write_text(editor_schema.build(json.loads(content)))

@@ -7,14 +7,15 @@ import time
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 
-from ftcore import schema
+from ftcore import editor_schema, schema
 from ftcore.config import FILES, GROUPS, load_config, options
 from ftcore.errors import ConfigError
 from ftcore.resources import PACKAGE, resources
 
 CONF = resources() / "conf"
-PATHS = {"jsonl": ["data.path=x.jsonl"], "own_jsonl": ["data.path=x.jsonl"]}
+PATHS = {name: ["data.path=x.jsonl"] for name in ("jsonl", "own_jsonl", "qlora_8b_single_gpu", "full_8b_fsdp")}
 
 
 @pytest.mark.parametrize(
@@ -117,6 +118,22 @@ def test_a_recipe_composes_by_itself(name):
 
 def test_schema_file_is_what_the_signatures_say():
     assert (PACKAGE / "schema.json").read_text() == schema.build(), "run `make schema`"
+
+
+def test_editors_accept_every_shipped_file_and_mark_what_is_wrong():
+    written = editor_schema.FILE.read_text()
+    assert written == editor_schema.build(json.loads(schema.build())), "run `make schema`"
+    validator = Draft202012Validator(json.loads(written))
+    for group in FILES:
+        for file in (resources() / group).glob("*.yaml"):
+            assert not list(validator.iter_errors(yaml.safe_load(file.read_text()))), file.name
+    for wrong in (
+        {"method": {"lrr": 1}},
+        {"max_stepz": 3},
+        {"adapter": {"rank": 0}},
+        {"defaults": [{"override /method": "sftt"}]},
+    ):
+        assert list(validator.iter_errors(wrong)), wrong
 
 
 def test_every_field_of_conf_has_a_comment_above_it():
