@@ -6,14 +6,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+# N places of a batch: true entries (B, T), or their rows and columns (N,) each, which may come twice.
+Places = Tensor | tuple[Tensor, Tensor]
 
-def logits_at(network: Any, batch: dict[str, Any], positions: Tensor) -> Tensor:
-    """Logits (N, V) in float32 at the N true entries of `positions` (B, T)."""
+
+def logits_at(network: Any, batch: dict[str, Any], positions: Places) -> Tensor:
+    """Logits (N, V) in float32 at N `positions`."""
     return logits_and_hidden_at(network, batch, positions)[0]
 
 
-def logits_and_hidden_at(network: Any, batch: dict[str, Any], positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (N, V) in float32 and last hidden states (N, H) at the N true entries of `positions` (B, T).
+def logits_and_hidden_at(network: Any, batch: dict[str, Any], positions: Places) -> tuple[Tensor, Tensor]:
+    """Logits (N, V) in float32 and last hidden states (N, H) at N `positions`.
 
     A pre-hook on the output embedding keeps those positions' hidden states, and the model's own forward does the rest
     (soft-capping, logit scale, hooks of sharding): the vocabulary is projected nowhere else.
@@ -26,27 +29,40 @@ def logits_and_hidden_at(network: Any, batch: dict[str, Any], positions: Tensor)
 
     hook = network.get_output_embeddings().register_forward_pre_hook(keep)
     try:
-        output = network(**_inputs(batch), use_cache=False)
+        output = network(**inputs(batch, network.dtype), use_cache=False)
     finally:
         hook.remove()
     return output.logits[0].float(), kept[0]
 
 
-def _inputs(batch: dict[str, Any]) -> dict[str, Tensor | None]:
-    """Sequences packed in one row are told apart by positions that begin again; padded ones by their mask."""
+def inputs(batch: dict[str, Any], dtype: torch.dtype) -> dict[str, Tensor | None]:
+    """What a network is given: sequences packed in one row are told apart by positions that begin again, answers that share a
+    prompt by a mask (B, 1, T, T) that is added to attention scores, padded ones by theirs."""
+    if "segments" in batch:
+        mask = _sharing_mask(batch["segments"], dtype)
+        return {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "attention_mask": mask}
     if "position_ids" in batch:
         return {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "attention_mask": None}
     return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
 
 
-def predicted(batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """(positions (B, T) that predict a token with loss, those tokens (N,)).
+def _sharing_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a token (row) sees another (column): itself and those before it, of the prompt or its own answer. Else very low."""
+    seen = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
+    hidden = ~seen.tril()
+    return torch.zeros_like(hidden, dtype=dtype).masked_fill(hidden, torch.finfo(dtype).min)[:, None]
 
-    A token is predicted where it stands when the batch has `targets` (masked words), else one position earlier.
+
+def predicted(batch: dict[str, Any]) -> tuple[Places, Tensor]:
+    """(places that predict a token with loss, those tokens (N,)).
+
+    A token is predicted where it stands when the batch has `targets` (masked words), else where the token before it stands.
     """
     mask = batch["completion_mask"]
     if "targets" in batch:
         return mask, batch["targets"][mask]
+    if "segments" in batch:
+        return (mask.nonzero()[:, 0], batch["previous"][mask]), batch["input_ids"][mask]
     following = mask[:, 1:]  # a first token has nothing before it
     return pad(following, (0, 1)), batch["input_ids"][:, 1:][following]
 
@@ -64,16 +80,19 @@ def target_logps(logits: Tensor, targets: Tensor) -> Tensor:
 
 def row_sums(values: Tensor, batch: dict[str, Any]) -> Tensor:
     """Sum (B,) over each sequence of `values` (N,), which stand in the order of `completion_logps`."""
-    size = len(batch["ids"] if "position_ids" in batch else batch["input_ids"])
+    several = "position_ids" in batch  # in one row
+    size = len(batch["order"] if "segments" in batch else batch["ids"] if several else batch["input_ids"])
     return values.new_zeros(size).index_add(0, row_numbers(batch), values)
 
 
 def row_numbers(batch: dict[str, Any]) -> Tensor:
-    """The sequence (N,) that each value of `completion_logps` belongs to, packed ones told apart."""
+    """The sequence (N,) that each value of `completion_logps` belongs to; those in one row are told apart."""
+    if "segments" in batch:
+        return batch["sequences"][batch["completion_mask"]]
     positions = predicted(batch)[0]
     if "position_ids" in batch:
         return ((batch["position_ids"] == 0).cumsum(-1) - 1)[positions]
-    return positions.nonzero()[:, 0]
+    return positions.nonzero()[:, 0]  # type: ignore[union-attr]
 
 
 def sequence_sums(network: Any, batch: dict[str, Any]) -> Tensor:

@@ -289,3 +289,20 @@ def parameter_counts(network: Any) -> tuple[int, int]:
     """(trained, all) parameters."""
     sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
     return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
+
+
+# Architectures of which a test shows that answers sharing a prompt get the log-probabilities that they get alone.
+TAKE_ANY_MASK = {"gemma", "gpt2", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3"}
+
+
+def takes_any_mask(network: Any) -> bool:
+    """Whether attention is what a mask says and nothing else: no window over the last tokens, no kernel without masks."""
+    config = network.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or ["full_attention"]
+    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    return (
+        config.model_type in TAKE_ANY_MASK
+        and set(kinds) == {"full_attention"}
+        and not windowed
+        and config._attn_implementation in ("sdpa", "eager")
+    )

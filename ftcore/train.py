@@ -142,6 +142,7 @@ def prepare(config: Config, records: Records | None = None) -> Job:
         _general(method, keep),
         method.rows_of_step,
         method.collate_text,
+        method.arrange,
         **beside,
         **layout,
     )

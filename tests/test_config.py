@@ -98,7 +98,7 @@ def test_every_option_of_every_group_composes_with_every_method(method, chosen):
     words = [f"{group}={option}" for group, option in chosen.items()]
     paths = {word for option in chosen.values() for word in PATHS.get(option, [])}
     config = load_config([f"method={method}", *words, *paths])
-    assert config["choices"] == {**chosen, "method": method}
+    assert config["choices"] == {**dict.fromkeys(FILES), **chosen, "method": method}
 
 
 def test_the_first_compositions_leave_nothing_but_models_and_data_to_the_slow_ones():

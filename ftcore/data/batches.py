@@ -48,6 +48,7 @@ class TrainBatches:
         prepare: what to train on in a step, given a function that draws its rows and a random generator that is the same in
             every process (default: the rows).
         collate_text: `collate` of the general text (default: the same).
+        arrange: the rows of a step as micro-batches and processes take their shares (default: the longest first).
         retention: general text, `retention_rows` of it beside the rows of every `retention_every`-th step (none: no such term).
         steps: optimizer steps of the run.
         updates: optimizer steps on what one call of `prepare` returned.
@@ -61,6 +62,7 @@ class TrainBatches:
         retention: Sequence[Example] = (),
         prepare: Callable[[Draw, np.random.Generator], list[Any]] = lambda draw, _: draw(),
         collate_text: Callable[[list[Example]], Batch] | None = None,
+        arrange: Callable[[list[Any]], list[Any]] | None = None,
         *,
         retention_rows: int,
         retention_every: int,
@@ -74,7 +76,7 @@ class TrainBatches:
         world_size: int,
     ) -> None:
         self.examples, self.collate, self.counts, self.steps = examples, collate, counts, steps
-        self.collate_text = collate_text or collate
+        self.collate_text, self.arrange = collate_text or collate, arrange or longest_first
         self.prepare, self.updates, self.rows_per_step = prepare, updates, rows_per_step or global_batch_size
         self.retention, self.retention_rows, self.retention_every = retention, retention_rows, retention_every
         self.global_batch_size, self.micro_batch_size, self.seed = global_batch_size, micro_batch_size, seed
@@ -115,7 +117,7 @@ class TrainBatches:
         totals: Counter[str] = Counter(retention=sum(sum(example.completion_mask) for example in retention))
         for row in rows:
             totals.update(self.counts(row))
-        rows = sorted(rows, key=lambda row: -len(row))
+        rows = self.arrange(rows)
         for k in range(self.accumulation):
             share = k * self.world_size + self.rank
             mine = _share(rows, share, self.micro_batch_size)
@@ -135,6 +137,11 @@ def in_batches(items: Sequence[T], size: int) -> list[list[T]]:
     [[1, 2], [3]]
     """
     return [list(items[start : start + size]) for start in range(0, len(items), size)]
+
+
+def longest_first(rows: list[Any]) -> list[Any]:
+    """Rows by length, so that those side by side need little padding."""
+    return sorted(rows, key=lambda row: -len(row))
 
 
 def _share(rows: list[T], number: int, size: int) -> list[T]:
@@ -188,3 +195,69 @@ def pack(examples: list[Example]) -> Batch:
         "completion_mask": torch.tensor([list(chain(*masks))]),
         "ids": [example.id for example in examples],
     }
+
+
+def share_prompts(examples: Sequence[Example], pad_id: int, width: int) -> Batch:
+    """Rows in which answers to one prompt follow it side by side: it is computed once, and no answer sees another.
+
+    `segments` (rows, longest) is 0 in the prompt, k in its k-th answer and -1 in padding; `previous` is the place of the token
+    before; `sequences` the number of the example; `ends` (2, examples) row and place of its last token; `order` the examples as
+    they follow each other in the rows. `width`, the model's hidden size, decides how many answers a row holds.
+
+    >>> one, two = Example("a", [5, 6, 7], [False, True, True]), Example("b", [5, 8], [False, True])
+    >>> batch = share_prompts([one, two], pad_id=0, width=64)
+    >>> batch["input_ids"].tolist(), batch["segments"].tolist(), batch["previous"].tolist()
+    ([[5, 6, 7, 8]], [[0, 1, 1, 2]], [[0, 0, 1, 0]])
+    """
+    rows = _rows_sharing(examples, width)
+    prompts = [_prompt_length(examples[row[0]]) for row in rows]
+    longest = max(p + sum(len(examples[k]) - p for k in row) for p, row in zip(prompts, rows, strict=True))
+    names = ("input_ids", "position_ids", "previous", "sequences")
+    batch: Batch = {name: torch.zeros(len(rows), longest, dtype=torch.long) for name in names}
+    batch["input_ids"].fill_(pad_id)
+    batch["segments"] = torch.full((len(rows), longest), -1)
+    batch["completion_mask"] = torch.zeros(len(rows), longest, dtype=torch.bool)
+    batch["ends"] = torch.zeros(2, len(examples), dtype=torch.long)
+    for r, (p, row) in enumerate(zip(prompts, rows, strict=True)):
+        batch["input_ids"][r, :p] = torch.tensor(examples[row[0]].input_ids[:p])
+        batch["position_ids"][r, :p], batch["segments"][r, :p] = torch.arange(p), 0
+        start = p
+        for segment, k in enumerate(row, 1):
+            example, end = examples[k], start + len(examples[k]) - p
+            place = (r, slice(start, end))
+            batch["input_ids"][place] = torch.tensor(example.input_ids[p:], dtype=torch.long)
+            batch["completion_mask"][place] = torch.tensor(example.completion_mask[p:], dtype=torch.bool)
+            batch["position_ids"][place] = torch.arange(p, len(example))
+            batch["previous"][place] = torch.arange(start - 1, end - 1)
+            batch["previous"][r, start : min(start + 1, end)] = p - 1
+            batch["segments"][place], batch["sequences"][place] = segment, k
+            batch["ends"][:, k] = torch.tensor([r, end - 1 if end > start else p - 1])
+            start = end
+    mask = (batch["segments"] >= 0).long()
+    return batch | {"attention_mask": mask, "order": list(chain(*rows)), "ids": [e.id for e in examples]}
+
+
+def _prompt_length(example: Example) -> int:
+    """Tokens before the first with loss; at least one, as nothing comes before the first token."""
+    return max(example.completion_mask.index(True), 1) if example.trained else len(example)
+
+
+def _rows_sharing(examples: Sequence[Example], width: int) -> list[list[int]]:
+    """Numbers of the examples of each row: those of one prompt, as many together as is cheapest.
+
+    A row of T tokens costs 6 width T + T^2: matrix products against attention (Kaplan et al. 2020, arXiv:2001.08361, table 1).
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for k, example in enumerate(examples):
+        groups.setdefault(tuple(example.input_ids[: _prompt_length(example)]), []).append(k)
+    rows: list[list[int]] = []
+    for prompt, members in groups.items():
+        choices = [in_batches(members, size) for size in range(1, len(members) + 1)]
+        costs = [sum(_cost(examples, row, len(prompt), width) for row in choice) for choice in choices]
+        rows += choices[int(np.argmin(costs))]
+    return rows
+
+
+def _cost(examples: Sequence[Example], row: list[int], prompt: int, width: int) -> int:
+    tokens = prompt + sum(len(examples[k]) - prompt for k in row)
+    return (6 * width + tokens) * tokens

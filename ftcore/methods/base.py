@@ -10,6 +10,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import lightning
@@ -19,13 +20,13 @@ from annotated_types import Ge, Gt, Le, Lt
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
-from ftcore.data.batches import Batch, Draw, pad
+from ftcore.data.batches import Batch, Draw, longest_first, pad, share_prompts
 from ftcore.data.sources import Row
 from ftcore.data.tokens import Encoder, Example
 from ftcore.errors import NumericalError
 from ftcore.logits import logits_at, row_sums
 from ftcore.losses import token_kl
-from ftcore.model import Foundation
+from ftcore.model import Foundation, takes_any_mask
 from ftcore.processes import gathered
 from ftcore.sharding import shard, sync_gradients, unsharded, whole
 
@@ -121,6 +122,10 @@ class Method(lightning.LightningModule):
         """Examples side by side, padded on the right."""
         return self.collate_text(examples)
 
+    def arrange(self, rows: list[Any]) -> list[Any]:
+        """The rows of a step in the order in which micro-batches and processes take their share."""
+        return longest_first(rows)
+
     def prepare(self, draw: Draw, random: np.random.Generator) -> list[Any]:
         """What to train on in a step: by default the rows that it draws. `random` is the same in every process."""
         return draw()
@@ -183,6 +188,17 @@ class Method(lightning.LightningModule):
     def collate_text(self, examples: Sequence[Example]) -> Batch:
         """Single sequences, padded on the right."""
         return pad(examples, self.pad_id)
+
+    def collate_answers(self, examples: Sequence[Example]) -> Batch:
+        """Sequences of which some begin with the same prompt: that is computed once, where the architecture allows it."""
+        if not examples or not self.shares_prompts:
+            return self.collate_text(examples)
+        return share_prompts(examples, self.pad_id, self.network.config.get_text_config().hidden_size)
+
+    @cached_property
+    def shares_prompts(self) -> bool:
+        """Whether the network takes a mask of who sees whom."""
+        return takes_any_mask(self.network)
 
     def placed(self, batch: Batch) -> Batch:
         """The batch where the network is."""

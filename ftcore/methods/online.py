@@ -101,8 +101,9 @@ class OnlineMethod(Method):
         """Padded samples and their per-token numbers in the order of `completion_logps`. Prompts stay rows."""
         if examples and isinstance(examples[0], Prompt):
             return {"ids": [prompt.id for prompt in examples], "rows": [prompt.row for prompt in examples]}
-        numbers = {name: [x for e in examples for x in e.tokens[name]] for name in self.token_names}
-        return self.collate_text([e.example for e in examples]) | {k: torch.tensor(v) for k, v in numbers.items()}
+        batch = self.collate_answers([e.example for e in examples])
+        numbers = {name: [x for e in in_order(examples, batch) for x in e.tokens[name]] for name in self.token_names}
+        return batch | {name: torch.tensor(values) for name, values in numbers.items()}
 
     def prepare(self, draw: Draw, random: np.random.Generator) -> list[Sample]:
         """The step's prompts answered, scored and compared."""
@@ -172,11 +173,19 @@ class OnlineMethod(Method):
             return add_numbers(samples, "ref_logps", [x for s in samples for x in s.completion.logps])
         batch = self.sequences(samples)
         with self.foundation.base_view() as base:
-            add_numbers(samples, "ref_logps", completion_logps(base, batch, self.temperature).tolist())
+            logps = completion_logps(base, batch, self.temperature)
+        add_numbers(in_order(samples, batch), "ref_logps", logps.tolist())
 
     def sequences(self, samples: list[Sample]) -> Batch:
         """Prompts and completions of samples alone, where the network is."""
-        return self.placed(self.collate_text([sample.example for sample in samples]))
+        return self.placed(self.collate_answers([sample.example for sample in samples]))
+
+    def arrange(self, rows: list[Sample]) -> list[Sample]:
+        """Those of one prompt beside each other, the longest first."""
+        longest: dict[str, int] = {}
+        for row in rows:
+            longest[row.example.id] = max(longest.get(row.example.id, 0), len(row))
+        return sorted(rows, key=lambda row: (-longest[row.example.id], row.example.id))
 
     def report(self, groups: list[list[Sample]]) -> dict[str, float]:
         """What the completions of a step were like."""
@@ -222,6 +231,11 @@ def add_numbers(samples: list[Sample], name: str, values: list[float]) -> None:
     rest = iter(values)
     for one in samples:
         one.tokens[name] = [next(rest) for _ in one.completion.ids]
+
+
+def in_order(samples: list[Sample], batch: Batch) -> list[Sample]:
+    """The samples as their tokens follow each other in a batch of them."""
+    return [samples[k] for k in batch.get("order", range(len(samples)))]
 
 
 def _example(prompt: Prompt, completion: Completion) -> Example:

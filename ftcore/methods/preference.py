@@ -43,7 +43,7 @@ class PairMethod(Method):
         """The chosen answers, then the rejected ones."""
         both = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
         margins = torch.tensor([pair.margin for pair in pairs])
-        return self.collate_text(both) | {"ids": [pair.id for pair in pairs], "margins": margins}
+        return self.collate_answers(both) | {"ids": [pair.id for pair in pairs], "margins": margins}
 
 
 class PreferenceMethod(PairMethod):

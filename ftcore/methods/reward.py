@@ -11,6 +11,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from ftcore.data.batches import Batch
+from ftcore.logits import inputs
 from ftcore.losses import bradley_terry
 from ftcore.methods.base import Term
 from ftcore.methods.preference import PairMethod
@@ -44,5 +45,14 @@ class Reward(PairMethod):
 
 
 def sequence_scores(network: Any, batch: Batch) -> Tensor:
-    """Score (B,) of each sequence, in float32: the model's own, at the last token that is no padding."""
-    return network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0].float()
+    """Score (B,) of each sequence, in float32: the model's own, at its last token."""
+    if "segments" not in batch:
+        return network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0].float()
+    kept: list[Tensor] = []
+    hook = network.score.register_forward_hook(lambda _, args, scores: kept.append(scores))
+    try:
+        network(**inputs(batch, network.dtype), use_cache=False)
+    finally:
+        hook.remove()
+    rows, places = batch["ends"]
+    return kept[0][rows, places, 0].float()

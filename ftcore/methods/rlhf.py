@@ -17,7 +17,7 @@ from ftcore.data.sources import Row
 from ftcore.logits import logits_and_hidden_at, predicted, target_logps
 from ftcore.losses import clipped_policy_loss, clipped_value_loss, generalized_advantages, whitened
 from ftcore.methods.base import Term
-from ftcore.methods.online import OnlineMethod, Parts, Sample, add_numbers
+from ftcore.methods.online import OnlineMethod, Parts, Sample, add_numbers, in_order
 from ftcore.reward_model import RewardModel
 
 
@@ -59,7 +59,7 @@ class RLHF(OnlineMethod):
         """Add the values that the policy expects before each token."""
         super().annotate(samples)
         batch = self.sequences(samples)
-        add_numbers(samples, "old_values", self._logits_and_values(batch)[1].tolist())
+        add_numbers(in_order(samples, batch), "old_values", self._logits_and_values(batch)[1].tolist())
 
     def advise(self, groups: list[list[Sample]]) -> list[Sample]:
         """Advantages and returns of each token, the advantages whitened over the step."""
