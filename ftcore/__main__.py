@@ -6,21 +6,24 @@ Compose and check first; torch is imported only once nothing is wrong with the c
 import json
 import os
 import sys
-import traceback
+from collections.abc import Callable
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
 from ftcore import __version__, outside
-from ftcore.errors import ConfigError, FtcoreError, storage_errors
+from ftcore.errors import ConfigError, FtcoreError, is_private, storage_errors, traced
 
 SPLITS = ("train", "validation", "test")
 # Where the verbs are: those that get a checked config, and those that get the words of the command line and --config-dir.
 ON_CONFIG = {
     "eval": "ftcore.verbs:evaluate", "compare": "ftcore.verbs:compare", "chat": "ftcore.verbs:chat",
-    "export": "ftcore.verbs:export", "inspect": "ftcore.verbs:inspect_data",
+    "export": "ftcore.verbs:export", "inspect": "ftcore.verbs:inspect_data", "pack": "ftcore.pack:pack",
 }  # fmt: skip
-ON_WORDS = {"wandb_sweep": "ftcore.wandb_sweep:wandb_sweep"}
+ON_WORDS = {
+    "check": "ftcore.share:check", "replay": "ftcore.share:replay", "explain": "ftcore.explain:explain",
+    "storage": "ftcore.storage:storage", "wandb_sweep": "ftcore.wandb_sweep:wandb_sweep",
+}  # fmt: skip
 VERBS = ("train", *ON_CONFIG, *ON_WORDS)
 
 
@@ -50,19 +53,30 @@ def run_command(words: list[str], job: bool = False) -> int:
     except KeyboardInterrupt:
         return _interrupted()
     except SystemExit as leaving:
-        if isinstance(leaving.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C during a fit into exit code 1
-            return _interrupted()
-        if type(leaving).__name__ == "SIGTERMException":  # Lightning's, raised at the end of a step
-            print("Terminated.", file=sys.stderr)
-            return 143
-        raise
+        return _left(leaving)
+    except Exception as error:
+        if not is_private():
+            raise
+        print(traced(error), end="", file=sys.stderr)
+        return 1
+
+
+def _left(leaving: SystemExit) -> int:
+    if isinstance(leaving.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C during a fit into exit code 1
+        return _interrupted()
+    if type(leaving).__name__ == "SIGTERMException":  # Lightning's, raised at the end of a step
+        print("Terminated.", file=sys.stderr)
+        return 143
+    raise leaving
 
 
 def _failed(error: FtcoreError) -> int:
     if os.environ.get("FTCORE_DEBUG") == "1":
-        traceback.print_exc()
+        print(traced(error), end="", file=sys.stderr)
     if not outside.rank():  # of several, the first speaks for all
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        from ftcore.config import without_secrets
+
+        print(f"{type(error).__name__}: {without_secrets(str(error))}", file=sys.stderr)
     return error.exit_code
 
 
@@ -91,7 +105,7 @@ def _dispatch(words: list[str], job: bool) -> None:
 
         print(yaml.safe_dump(config, sort_keys=False), end="")
     elif config["verb"] == "train":
-        _train(config)
+        train(config)
     else:
         resolve_name(ON_CONFIG[config["verb"]])(config)
 
@@ -131,19 +145,24 @@ def _quoted(word: str) -> str:
     return f"{key}={json.dumps(text, ensure_ascii=False)}"
 
 
-def _train(config: dict[str, Any]) -> None:
-    """Check the machine, then run; of processes that were started from outside the first decides for all."""
+def train(config: dict[str, Any], first: Callable[[dict[str, Any], Any], None] = lambda *_: None) -> Path | None:
+    """Check the machine, then run; of processes that were started from outside the first decides for all.
+
+    `first` gets the config and the rows before anything trains. Returns the run's folder, None when there is none.
+    """
     from ftcore.launcher import check, follow
 
     check(config["hardware"])
     if outside.rank():
         follow()
-    elif not _run(config) and outside.started():
+        return None
+    if not (folder := _run(config, first)) and outside.started():
         outside.tell(None)
+    return folder
 
 
-def _run(config: dict[str, Any]) -> bool:
-    """Check rows and weights, choose the run folder, start the processes. Returns whether there was anything to run."""
+def _run(config: dict[str, Any], first: Callable[[dict[str, Any], Any], None]) -> Path | None:
+    """Check rows and weights, choose the run folder, start the processes. Returns None when there is nothing to run."""
     from ftcore.config import build, record_type
     from ftcore.hardware import micro_batch
     from ftcore.launcher import launch
@@ -159,13 +178,15 @@ def _run(config: dict[str, Any]) -> bool:
     )
     records = build(config["data"]).load(record_type(config["method"]))
     check_weights(config["model"])
+    first(config, records)
     _make_absolute(config)
     if not run_stages(config):
-        return False
+        return None
+    folder: Path | None = Path(os.devnull)
     if config["dry_run"]:
         launch(config, Path(os.devnull), records)
     elif not (folder := run_folder(config)):
-        return False
+        return None
     elif config["hardware"]["slurm"]:
         from ftcore.slurm import submit
 
@@ -173,7 +194,7 @@ def _run(config: dict[str, Any]) -> bool:
     else:
         with held(folder):
             launch(config, folder, records)
-    return True
+    return folder
 
 
 def _make_absolute(config: dict[str, Any]) -> None:

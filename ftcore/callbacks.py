@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from safetensors.torch import load_file, save_file
 
 from ftcore.data.tokens import Example
-from ftcore.errors import ConfigError
+from ftcore.errors import ConfigError, StorageError
 from ftcore.evaluate import HeldOut, Scores, changes, console, probe_perplexity, score
 from ftcore.hardware import memory_of
 from ftcore.methods.base import Method
@@ -132,7 +132,10 @@ class BeforeAfter(Callback):
     def on_fit_start(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
         """The base model: the same weights, adapters off."""
         if self.file.is_file():
-            self.base, self.base_answers = json.loads(self.file.read_text(encoding="utf-8"))
+            try:
+                self.base, self.base_answers = json.loads(self.file.read_text(encoding="utf-8"))
+            except ValueError:
+                raise StorageError(f"{self.file} cannot be read. Delete it: the base model is scored again.") from None
             return
         with method.foundation.untrained_view():
             self.base, self.base_answers = self._score(trainer, method, "base model")

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -73,6 +73,18 @@ def problem(folder: Path) -> str:
             return f"{name} has {file.stat().st_size:,} bytes instead of {size:,}"
         if _checksum(file) != checksum:
             return f"{name} has changed"
+    return _unreadable(folder)
+
+
+def _unreadable(folder: Path) -> str:
+    """Whether files that are as they were written were never a checkpoint's."""
+    try:
+        assert isinstance(read_state(folder), dict)
+        for file in folder.glob("process-*.safetensors"):
+            with safe_open(file, "pt"):
+                pass
+    except (ValueError, AssertionError, RecursionError, SafetensorError):
+        return "its files cannot be read"
     return ""
 
 

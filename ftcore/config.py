@@ -9,7 +9,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from pkgutil import resolve_name
@@ -26,19 +26,25 @@ from jsonschema.validators import extend
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ftcore.errors import ConfigError
-from ftcore.recipes import recipe_folders, staged_recipes
+from ftcore.errors import PRIVATE, ConfigError
+from ftcore.recipes import GIVEN, recipe_folders, staged_recipes
 from ftcore.resources import PACKAGE, resolve, resources
 
 Config = dict[str, Any]
 GROUPS = ("model", "adapter", "data", "method", "hardware", "logger", "recipes", "sweeps")
 FILES = ("recipes", "sweeps")  # of a team: read as data, checked, then composed
+OF_THE_COMMAND = ("verb", "run", "other", "prompt", "format", "trust", "resume", "dry_run")  # never from an earlier run
 TRUSTED = "FTCORE_TRUST"
 TRUST_ADVICE = "to use a module of your own, give trust=[{}] on the command line"
-SECRET = re.compile(r"(^|_)(api_?key|token|secret|password|credentials?)$", re.IGNORECASE)
+NAMED_SECRET = r"(?:api_?key|access_?key|token|secret|password|credentials?)"
+SECRET = re.compile(rf"(^|_){NAMED_SECRET}$", re.IGNORECASE)
+SECRET_SETTING = re.compile(rf"\b((?:\w*_)?{NAMED_SECRET})=[^'\"]+", re.IGNORECASE)
+MAX_ALIASES = 20  # of an earlier run's config.yaml; 2^20 leaves at most
+SHORTEST_SECRET = 8  # characters; a shorter value would be found in ordinary words
+LONGEST = 200  # characters of a wrong value that a message shows
 SECRET_ADVICE = "looks like a secret, and configs are saved and logged: put it in an environment variable"
 SECRET_VALUE = re.compile(
-    r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|wandb_v1_\w{20,}|gh[pousr]_\w{20,})|://[^/\s:]+:[^@\s]+@"
+    r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|wandb_v1_\w{20,}|gh[pousr]_\w{20,}|AKIA[0-9A-Z]{16})|://[^/\s:]+:[^@\s]+@"
 )
 
 
@@ -69,10 +75,11 @@ def build(node: Mapping[str, Any], *given: Any) -> Any:
 
 def record_type(method: Mapping[str, Any]) -> str:
     """The record type that a method needs, without importing it unless it is a user's own."""
-    return _schema()["record_types"].get(method["_target_"]) or locate(method).record_type
+    return schemas()["record_types"].get(method["_target_"]) or locate(method).record_type
 
 
-def _schema() -> Config:
+def schemas() -> Config:
+    """ftcore/schema.json: what every key of the config may be."""
     return json.loads((PACKAGE / "schema.json").read_text())
 
 
@@ -85,20 +92,33 @@ def options(group: str, config_dirs: Iterable[Path] = ()) -> list[str]:
     return sorted(name for name in names if not name.startswith("_"))
 
 
-def load_config(arguments: list[str], config_dirs: tuple[Path, ...] = ()) -> Config:
+def load_config(
+    arguments: list[str],
+    config_dirs: tuple[Path, ...] = (),
+    recipe: Path | None = None,
+    more: Callable[[Config], Iterable[tuple[str, str]]] = lambda _: (),
+) -> Config:
     """Compose and check the config of a command line.
 
     `arguments` are Hydra overrides (`method=dpo method.lr=1e-4`). With `run=<folder>` that run's config.yaml is the base
-    that they change. Raises `ConfigError` naming every problem.
+    that they change. `recipe` is a recipe file that lies anywhere, `more` finds further problems (key path, what is wrong).
+    Raises `ConfigError` naming every problem.
     """
-    overrides = _parse([word for word in arguments if word not in ("recipes=null", "sweeps=null")])
+    overrides = read_overrides([word for word in arguments if word not in ("recipes=null", "sweeps=null")])
     trust: Any = next((o.value() for o in overrides if o.key_or_group == "trust"), [])
     chosen = [o for o in overrides if o.key_or_group in GROUPS]
     values = [o for o in overrides if o.key_or_group not in GROUPS]
     _check_choices(chosen, config_dirs)
-    files = [(o.key_or_group, str(o.value())) for o in chosen if o.key_or_group in FILES]
+    files: list[tuple[str, str | Path]] = [(o.key_or_group, str(o.value())) for o in chosen if o.key_or_group in FILES]
+    if recipe:
+        if any(group == "recipes" for group, _ in files):
+            raise ConfigError("recipe= and recipes= are two recipes: give one of the two.")
+        files.append(("recipes", recipe))
+        chosen += read_overrides([f"recipes={GIVEN}"])
     with staged_recipes(files, config_dirs) as staged:
-        config = _compose(chosen, values, [*staged.search_path, *config_dirs])
+        wrong = dict(_wrong_choices(staged.chosen, {o.key_or_group for o in chosen}, config_dirs))
+        stand_ins = read_overrides([f"{group}={options(group)[0]}" for group in wrong])  # to see what else is wrong
+        config = compose([*chosen, *stand_ins], values, [*staged.search_path, *config_dirs])
         config = _on_top_of_run(config, chosen, values)
         config["name"] = config.get("name") or "-".join(
             config["choices"][group] for group in ("method", "data", "model")
@@ -106,19 +126,31 @@ def load_config(arguments: list[str], config_dirs: tuple[Path, ...] = ()) -> Con
         if config.get("trust") != trust:
             raise ConfigError("trust is given on the command line only: no file may say whose code runs.")
         os.environ[TRUSTED] = ",".join(map(str, trust))  # for the processes of this run, which read earlier runs
-        problems = [*_problems(config), *_conflicts(config)]
+        os.environ[PRIVATE] = str(int(config.get("private") is not False))  # the schema refuses other values
+        problems = [*_problems(config), *((group, "") for group in wrong)]
+        if not {path for path, _ in problems} & {"model", "data", "method", "hardware", "evaluate", "retention"}:
+            problems += _conflicts(config)
+        given = {o.key_or_group for o in values}
+        missing = {path for path, value in _leaves(config) if value == "???"}
+        missing |= {key for key in staged.required if given.isdisjoint(_above(key))}
+        unknown = {*missing, *wrong}  # nothing else can be said of these and of what is below them
+        problems = [p for p in (*problems, *more(config)) if unknown.isdisjoint(_above(p[0]))]
+        problems += [(path, f"is missing: give {path}=... on the command line") for path in sorted(missing)]
+        problems += [(f"defaults.override /{group}", text) for group, text in wrong.items()]
     if problems:
         sources = {o.key_or_group: f"command line, {o.input_line}" for o in values} | staged.lines
         raise ConfigError(_report(problems, sources))
     return config
 
 
-def _parse(arguments: list[str]) -> list[Override]:
+def read_overrides(arguments: list[str]) -> list[Override]:
+    """The words of a command line. Raises `ConfigError` for one that is no override, a deletion or a sweep."""
     try:
         overrides = OverridesParser.create().parse_overrides(arguments)
-    except OverrideParseException as error:
+    except (OverrideParseException, ValueError) as error:  # or a number of thousands of digits
+        said = repr(getattr(error, "override", "with a very long number"))
         raise ConfigError(
-            f"Cannot read the override {error.override!r}. Write key=value, such as method.lr=1e-4; quote values that "
+            f"Cannot read the override {said}. Write key=value, such as method.lr=1e-4; quote values that "
             f"hold spaces, commas or equals signs: 'prompt=\"What is it?\"'."
         ) from None
     for override in overrides:
@@ -132,6 +164,23 @@ def _parse(arguments: list[str]) -> list[Override]:
     return overrides
 
 
+def _wrong_choices(
+    chosen: Mapping[str, str], again: set[str], config_dirs: Iterable[Path]
+) -> Iterator[tuple[str, str]]:
+    """(group, what is wrong) for options that a recipe chooses, unless the command line does `again`, and there are not."""
+    for group in chosen.keys() - again:
+        known = options(group, config_dirs)
+        if chosen[group] not in known:
+            yield group, f"has no option {chosen[group]!r}{closest(chosen[group], known)} Options: {', '.join(known)}"
+
+
+def _above(path: str) -> Iterator[str]:
+    """A path and those it lies below: `a.b`, `a`."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+
+
 def _check_choices(chosen: list[Override], config_dirs: tuple[Path, ...]) -> None:
     problems = []
     for override in chosen:
@@ -139,13 +188,13 @@ def _check_choices(chosen: list[Override], config_dirs: tuple[Path, ...]) -> Non
         if str(override.value()) not in known:
             problems.append(
                 f"{override.input_line}: {override.key_or_group} has no option {str(override.value())!r}"
-                f"{_closest(str(override.value()), known)} Options: {', '.join(known)}."
+                f"{closest(str(override.value()), known)} Options: {', '.join(known)}."
             )
     if problems:
         raise ConfigError("\n".join(problems))
 
 
-def _compose(chosen: list[Override], values: list[Override], search: list[Path]) -> Config:
+def compose(chosen: list[Override], values: list[Override], search: list[Path]) -> Config:
     """Compose the chosen options, then the values on top; `choices` says which option each group got."""
     # `++` lets a misspelt key through to the schema check, which reports all of them at once with suggestions.
     lines = [o.input_line or "" for o in chosen] + ["++" + (o.input_line or "").lstrip("+") for o in values]
@@ -167,12 +216,7 @@ def _compose(chosen: list[Override], values: list[Override], search: list[Path])
 
 
 def _plain(config: Any) -> Config:
-    """Resolve interpolations; missing mandatory values are reported all at once."""
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise ConfigError(
-            "Missing values, give each on the command line:\n" + "\n".join(f"  {key}=..." for key in missing)
-        )
+    """Resolve interpolations; what is missing stays `???`."""
     try:
         plain = OmegaConf.to_container(config, resolve=True)
     except RecursionError:
@@ -190,10 +234,7 @@ def _on_top_of_run(config: Config, chosen: list[Override], values: list[Override
     file = Path(named).expanduser() / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"{word}={named} is not a run folder: {file.resolve()} does not exist.")
-    try:
-        base = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        base = None
+    base = read_config(file)
     if not isinstance(base, dict) or not isinstance(base.get("choices"), dict):
         raise ConfigError(f"{file} is not the config.yaml of a run of this version.")
     if any(o.key_or_group == "recipes" for o in chosen):
@@ -201,18 +242,29 @@ def _on_top_of_run(config: Config, chosen: list[Override], values: list[Override
     kept = {o.key_or_group for o in chosen}
     merged = OmegaConf.create({**config, **{key: value for key, value in base.items() if key not in kept}})
     merged["choices"] = {**base["choices"], **{group: config["choices"][group] for group in kept}}
-    for key in ("verb", "run", "other", "prompt", "format", "trust", "resume", "dry_run"):
+    for key in OF_THE_COMMAND:
         merged[key] = config[key]
     for override in values:
         OmegaConf.update(merged, override.key_or_group, override.value(), force_add=True)
     return _plain(merged)
 
 
+def read_config(file: Path) -> Any:
+    """What config.yaml of an earlier run says; None when it cannot be read, or its aliases would multiply."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        return None if len(re.findall(r"(^|[\s,:\[{-])\*\w", text)) > MAX_ALIASES else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None
+
+
 def _problems(config: Config) -> Iterator[tuple[str, str]]:
     """(key path, what is wrong) for every value that the schema refuses."""
-    schema = _schema()
+    schema = schemas()
     yield from _check_node(config, schema["top"], "")
     for key, node in config.items():
+        if key in GROUPS and isinstance(node, Mapping) and "_target_" not in node:
+            yield key, f"has keys and no option to take them: choose one with {key}=<option>"
         if isinstance(node, Mapping) and "_target_" in node:
             target = node["_target_"]
             known = schema["targets"].get(target)
@@ -224,15 +276,17 @@ def _problems(config: Config) -> Iterator[tuple[str, str]]:
                 continue
             known = known or _schema_of_users(target)
             yield from _check_node({k: v for k, v in node.items() if k != "_target_"}, known, key)
+    secrets = environment_secrets()
     for path, value in _leaves(config):
-        if (SECRET.search(path.rsplit(".", 1)[-1]) and value) or SECRET_VALUE.search(str(value)):
+        named = SECRET.search(path.rsplit(".", 1)[-1]) and value
+        if named or SECRET_VALUE.search(str(value)) or any(known in str(value) for known in secrets):
             yield path, SECRET_ADVICE
     owned = {*(config.get("hardware") or {}), *schema["trainer_owned"]}
     for key in sorted(config.get("trainer") or {}):
         if key in owned:
             yield f"trainer.{key}", "is set by ftcore or by the hardware group; set it there"
         elif key not in schema["trainer_keys"]:
-            yield f"trainer.{key}", f"is not a key of lightning.Trainer{_closest(key, schema['trainer_keys'])}"
+            yield f"trainer.{key}", f"is not a key of lightning.Trainer{closest(key, schema['trainer_keys'])}"
 
 
 def earlier_problems(config: Any) -> list[str]:
@@ -274,6 +328,7 @@ def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
         yield "keep_best", "keeps the lowest value, and of a reward more is better: set keep_best=val/loss"
     if ".." in str(get("name")) or str(get("name")).startswith("/"):
         yield "name", "is the name of a folder below output_dir, without .. or a leading /"
+    yield from _unspeakable(config)
     texts = {
         "evaluate.probe": (get("evaluate") or {}).get("probe"),
         "retention.text": (get("retention") or {}).get("text"),
@@ -285,6 +340,17 @@ def _conflicts(config: Config) -> Iterator[tuple[str, str]]:
     for key, path in texts.items():
         if isinstance(path, str) and not Path(resolve(path)).is_file():
             yield key, f"names no file: {Path(resolve(path)).absolute()}"
+
+
+def _unspeakable(config: Config) -> Iterator[tuple[str, str]]:
+    """Line breaks in what becomes lines of a batch script, and names of options that would be paths."""
+    script = {"name": config.get("name"), "hardware": {"slurm": (config.get("hardware") or {}).get("slurm")}}
+    for path, value in _leaves(script):
+        if not f"{path}{value}".isprintable():
+            yield path.encode("unicode_escape").decode(), "holds a line break or another control character"
+    for group, option in (config.get("choices") or {}).items():
+        if option is not None and not re.fullmatch(r"\w[\w.-]*", str(option)):
+            yield f"choices.{group}", "is no name of an option"
 
 
 def _wrong_groups(method: Mapping[str, Any], size: Any) -> Iterator[tuple[str, str]]:
@@ -321,7 +387,7 @@ def _wrong_rewards(method: Mapping[str, Any], trust: list[str]) -> Iterator[tupl
     for name in sorted(set(options) - set(names)):
         yield (
             f"method.reward_options.{name}",
-            f"is for a function that method.rewards does not name{_closest(name, names)}",
+            f"is for a function that method.rewards does not name{closest(name, names)}",
         )
     for name in names:
         try:
@@ -330,18 +396,39 @@ def _wrong_rewards(method: Mapping[str, Any], trust: list[str]) -> Iterator[tupl
             yield "method.rewards", f"holds {name!r}: {error}"
 
 
+def environment_secrets() -> list[str]:
+    """Values of the environment variables that are named as secrets."""
+    return [value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= SHORTEST_SECRET]
+
+
+def without_secrets(message: str) -> str:
+    """A message without what looks like a key or a password."""
+    for value in environment_secrets():
+        message = message.replace(value, "***")
+    return SECRET_VALUE.sub("***", SECRET_SETTING.sub(r"\1=***", message))
+
+
 def _check_node(node: Mapping[str, Any], schema: Config, prefix: str) -> Iterator[tuple[str, str]]:
     for error in Validator(schema).iter_errors(node):
         path = ".".join([prefix, *map(str, error.absolute_path)]).strip(".")
         if error.validator == "additionalProperties":
             known = error.schema["properties"]
-            for key in sorted(set(error.instance) - set(known)):
-                yield f"{path}.{key}".strip("."), f"is not a key{_closest(str(key), known)}"
+            for key in sorted(set(error.instance) - set(known), key=str):
+                yield f"{path}.{key}".strip("."), f"is not a key{closest(str(key), known)}"
         elif error.validator == "required":
             for key in sorted(set(error.validator_value) - set(error.instance)):
                 yield f"{path}.{key}".strip("."), "is missing"
         else:
-            yield path, f"must be {describe(error.schema)}, not {error.instance!r}"
+            yield path, f"must be {describe(error.schema)}, not {_shown(error.instance)}"
+
+
+def _shown(value: Any) -> str:
+    """A wrong value in a message; Python writes no numbers of thousands of digits."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "such a number"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def describe(schema: Config) -> str:
@@ -366,7 +453,8 @@ def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from _leaves(value, f"{path}.{key}".strip("."))
 
 
-def _closest(word: str, known: Iterable[str]) -> str:
+def closest(word: str, known: Iterable[str]) -> str:
+    """The end of a message about a word that is not known: with the one that was probably meant."""
     match = get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else "."
 

@@ -17,7 +17,7 @@ Schema = dict[str, Any]
 CONF = resources() / "conf"
 FILE = PACKAGE / "recipe.schema.json"
 # Keys that no file may set.
-OF_THE_COMMAND_LINE = ("trust", "choices")
+OF_THE_COMMAND_LINE = ("trust", "choices", "verb", "run", "other", "prompt", "resume", "output_dir")
 
 
 def build(schema: Schema) -> str:

@@ -3,6 +3,8 @@
 Only `ftcore.__main__` turns them into an exit status. Messages never hold the content of a row: rows may be private.
 """
 
+import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -67,6 +69,24 @@ class Stopped(FtcoreError):  # noqa: N818 (a signal is no error)
     def __init__(self, exit_code: int, message: str) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+# Set by the config for the processes of a run, those that others start included.
+PRIVATE = "FTCORE_PRIVATE"
+
+
+def is_private() -> bool:
+    """Whether no text of a row may be shown or kept."""
+    return os.environ.get(PRIVATE) == "1"
+
+
+def traced(error: BaseException) -> str:
+    """The traceback of an unexpected error. Where rows are private it has lines of code only: a message may quote a row."""
+    if not is_private():
+        return "".join(traceback.format_exception(error))
+    return "".join(
+        [*traceback.format_tb(error.__traceback__), f"{type(error).__name__} (message withheld: private=true)\n"]
+    )
 
 
 @contextmanager

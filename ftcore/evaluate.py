@@ -14,6 +14,7 @@ from ftcore.answers import accepted_answers, is_right
 from ftcore.data.batches import in_batches, pad
 from ftcore.data.sources import Row
 from ftcore.data.tokens import Encoder, Example
+from ftcore.errors import is_private
 from ftcore.logits import completion_logps
 from ftcore.methods.base import Averages, Method
 from ftcore.processes import gathered, rank_and_world
@@ -57,6 +58,8 @@ def score(method: Method, held_out: HeldOut, settings: dict[str, Any], label: st
         "rows": len(held_out.rows),
         "rows_with_checkable_answer": len(checked),
     }
+    if is_private():
+        answers = [{"id": row["id"], "right": row["right"]} for row in answers]
     return scores, answers
 
 

@@ -17,8 +17,9 @@ Accelerator = Literal["auto", "cpu", "gpu"]
 Strategy = Literal["single", "ddp", "fsdp"]
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
 
-# Rows that fill the arithmetic units of any machine; more only costs memory.
+# Rows that fill the arithmetic units of any machine; more only costs memory. A CPU is full with fewer tokens than that often is.
 AUTO_ROWS = 16
+CPU_TOKENS = 768
 
 
 def cuda_devices() -> int:
@@ -91,14 +92,16 @@ def _nearest(found: int) -> str:
     return "hardware=cpu, or hardware=ddp_2cpu to rehearse several processes" if not found else "hardware=gpu"
 
 
-def micro_batch(*, global_batch_size: int, micro_batch_size: int | Literal["auto"], processes: int) -> int:
-    """Rows per forward pass and process; `auto` takes a process's whole share of a step, up to 16 rows.
+def micro_batch(
+    *, global_batch_size: int, micro_batch_size: int | Literal["auto"], processes: int, most: int = AUTO_ROWS
+) -> int:
+    """Rows per forward pass and process; `auto` takes a process's whole share of a step, up to `most` rows.
 
     Raises `ConfigError` with the arithmetic when the rows of a step cannot be dealt out evenly.
     """
     fitting = [n for n in range(1, global_batch_size + 1) if global_batch_size % (n * processes) == 0]
     if micro_batch_size == "auto" and fitting:
-        return max(n for n in fitting if n <= AUTO_ROWS)
+        return max(n for n in fitting if n <= max(most, 1))
     if micro_batch_size in fitting:
         return int(micro_batch_size)
     rows = (1 if micro_batch_size == "auto" else micro_batch_size) * processes

@@ -12,6 +12,7 @@ EXAMPLES = (
     ("data=jsonl data.path=my.jsonl", "your own rows"),
     ("data.columns.prompt=question", "which of your columns is the prompt"),
     ("model.path=<folder, run or hub name>", "other weights"),
+    ("-m seed=1,2,3 method=sft,dpo", "every combination, a process each; sweeps=<name> is one from a file"),
     ("logger=none", "no Weights & Biases"),
     ("dry_run=true", "check everything, train nothing"),
 )
@@ -22,6 +23,12 @@ VERBS = (
     ("chat run=<folder>", "ask it questions"),
     ("inspect data=...", "what the rows are like, before anything trains"),
     ("export run=<folder>", "one merged model, or the adapter (format=adapter)"),
+    ("pack run=<folder>", "a recipe file and a lock that give the same run elsewhere"),
+    ("replay recipe=<file>", "run it: what differs here, and with expect=true the same scores"),
+    ("check recipe=<file>", "everything that is wrong with it, without a model"),
+    ("explain key=method.lr ...", "who set a value, what it replaced, what it may be"),
+    ("storage [delete=rows]", "what is kept on the disk; yes=true deletes what delete= names"),
+    ("wandb_sweep sweeps=<name>", "the sweep as W&B's, whose agents run our jobs"),
 )
 
 
@@ -30,7 +37,7 @@ def print_help() -> None:
     print("Fine-tune a language model and see whether it got better.\n")
     print("    python -m ftcore [verb] [group=option ...] [key=value ...]\n\nVerbs:")
     for words, meaning in VERBS:
-        print(f"    {words:<24}{meaning}")
+        print(f"    {words:<27}{meaning}")
     print("\nGroups and their options (the default first):")
     defaults = _defaults()
     for group in GROUPS:

@@ -44,7 +44,7 @@ def inspect(config: Config) -> None:
         _overview(config, records, encoder, examples),
         *_pairs(records),
         _histogram(examples),
-        _samples(encoder, examples),
+        *([] if config["private"] else [_samples(encoder, examples)]),
         *_hardest(config, records),
     )
     Console(highlight=False).print(page)
@@ -77,7 +77,8 @@ def _overview(config: Config, records: Records, encoder: Encoder, examples: list
     table = Table(show_header=False, box=None, title=config["name"], title_justify="left", title_style="bold")
     table.add_row("record type", f"{records.type}, for method={config['choices']['method']}")
     table.add_row("rows", ", ".join(f"{len(getattr(records, part)):,} {part}" for part in SPLITS))
-    for source, count in Counter(row["source"] for row in records.train if "source" in row).most_common(10):
+    sources = [] if config["private"] else [row["source"] for row in records.train if "source" in row]
+    for source, count in Counter(sources).most_common(10):
         table.add_row("", Text(f"{count:,} train from source {source}"))
     for note in records.notes:
         table.add_row("notice", Text(note, style="yellow"))
@@ -164,10 +165,8 @@ def _hardest(config: Config, records: Records) -> list[Any]:
     """With `run=`, the rows that its ledger says were hardest."""
     if not config["run"]:
         return []
-    texts = {
-        row["id"]: " / ".join(row[column] for column in TEXTS if column in row)[:SHOWN_CHARACTERS]
-        for row in records.train
-    }
+    rows = [] if config["private"] else records.train
+    texts = {row["id"]: " / ".join(row[column] for column in TEXTS if column in row)[:SHOWN_CHARACTERS] for row in rows}
     return [hardest_table(Path(config["run"]).expanduser(), texts)]
 
 

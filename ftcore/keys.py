@@ -6,7 +6,7 @@ from annotated_types import Ge, Gt, Lt
 from typing_extensions import TypedDict
 
 PositiveInt = Annotated[int, Ge(1)]
-VERBS = Literal["train", "eval", "compare", "chat", "export", "inspect"]
+VERBS = Literal["train", "eval", "compare", "chat", "export", "inspect", "pack"]
 
 
 class Evaluate(TypedDict):
@@ -85,6 +85,7 @@ class TopLevel(TypedDict):
     patience: PositiveInt | None
     dry_run: bool
     ledger: bool
+    private: bool
     evaluate: Evaluate
     retention: Retention
     trust: list[str]

@@ -6,7 +6,6 @@ Lightning finds the environment that the launcher set and starts nothing itself,
 import logging
 import os
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,8 @@ def launch(config: Config, folder: Path, records: Any = None) -> None:
     rows = micro_batch(micro_batch_size=config["micro_batch_size"], **sizes)
     while True:
         try:
-            return _launch({**config, "micro_batch_size": rows}, folder, hardware["devices"], records)
+            settings = {"most_rows": rows} if ours else {"micro_batch_size": rows}
+            return _launch({**config, **settings}, folder, hardware["devices"], records)
         except OutOfMemory as error:
             less = smaller(micro_batch_size=rows, **sizes) if ours else None
             if not less:
@@ -118,7 +118,7 @@ def _rank(config: Config, folder: Path, start: Path | None, ours: bool) -> None:
     """One process of several; prints its own error, because only its exit code reaches the launcher, which may be `ours`."""
     from torch.distributed import DistError
 
-    from ftcore.errors import FtcoreError, storage_errors
+    from ftcore.errors import FtcoreError, storage_errors, traced
     from ftcore.train import run
 
     try:
@@ -129,6 +129,6 @@ def _rank(config: Config, folder: Path, start: Path | None, ours: bool) -> None:
         sys.exit(OUT_OF_MEMORY if ours and isinstance(error, OutOfMemory) else error.exit_code)
     except Exception as error:  # a fault of ours: nobody else would show it
         lost = isinstance(error, DistError) or "gloo" in str(error)  # what went wrong is in another process
-        shown = f"{str(error).split('. ')[0]}" if lost else traceback.format_exc()
+        shown = f"{str(error).split('. ')[0]}" if lost else traced(error)
         print(f"Process {os.environ['RANK']}: {shown}", file=sys.stderr, flush=True)
         sys.exit(1)

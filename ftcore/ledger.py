@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ftcore.data.sources import Row
-from ftcore.errors import ConfigError
+from ftcore.errors import ConfigError, StorageError
 from ftcore.loggers import keep_lines
 from ftcore.methods.base import Method
 
@@ -73,7 +73,11 @@ def hardest(folder: Path, count: int) -> list[Row]:
     if not (folder / FILE).is_file():
         raise ConfigError(f"{folder} has no {FILE}: train with ledger=true to keep one.")
     last: dict[str, Row] = {}
-    for row in pyarrow.parquet.read_table(folder / FILE).to_pylist():  # in the order of the steps
+    try:
+        rows = pyarrow.parquet.read_table(folder / FILE, columns=list(COLUMNS)).to_pylist()
+    except (pyarrow.ArrowException, ValueError):
+        raise StorageError(f"{folder / FILE} cannot be read as a ledger.") from None
+    for row in rows:  # in the order of the steps
         first = last.get(row["id"], {"first_loss": row["loss"]})["first_loss"]
         last[row["id"]] = {**row, "first_loss": first}
     return sorted(last.values(), key=lambda row: -row["loss"])[:count]

@@ -58,8 +58,8 @@ def keep_lines(file: Path, wanted: Callable[[Any], bool]) -> None:
     kept = []
     if not file.is_file():
         return
-    for line in file.read_text(encoding="utf-8").splitlines():
-        with suppress(ValueError):
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError, LookupError, TypeError):
             kept += [line] if wanted(json.loads(line)) else []
     file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 

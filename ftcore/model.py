@@ -6,6 +6,7 @@ once. No pickles, no remote code.
 
 import contextlib
 import copy
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,17 +15,21 @@ from typing import Any, Literal
 
 import torch
 import transformers
-import yaml
+from safetensors import SafetensorError
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoTokenizer
 
-from ftcore.config import earlier_problems, locate
+from ftcore.config import earlier_problems, locate, read_config
 from ftcore.errors import ModelError
 from ftcore.resources import resolve
 from ftcore.weights import Package, check_folder, is_run, weights_folder
 
 # Names of the score layer in transformers' sequence classifiers, new where a language model becomes a reward model.
 HEADS = ("score", "classifier", "head")
+# What transformers and peft raise for files that are not what they should be.
+LOADING_ERRORS = (
+    OSError, ValueError, LookupError, RuntimeError, ImportError, TypeError, AttributeError, SafetensorError,
+)  # fmt: skip
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -149,7 +154,7 @@ def load_foundation(
         return Foundation(network, _prepare(tokenizer, network, chat_template), new_modules=new)
     except ModelError:
         raise
-    except (OSError, ValueError, LookupError, RuntimeError, ImportError, TypeError, AttributeError) as error:
+    except LOADING_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{folder} cannot be loaded as a {architecture} model: {reason}") from None
 
@@ -168,14 +173,28 @@ def load_run(folder: Path, changes: dict[str, Any] | None = None) -> tuple[Found
         return load_foundation(architecture, **{**node, "path": str(saved), "random_weights": False}), config
     if not (saved / "adapter_model.safetensors").is_file():
         raise ModelError(f"{saved} has no adapter_model.safetensors: the run did not finish, or the file was removed.")
+    _check_adapter(saved / "adapter_config.json")
     from peft import PeftModel
 
     torch.manual_seed(config["seed"])  # random weights and a new score layer are drawn as they were
     foundation = load_foundation(architecture, config["adapter"].get("load_in_4bit", False), **node)
     foundation.add_control_tokens(method.control_tokens(config["method"], foundation.tokenizer))
-    foundation.network = PeftModel.from_pretrained(foundation.network, saved)
+    try:
+        foundation.network = PeftModel.from_pretrained(foundation.network, saved)
+    except LOADING_ERRORS as error:
+        raise ModelError(f"{saved} cannot be loaded as an adapter: {type(error).__name__}.") from None
     foundation.new_modules, foundation.new_tokens = [], []
     return foundation, config
+
+
+def _check_adapter(file: Path) -> None:
+    """Refuse other adapters than ours: what they describe may import a module or read further files."""
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA" or settings.get("megatron_config"):
+        raise ModelError(f"{file} does not describe an adapter of this program (LoRA, without Megatron's layers).")
 
 
 def run_config(folder: Path) -> dict[str, Any]:
@@ -184,10 +203,7 @@ def run_config(folder: Path) -> dict[str, Any]:
         raise ModelError(
             f"{folder} is not a finished run: it needs config.yaml and model/ (found in runs/<name>/<time>)."
         )
-    try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        config = None
+    config = read_config(folder / "config.yaml")
     if problems := earlier_problems(config):
         raise ModelError(f"{folder / 'config.yaml'} cannot be used: {problems[0]}.")
     return config

@@ -11,6 +11,7 @@ from ftcore import ledger
 from ftcore.data import Records
 from ftcore.data.batches import TrainBatches
 from ftcore.data.store import lengths
+from ftcore.errors import is_private
 from ftcore.evaluate import Scores, console
 from ftcore.methods.base import Method
 from ftcore.model import parameter_counts
@@ -83,12 +84,17 @@ def memory_estimate_gb(network: Any, batches: TrainBatches, longest: int) -> flo
 
 
 def side_by_side(first: list[Config], second: list[Config]) -> list[Config]:
-    """Both models' answers to the same rows."""
+    """Both models' answers to the same rows; where rows are private only whether they are right."""
     return [
-        {"id": a["id"], "prompt": a["prompt"], "expected": a["expected"], "base": a["answer"], "tuned": b["answer"],
-         "base_right": a["right"], "tuned_right": b["right"]}
+        {"id": a["id"], **_texts(a, b), "base_right": a["right"], "tuned_right": b["right"]}
         for a, b in zip(first, second, strict=True)
-    ]  # fmt: skip
+    ]
+
+
+def _texts(a: Config, b: Config) -> Config:
+    if "answer" not in a:
+        return {}
+    return {"prompt": a["prompt"], "expected": a["expected"], "base": a["answer"], "tuned": b["answer"]}
 
 
 def comparison(base: Scores, tuned: Scores, names: tuple[str, str] = ("base", "tuned")) -> Table:
@@ -117,12 +123,24 @@ def spread(rows: list[Config], count: int) -> list[Config]:
 
 def samples_table(samples: list[Config], count: int, names: tuple[str, str] = ("base", "tuned")) -> Table:
     """`count` answers side by side, spread over all rows, right ones in green."""
+    if "prompt" not in samples[0]:
+        return _rights_table(spread(samples, count), names)
     table = Table(show_lines=True)
     for column in ("prompt", "expected", *names):
         table.add_column(column, overflow="fold", ratio=1)
     for row in spread(samples, count):
         answers = (Text(_short(row[key]), style=STYLES[row[f"{key}_right"]]) for key in ("base", "tuned"))
         table.add_row(Text(_short(row["prompt"], end=True)), Text(_short(row["expected"])), *answers)
+    return table
+
+
+def _rights_table(samples: list[Config], names: tuple[str, str]) -> Table:
+    """Which rows were answered rightly, without their text."""
+    table, words = Table("id", *names), {True: "right", False: "wrong", None: "-"}
+    for row in samples:
+        table.add_row(
+            Text(row["id"]), *(Text(words[row[key]], style=STYLES[row[key]]) for key in ("base_right", "tuned_right"))
+        )
     return table
 
 
@@ -169,6 +187,8 @@ def _tables(logger: Any, folder: Path, summary: Config, samples: list[Config]) -
     if summary["tuned"]:
         rows = [[key, summary["base"][key], summary["tuned"][key]] for key in SCORES if key in summary["tuned"]]
         logger.log_table("before_after", columns=["score", "base", "tuned"], data=rows)
+        if is_private():
+            return
         columns = list(samples[0]) if samples else []
         logger.log_table("samples", columns=columns, data=[[row[c] for c in columns] for row in samples[:100]])
     if (folder / ledger.FILE).is_file():

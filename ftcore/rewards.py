@@ -29,7 +29,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, Self
 
 from ftcore.answers import accepted_answers, choice, is_right, last_number, normalised
-from ftcore.errors import ConfigError, RewardError
+from ftcore.errors import ConfigError, RewardError, is_private
 
 Function = Callable[..., Any]
 Batch = dict[str, list[Any]]  # keyword arguments of a function, one entry a completion
@@ -291,6 +291,8 @@ def _work(pipe: Connection) -> None:
     os.setsid()  # heads a group, so that what functions start can be ended with it
     if sys.platform == "linux":  # a hanging function would not notice that the parent is gone
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if is_private():  # functions may print what they judge
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     sys.stdout = sys.stderr  # what functions print stands apart from what the program prints
     with suppress(EOFError, OSError):
         try:

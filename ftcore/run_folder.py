@@ -51,8 +51,8 @@ def _stopped(config: Config) -> Path | None:
 
 def _refuse_changes(folder: Path, config: Config) -> None:
     """Raise `ConfigError` with the keys that are not as they were, unless they are all `SAFE`."""
-    before = dict(_leaves(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))))
-    now = dict(_leaves(config))
+    before = dict(leaves(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))))
+    now = dict(leaves(config))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if unsafe := [key for key in changed if key.split(".")[0] not in SAFE]:
         lines = "\n".join(f"  {key}: {before.get(key)} -> {now.get(key)}" for key in unsafe)
@@ -62,10 +62,11 @@ def _refuse_changes(folder: Path, config: Config) -> None:
         )
 
 
-def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of all that is no mapping with keys; lists are whole."""
     if isinstance(node, dict) and node:
         for key, value in node.items():
-            yield from _leaves(value, f"{path}.{key}" if path else str(key))
+            yield from leaves(value, f"{path}.{key}" if path else str(key))
     else:
         yield path, node
 

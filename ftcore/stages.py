@@ -15,7 +15,7 @@ import yaml
 from filelock import FileLock
 
 from ftcore import __version__, outside
-from ftcore.config import build, load_config, record_type
+from ftcore.config import OF_THE_COMMAND, build, load_config, record_type
 from ftcore.errors import ConfigError
 from ftcore.resources import resolve
 from ftcore.weights import check_weights, home, is_run, sha256
@@ -32,6 +32,7 @@ INHERITED = (
     "evaluate",
     "trainer",
     "trust",
+    "private",
 )
 # What its result depends on.
 DECISIVE = (
@@ -74,11 +75,12 @@ def run_stages(config: Config) -> bool:
 def stage_config(config: Config, name: str, words: list[str]) -> Config:
     """The checked config of a stage: its overrides on the model, adapter, data and machine of the run it is for."""
     keys = {re.split(r"[=.@/:]", word.lstrip("+~"))[0].strip() for word in words}
-    if refused := keys & {"trust", "run", "verb", "recipes", "output_dir", "dry_run"}:
+    if refused := keys & {*OF_THE_COMMAND, "recipes", "sweeps", "output_dir", "private"}:
         raise ConfigError(
             f"method.stages.{name} may not set {', '.join(sorted(refused))}; it names a method and its keys."
         )
-    stage = load_config(words)
+    # Whose code runs and what is private stays as it is for this process.
+    stage = load_config([*words, f"trust=[{','.join(config['trust'])}]", f"private={config['private']}"])
     kept = [key for key in INHERITED if key not in keys]
     stage |= {key: config[key] for key in kept}
     stage["choices"] |= {key: config["choices"][key] for key in kept if key in stage["choices"]}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -28,8 +29,9 @@ from ftcore.data.store import lengths, stored
 from ftcore.data.tokens import Encoder, Example
 from ftcore.errors import ConfigError, DataError, OutOfMemory
 from ftcore.evaluate import HeldOut
-from ftcore.hardware import micro_batch, smaller
+from ftcore.hardware import AUTO_ROWS, CPU_TOKENS, micro_batch, smaller
 from ftcore.ledger import Ledger
+from ftcore.lock import made_with
 from ftcore.loggers import JSONLines
 from ftcore.methods.base import Method
 from ftcore.model import parameter_counts, save_model
@@ -110,7 +112,7 @@ def run(config: Config, folder: Path, records: Records | None = None, start: Pat
         save_model(job.method.foundation, folder / "model")
         samples = report.side_by_side(compare.base_answers, compare.tuned_answers)
         shown = {"samples": report.spread(samples, config["evaluate"]["samples"])}
-        summary = {"name": config["name"], **compare.scores(), **figures, **shown}
+        summary = {"name": config["name"], **compare.scores(), **figures, "made_with": made_with(config), **shown}
         write_lines(folder / "samples.jsonl", samples)
         write_json(folder / "summary.json", summary)
         report.finish(config, folder, summary, samples, loggers)
@@ -130,7 +132,7 @@ def prepare(config: Config, records: Records | None = None) -> Job:
         raise DataError(
             "No training row is left: each is over data.max_length and dropped. Raise it, or set data.too_long=truncate."
         )
-    layout, pace = _layout(config), _pace(config, method)
+    layout, pace = _layout(config, lengths(train)), _pace(config, method)
     method.micro_batch_size, method.max_bad_steps = layout["micro_batch_size"], config["max_bad_steps"]
     method.total_steps = steps_of_run(config, math.ceil(len(train) / pace["rows_per_step"]) * method.updates)
     keep = config["retention"]
@@ -266,10 +268,14 @@ def out_of_memory(config: Config, batches: TrainBatches) -> str:
     )
 
 
-def _layout(config: Config) -> dict[str, int]:
+def _layout(config: Config, tokens: list[int]) -> dict[str, int]:
+    """How a step's rows are dealt out; with micro_batch_size=auto a CPU takes as many as keep it busy and no more."""
     world_size = config["hardware"]["devices"] * config["hardware"]["num_nodes"]
     rows = {"global_batch_size": config["global_batch_size"], "micro_batch_size": config["micro_batch_size"]}
-    micro_batch_size = micro_batch(**rows, processes=world_size)
+    most = config.get("most_rows", AUTO_ROWS)
+    if not torch.cuda.is_available() or config["hardware"]["accelerator"] == "cpu":
+        most = min(most, int(CPU_TOKENS / float(np.quantile(tokens, 0.9))))
+    micro_batch_size = micro_batch(**rows, processes=world_size, most=most)
     rank = int(os.environ.get("RANK", 0))
     return rows | {"micro_batch_size": micro_batch_size, "seed": config["seed"], "rank": rank, "world_size": world_size}
 

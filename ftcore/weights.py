@@ -173,8 +173,17 @@ def check_folder(folder: Path) -> None:
             )
     for file in files:
         _check_length(file)
+    _check_manifest(folder)
+
+
+def _check_manifest(folder: Path) -> None:
+    """Compare weights with the checksums that lie beside them."""
     manifest = folder / MANIFEST
-    for name, expected in (json.loads(manifest.read_text()) if manifest.is_file() else {}).items():
+    try:
+        hashes = dict(json.loads(manifest.read_text())) if manifest.is_file() else {}
+    except (ValueError, TypeError):
+        raise ModelError(f"{manifest} cannot be read. Delete {folder} to make it anew.") from None
+    for name, expected in hashes.items():
         if sha256(folder / name) != expected:
             raise ModelError(
                 f"{folder / name} has changed since it was written (SHA-256 differs). Delete {folder} to make it anew."
@@ -190,7 +199,7 @@ def _check_length(file: Path) -> None:
             header = json.loads(content.read(min(size, 100_000_000)))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
             expected = 8 + size + max(ends)
-        except (ValueError, AttributeError, KeyError, TypeError):
+        except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
             raise ModelError(f"{file} is not a safetensors file (its header cannot be read).") from None
     if (found := file.stat().st_size) != expected:
         raise ModelError(f"{file} has {found:,} bytes and should have {expected:,}: copy or download it again.")

@@ -8,7 +8,7 @@ from typing import Literal
 from typing_extensions import TypedDict
 
 from ftcore.data.formats import COMPRESSED, READERS, Row, read_file
-from ftcore.errors import ConfigError, DataError
+from ftcore.errors import ConfigError, DataError, is_private
 from ftcore.resources import resolve
 
 __all__ = ["Hub", "Row", "Split", "files_of", "read_hub", "read_rows", "rows_of", "split_files"]
@@ -71,7 +71,8 @@ def read_hub(hub: Hub, split: str) -> Iterator[tuple[str, Row | DataError]]:
         for number, row in enumerate(rows, 1):
             yield f"{place}:{number}", dict(row)
     except Exception as error:  # of several libraries, the network's among them
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+        said = "" if is_private() else str(error)  # a cell that does not fit its column is quoted
+        reason = (said.splitlines() or [type(error).__name__])[0][:200].rstrip(".")
         raise DataError(
             f"{place} (revision {hub['revision']}) cannot be read from the Hugging Face hub: {reason}. Check the name and the "
             "network, set HF_TOKEN for a private one, or give a local copy with data.path=<file>."

