@@ -41,6 +41,10 @@ def run_command(words: list[str], job: bool = False) -> int:
             print_help()
         elif "--version" in words:
             print(f"ftcore {__version__}")
+        elif words[:1] in (["-sc"], ["--shell-completion"]):
+            from ftcore.completion import complete
+
+            complete(words[1:])
         else:
             with storage_errors():
                 _dispatch(words, job)
@@ -207,6 +211,7 @@ def _make_absolute(config: dict[str, Any]) -> None:
         (config["evaluate"], "probe"),
         (config["retention"], "text"),
         *((config["method"], key) for key in ("policy", "reward_model")),
+        *((source, "path") for source in config["data"].get("sources", {}).values()),
         *((config["data"]["splits"], k) for k in SPLITS),
         *((files, k) for files in config["data"]["records"].values() for k in SPLITS),
     ):

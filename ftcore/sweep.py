@@ -40,12 +40,16 @@ def sweep(words: list[str], config_dirs: tuple[Path, ...]) -> None:
     launcher = [word for word in words if re.match(r"hydra[/.]launcher\b", word)]
     fixed, searched, config = read_sweep([word for word in words if word not in launcher], config_dirs)
     folder = folder_of(config, searched)
-    folder.mkdir(parents=True, exist_ok=True)
     if config["logger"] and not config["logger"]["group"]:
         fixed = [*fixed, f"logger.group={folder.name}"]  # the jobs are shown together
     flags = [f"--config-dir={folder}" for folder in config_dirs]
+    jobs = [] if config["sampler"] == "tpe" else _checked_jobs(fixed, flags, searched, folder)
+    folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
-        failed, jobs = _run(config, fixed, searched, flags, launcher, folder)
+        if config["sampler"] == "tpe":
+            failed, jobs = _optimised(config, fixed, flags, searched, launcher, folder)
+        else:
+            failed = _run(config, jobs, launcher, folder)
         finish(config, folder, jobs, failed)
     if failed:
         raise SweepFailed(
@@ -71,24 +75,31 @@ def read_sweep(words: list[str], config_dirs: tuple[Path, ...]) -> tuple[list[st
     return fixed, searched, config
 
 
-def _run(
-    config: Config, fixed: list[str], searched: Config, flags: list[str], launcher: list[str], folder: Path
+def _optimised(
+    config: Config, fixed: list[str], flags: list[str], searched: Config, launcher: list[str], folder: Path
 ) -> tuple[dict[int, str], list[Job]]:
-    """Run what is not finished: (job number -> why it failed, all jobs)."""
-    if config["sampler"] == "tpe":
-        from ftcore.tpe import optimise
+    from ftcore.tpe import optimise
 
-        if launcher:
-            raise ConfigError("sampler=tpe runs its own jobs: leave hydra/launcher out.")
-        return optimise(config, fixed, flags, searched, folder)
+    if launcher:
+        raise ConfigError("sampler=tpe runs its own jobs: leave hydra/launcher out.")
+    return optimise(config, fixed, flags, searched, folder)
+
+
+def _checked_jobs(fixed: list[str], flags: list[str], searched: Config, folder: Path) -> list[Job]:
+    """All jobs of a grid. Raises `ConfigError` for the first whose config is wrong."""
     jobs = _jobs(fixed, flags, {key: _listed(key, values) for key, values in searched.items()}, folder)
     for job in jobs:
         load_config([word for word in job.words if not word.startswith("--")], _folders(flags))
+    return jobs
+
+
+def _run(config: Config, jobs: list[Job], launcher: list[str], folder: Path) -> dict[int, str]:
+    """Run what is not finished: job number -> why it failed."""
     if launcher and launcher != ["hydra/launcher=ftcore"]:
         from ftcore.hydra_jobs import run_with_hydra
 
-        return run_with_hydra(launcher, jobs, folder), jobs
-    return run_grid(config, jobs), jobs
+        return run_with_hydra(launcher, jobs, folder)
+    return run_grid(config, jobs)
 
 
 def _folders(flags: list[str]) -> tuple[Path, ...]:

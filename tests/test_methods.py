@@ -100,8 +100,9 @@ def test_micro_batches_do_not_change_the_losses(ftcore, home, case):
     assert agree(losses(ftcore, case, "micro_batch_size=8"), losses(ftcore, case, "micro_batch_size=2"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("machine", ["ddp_2cpu", "fsdp_2cpu"])
-@pytest.mark.parametrize("case", ["grpo", *(pytest.param(c, marks=pytest.mark.slow) for c in CASES if c != "grpo")])
+@pytest.mark.parametrize("case", CASES)
 def test_two_processes_do_not_change_the_losses(ftcore, home, case, machine):
     assert agree(losses(ftcore, case), losses(ftcore, case, f"hardware={machine}"))
 

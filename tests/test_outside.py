@@ -60,6 +60,7 @@ def test_several_machines_without_torchrun_get_its_command(fails):
     assert "torchrun --nnodes=2 --nproc-per-node=2" in message and "-m ftcore" in message
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the job's processes in /proc")
 def test_a_slurm_job_that_is_interrupted_saves_and_begins_again_from_there(ftcore):
     words = ["hardware=slurm", "hardware.slurm.cluster=local", "hardware.accelerator=cpu", "hardware.precision=32-true"]

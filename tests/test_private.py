@@ -106,7 +106,7 @@ def test_without_private_the_same_run_shows_some(ftcore, tmp_path, marked):
     assert MARK.search(ftcore("inspect", f"run={outcome.folder}").out.encode())
 
 
-@pytest.mark.parametrize("private", ["true", "false"])
+@pytest.mark.parametrize("private", ["true", pytest.param("false", marks=pytest.mark.slow)])
 def test_what_a_reward_function_prints_and_raises_is_withheld(ftcore, tmp_path, marked, private):
     rewards = ["method=grpo", "method.rewards=[leaky.broken]", "trust=[leaky]"]
     outcome = ftcore(*PRIVATE_RUN, marked, *rewards, f"private={private}")

@@ -9,14 +9,19 @@ import sys
 import pytest
 import yaml
 
-from ftcore.__main__ import _split
+from ftcore.__main__ import ON_WORDS, _split
 from ftcore.config import load_config
 from ftcore.resources import PACKAGE
+from ftcore.sweep import read_sweep
 
 README = (PACKAGE.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines()]
 OURS = [line.split("&& ")[-1] for line in COMMANDS if "python -m ftcore" in line]
+
+
+# Words that are a verb's own and no part of a config.
+OWN = {"key", "recipe", "expect", "delete", "yes"}
 
 
 def words_of(command):
@@ -35,8 +40,13 @@ def test_every_command_composes(command, tmp_path, monkeypatch):
     for name in ("b", "c"):
         (tmp_path / "runs" / "a" / name).mkdir(parents=True)
         (tmp_path / "runs" / "a" / name / "config.yaml").write_text(yaml.safe_dump(load_config([])))
-    overrides, config_dirs, _ = _split(words_of(command))
-    assert load_config(overrides, config_dirs)["name"]
+    words = words_of(command)
+    overrides, config_dirs, flags = _split(words[1:] if words and words[0] in ON_WORDS else words)
+    overrides = [word for word in overrides if word.partition("=")[0] not in OWN or words[0] not in ON_WORDS]
+    if "--multirun" in flags or "sweeps=" in command:
+        assert read_sweep(overrides, config_dirs)[1]
+    else:
+        assert load_config(overrides, config_dirs)["name"]
 
 
 @pytest.mark.slow
@@ -67,7 +77,8 @@ def test_the_other_commands_run_as_written(tmp_path):
         + "\n".join(c for c in COMMANDS if "python -m ftcore" in c and "&&" not in c and "qwen" not in c)
     )
     script = script.replace("python -m ftcore", f"{sys.executable} -m ftcore")
-    script = re.sub(r"(adapter=dora method.lr=1e-3|model.path=runs/a/b|method=\w+)", rf"\1 {short}", script)
+    script = re.sub(r"(adapter=dora method.lr=1e-3|model.path=runs/a/b|method=[\w,]+)", rf"\1 {short}", script)
+    script = re.sub(r"(ftcore sweeps=seeds)", rf"\1 {short}", script)
     package = tmp_path / "my_package"
     package.mkdir()
     (package / "__init__.py").touch()
