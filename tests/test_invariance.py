@@ -19,7 +19,7 @@ SPLITS = {
     "checkpointing": ["hardware.activation_checkpointing=true"],
     "padding": [],
 }
-OFTEN = {("sft", "ddp"), ("dpo", "fsdp")}
+OFTEN = {("sft", "ddp")}
 
 
 def losses(ftcore, method, *words):

@@ -34,12 +34,18 @@ def test_the_first_two_blocks_install_and_run_and_install_and_test():
     assert "pip install --quiet -c constraints.txt -e '.[dev]'" in (PACKAGE.parent / ".ci" / "run").read_text()
 
 
+@pytest.fixture(scope="module")
+def finished():
+    """config.yaml of a run."""
+    return yaml.safe_dump(load_config([]))
+
+
 @pytest.mark.parametrize("command", [c for c in OURS if "--help" not in c])
-def test_every_command_composes(command, tmp_path, monkeypatch):
+def test_every_command_composes(command, finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("b", "c"):
         (tmp_path / "runs" / "a" / name).mkdir(parents=True)
-        (tmp_path / "runs" / "a" / name / "config.yaml").write_text(yaml.safe_dump(load_config([])))
+        (tmp_path / "runs" / "a" / name / "config.yaml").write_text(finished)
     words = words_of(command)
     overrides, config_dirs, flags = _split(words[1:] if words and words[0] in ON_WORDS else words)
     overrides = [word for word in overrides if word.partition("=")[0] not in OWN or words[0] not in ON_WORDS]

@@ -48,7 +48,9 @@ def left(outcome):
     return weights, [(line["step"], line["train/loss"]) for line in outcome.metrics if "train/loss" in line]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=[pytest.mark.slow] * (m in ("rlhf", "reward"))) for m in METHODS]
+)
 def test_a_run_that_died_goes_on_to_the_same_weights_to_the_bit(ftcore, stops, method, monkeypatch, tmp_path_factory):
     monkeypatch.setenv("FTCORE_HOME", str(tmp_path_factory.getbasetemp() / "home"))  # stages are made once
     words = [*WORDS, f"method={method}", *METHODS[method]]

@@ -67,6 +67,7 @@ def test_a_job_gives_what_the_same_command_gives_alone(ftcore):
     assert scores["5"]["loss"] != pytest.approx(summary["tuned"]["loss"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_tpe_goes_on_with_its_study(ftcore, team):
     team("search:\n  method.lr: {low: 1.0e-4, high: 1.0e-1, log: true}\n  adapter.rank: [4, 8]\nsampler: tpe\n")
     assert ftcore("sweeps=own", "sweep.trials=2", *TINY).status == 0
