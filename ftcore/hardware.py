@@ -3,8 +3,9 @@
 Everything here comes before a model is loaded, and nothing imports torch on a machine without CUDA devices.
 """
 
+import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -73,6 +74,18 @@ def trainer_options(
         "strategy": "auto" if strategy == "single" else strategy,
         "precision": precision,
     }
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep freed memory instead of giving it back (man mallopt; without glibc nothing happens).
+
+    On a CPU, fresh pages for every large tensor cost more time than many an operation on it.
+    """
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
+    with suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, value in ((mmap_threshold, 2**30), (trim_threshold, 2**31 - 1), (top_pad, 2**26)):
+            mallopt(option, value)
 
 
 @contextmanager

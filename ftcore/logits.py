@@ -1,31 +1,46 @@
-"""The one place where logits are computed: float32, and only at the positions that are asked for."""
+"""What a network says of tokens, in float32 and only at the positions that are asked for: logits, or their log-probabilities."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ftcore.head import plain_weight, target_scores
+
 # N places of a batch: true entries (B, T), or their rows and columns (N,) each, which may come twice.
 Places = Tensor | tuple[Tensor, Tensor]
 
 
+class TokenScores(NamedTuple):
+    """Of N tokens with loss: log-probabilities (N,), entropies (N,) in nats without gradient, last hidden states (N, H)."""
+
+    logps: Tensor
+    entropies: Tensor
+    hidden: Tensor
+
+
 def logits_at(network: Any, batch: dict[str, Any], positions: Places) -> Tensor:
     """Logits (N, V) in float32 at N `positions`."""
-    return logits_and_hidden_at(network, batch, positions)[0]
+    return _output_at(network, batch, positions)[0]
 
 
-def logits_and_hidden_at(network: Any, batch: dict[str, Any], positions: Places) -> tuple[Tensor, Tensor]:
-    """Logits (N, V) in float32 and last hidden states (N, H) at N `positions`.
+def hidden_at(network: Any, batch: dict[str, Any], positions: Places) -> Tensor:
+    """Last hidden states (N, H) at N `positions`; nothing is projected."""
+    return _output_at(network, batch, positions, projected=False)[1]
+
+
+def _output_at(network: Any, batch: dict[str, Any], positions: Places, projected: bool = True) -> tuple[Tensor, Tensor]:
+    """Logits and last hidden states at `positions`.
 
     A pre-hook on the output embedding keeps those positions' hidden states, and the model's own forward does the rest
-    (soft-capping, logit scale, hooks of sharding): the vocabulary is projected nowhere else.
+    (soft-capping, logit scale, hooks of sharding), with none of them unless `projected`.
     """
     kept: list[Tensor] = []
 
     def keep(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         kept.append(args[0][positions])
-        return (kept[0].unsqueeze(0), *args[1:])
+        return ((kept[0] if projected else kept[0][:0]).unsqueeze(0), *args[1:])
 
     hook = network.get_output_embeddings().register_forward_pre_hook(keep)
     try:
@@ -69,13 +84,20 @@ def predicted(batch: dict[str, Any]) -> tuple[Places, Tensor]:
 
 def completion_logps(network: Any, batch: dict[str, Any], temperature: float = 1.0) -> Tensor:
     """Log-probability (N,) of every token of `batch` with loss, row after row."""
+    return token_scores(network, batch, temperature).logps
+
+
+def token_scores(network: Any, batch: dict[str, Any], temperature: float = 1.0, entropies: bool = False) -> TokenScores:
+    """Log-probabilities of the tokens with loss, row after row; `entropies` where they are asked for, else none."""
     positions, targets = predicted(batch)
-    return target_logps(logits_at(network, batch, positions) / temperature, targets)
-
-
-def target_logps(logits: Tensor, targets: Tensor) -> Tensor:
-    """Log-probability (N,) of `targets` (N,) under `logits` (N, V)."""
-    return logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    if (weight := plain_weight(network)) is not None:
+        hidden = hidden_at(network, batch, positions)
+        return TokenScores(*target_scores(hidden, weight, targets, temperature, entropies), hidden)
+    logits, hidden = _output_at(network, batch, positions)
+    logps = (logits / temperature).log_softmax(-1)
+    with torch.no_grad():
+        information = torch.special.entr(logps.exp()).sum(-1) if entropies else logps.new_zeros(0)
+    return TokenScores(logps.gather(-1, targets[:, None])[:, 0], information, hidden)
 
 
 def row_sums(values: Tensor, batch: dict[str, Any]) -> Tensor:
@@ -98,10 +120,3 @@ def row_numbers(batch: dict[str, Any]) -> Tensor:
 def sequence_sums(network: Any, batch: dict[str, Any]) -> Tensor:
     """Log-probability (B,) of each row's tokens with loss, summed."""
     return row_sums(completion_logps(network, batch), batch)
-
-
-@torch.no_grad()
-def reference_sums(foundation: Any, batch: dict[str, Any]) -> Tensor:
-    """The same under the base model."""
-    with foundation.base_view() as base:
-        return sequence_sums(base, batch)

@@ -18,7 +18,7 @@ from ftcore import __version__, outside
 from ftcore.config import OF_THE_COMMAND, build, load_config, record_type
 from ftcore.errors import ConfigError
 from ftcore.resources import resolve
-from ftcore.weights import check_weights, home, is_run, sha256
+from ftcore.weights import check_weights, file_marks, home, is_run, sha256
 
 Config = dict[str, Any]
 # What a stage takes over from the run it is for, unless its overrides choose otherwise.
@@ -102,18 +102,10 @@ def folder_of(stage: Config) -> Path:
     decisive = {key: stage[key] for key in DECISIVE} | {key: stage["data"][key] for key in ENCODING}
     named = (stage["model"].get("chat_template"), stage["retention"]["text"], stage["evaluate"]["probe"])
     texts = [sha256(Path(resolve(path))) for path in named if path]
-    content = json.dumps([__version__, decisive, rows, texts, _weights(stage["model"].get("path"))], sort_keys=True)
+    path = stage["model"].get("path")
+    marks = file_marks(Path(resolve(path))) if path and Path(resolve(path)).is_dir() else []
+    content = json.dumps([__version__, decisive, rows, texts, marks], sort_keys=True)
     return home() / "stages" / f"{stage['choices']['method']}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
-
-
-def _weights(path: str | None) -> list[Any]:
-    """Names, sizes and times of the files in a folder of weights."""
-    folder = Path(resolve(path)) if path else None
-    if not folder or not folder.is_dir():
-        return []
-    kinds = {".safetensors", ".json", ".jinja", ".model", ".txt"}
-    files = sorted(file for file in folder.rglob("*") if file.suffix in kinds)
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def _make(name: str, stage: Config, words: list[str], folder: Path, dry_run: bool) -> bool:

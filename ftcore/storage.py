@@ -1,8 +1,8 @@
 """What ftcore keeps on the disk, and how to get rid of it: `python -m ftcore storage [delete=checkpoints] [yes=true]`.
 
-Kept are foundation weights, tokenised rows and stages in FTCORE_HOME, and runs with their checkpoints in `output_dir`. Nothing
-outside these two is ever deleted, nor what a running process holds, what another run needs, or the checkpoints of a run that
-can still go on.
+Kept are foundation weights, tokenised rows, reference log-probabilities and stages in FTCORE_HOME, and runs with their
+checkpoints in `output_dir`. Nothing outside these two is ever deleted, nor what a running process holds, what another run
+needs, or the checkpoints of a run that can still go on.
 """
 
 import os
@@ -23,8 +23,8 @@ from ftcore.errors import ConfigError
 from ftcore.resources import home
 
 # Folders of FTCORE_HOME and what is in them.
-KEPT = {"models": "weights", "rows": "rows", "stages": "stages"}
-KINDS = ("weights", "rows", "stages", "runs", "checkpoints")
+KEPT = {"models": "weights", "rows": "rows", "references": "references", "stages": "stages"}
+KINDS = ("weights", "rows", "references", "stages", "runs", "checkpoints")
 WORDS = ("output_dir", "delete", "yes")
 console = Console(soft_wrap=True, highlight=False)
 
@@ -42,6 +42,8 @@ class Item:
     @property
     def files(self) -> list[Path]:
         """Its files; links are not followed."""
+        if self.path.is_file():
+            return [self.path]
         return [] if self.path.is_symlink() else [f for f in self.path.rglob("*") if f.is_file() and not f.is_symlink()]
 
     @property
@@ -58,7 +60,9 @@ def storage(words: list[str], config_dirs: tuple[Path, ...]) -> None:
     items = list(_items(Path(given.get("output_dir", "runs")).expanduser().resolve()))
     if "delete" not in given:
         console.print(_table(items))
-        console.print("Delete with: storage delete=checkpoints (or rows, weights, stages, or one of the paths)")
+        console.print(
+            "Delete with: storage delete=checkpoints (or rows, weights, references, stages, or one of the paths)"
+        )
         return
     chosen = [item for name in given["delete"].strip("[]").split(",") for item in _named(name.strip(), items)]
     _delete(chosen, given.get("yes", "false").lower() == "true")
@@ -132,7 +136,7 @@ def _delete(chosen: list[Item], yes: bool) -> None:
 
 def _remove(item: Item) -> None:
     """Move it aside first, so that nothing half deleted is ever taken for whole."""
-    if item.path.is_symlink():
+    if item.path.is_symlink() or item.path.is_file():
         item.path.unlink()
     elif item.path.resolve().is_relative_to(item.root) and item.path.resolve() != item.root:
         aside = item.path.with_name(f".{item.path.name}.deleted")

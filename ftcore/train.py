@@ -29,12 +29,13 @@ from ftcore.data.store import lengths, stored
 from ftcore.data.tokens import Encoder, Example
 from ftcore.errors import ConfigError, DataError, OutOfMemory
 from ftcore.evaluate import HeldOut
-from ftcore.hardware import AUTO_ROWS, CPU_TOKENS, micro_batch, smaller
+from ftcore.hardware import AUTO_ROWS, CPU_TOKENS, keep_freed_memory, micro_batch, smaller
 from ftcore.ledger import Ledger
 from ftcore.lock import made_with
 from ftcore.loggers import JSONLines
 from ftcore.methods.base import Method
 from ftcore.model import parameter_counts, save_model
+from ftcore.reference import ReferenceSums, reference_file
 from ftcore.resume import Checkpoints
 from ftcore.testing import faults
 
@@ -65,6 +66,7 @@ def run(config: Config, folder: Path, records: Records | None = None, start: Pat
     """
     started = time.perf_counter()
     quiet()
+    keep_freed_memory()
     job = prepare(config, records)
     if job.batches.rank == 0:
         report.plan(config, job.method, job.records, job.batches)
@@ -134,6 +136,8 @@ def prepare(config: Config, records: Records | None = None) -> Job:
         )
     layout, pace = _layout(config, lengths(train)), _pace(config, method)
     method.micro_batch_size, method.max_bad_steps = layout["micro_batch_size"], config["max_bad_steps"]
+    if method.has_reference:
+        method.references = ReferenceSums(reference_file(config))
     method.total_steps = steps_of_run(config, math.ceil(len(train) / pace["rows_per_step"]) * method.updates)
     keep = config["retention"]
     beside = {"retention_rows": keep["rows"], "retention_every": keep["every"], "steps": method.total_steps, **pace}

@@ -24,10 +24,11 @@ from ftcore.data.batches import Batch, Draw, longest_first, pad, share_prompts
 from ftcore.data.sources import Row
 from ftcore.data.tokens import Encoder, Example
 from ftcore.errors import NumericalError
-from ftcore.logits import logits_at, row_sums
+from ftcore.logits import logits_at, row_sums, sequence_sums
 from ftcore.losses import token_kl
 from ftcore.model import Foundation, takes_any_mask
 from ftcore.processes import gathered
+from ftcore.reference import ReferenceSums, content_of
 from ftcore.sharding import shard, sync_gradients, unsharded, whole
 
 
@@ -88,6 +89,7 @@ class Method(lightning.LightningModule):
         self.max_bad_steps, self.bad_steps, self.bad_rows = 0, 0, list[str]()
         self.row_losses: list[float] | None = None  # of the last batch, where somebody asks for them
         self.grad_norm = torch.tensor(0.0)
+        self.references = ReferenceSums()
         if self.has_reference:
             foundation.keep_base()
             foundation.disable_dropout()
@@ -187,13 +189,29 @@ class Method(lightning.LightningModule):
 
     def collate_text(self, examples: Sequence[Example]) -> Batch:
         """Single sequences, padded on the right."""
-        return pad(examples, self.pad_id)
+        return pad(examples, self.pad_id) | self._contents(examples)
 
     def collate_answers(self, examples: Sequence[Example]) -> Batch:
         """Sequences of which some begin with the same prompt: that is computed once, where the architecture allows it."""
         if not examples or not self.shares_prompts:
             return self.collate_text(examples)
-        return share_prompts(examples, self.pad_id, self.network.config.get_text_config().hidden_size)
+        width = self.network.config.get_text_config().hidden_size
+        return share_prompts(examples, self.pad_id, width) | self._contents(examples)
+
+    def _contents(self, examples: Sequence[Example]) -> Batch:
+        return {"contents": [content_of(example) for example in examples]} if self.has_reference else {}
+
+    @torch.no_grad()
+    def reference_sums(self, batch: Batch) -> Tensor:
+        """Summed log-probability (B,) of each sequence's tokens with loss under the base model."""
+
+        def compute() -> Tensor:
+            with self.foundation.base_view() as base:
+                return sequence_sums(base, batch)
+
+        if self.device_mesh:  # processes that share weights take part in every forward pass
+            return compute()
+        return self.references(batch["contents"], compute).to(self.network_device)
 
     @cached_property
     def shares_prompts(self) -> bool:
@@ -298,8 +316,10 @@ class Method(lightning.LightningModule):
         matrices = [p for p in self.trained_parameters() if p.ndim >= 2]
         vectors = [p for p in self.trained_parameters() if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        # One pass over memory. On CUDA it would forbid to clip in float16.
+        fused = True if self.network_device.type == "cpu" else None
         optimizer = torch.optim.AdamW(
-            [g for g in groups if g["params"]], lr=self.lr, betas=(self.betas[0], self.betas[1])
+            [g for g in groups if g["params"]], lr=self.lr, betas=(self.betas[0], self.betas[1]), fused=fused
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

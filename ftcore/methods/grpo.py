@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ftcore.data.batches import Batch, Draw
 from ftcore.data.sources import Row
-from ftcore.logits import logits_at, predicted, row_numbers, row_sums, target_logps
+from ftcore.logits import row_numbers, row_sums, token_scores
 from ftcore.losses import clipped_policy_loss, kl_estimate
 from ftcore.methods.base import Term
 from ftcore.methods.online import OnlineMethod, Parts, Sample
@@ -99,13 +99,11 @@ class GRPO(OnlineMethod):
 
     def loss(self, batch: Batch) -> dict[str, Term]:
         """Clipped policy loss with the KL term, and what the policy is doing."""
-        positions, targets = predicted(batch)
-        logits = logits_at(self.network, batch, positions) / self.temperature
-        logps = target_logps(logits, targets)
+        logps, entropies, _ = token_scores(self.network, batch, self.temperature, entropies=True)
         log_ratio = self._log_ratio(logps - batch["old_logps"], batch)
         kl = kl_estimate(logps, batch["ref_logps"])
         losses = clipped_policy_loss(log_ratio, batch["advantages"], self.clip_low, self.clip_high) + self.beta * kl
-        return {"policy": self._aggregated(losses, batch), **self._metrics(logits.detach(), log_ratio, kl, batch)}
+        return {"policy": self._aggregated(losses, batch), **self._metrics(entropies, log_ratio, kl, batch)}
 
     def _log_ratio(self, log_ratio: Tensor, batch: Batch) -> Tensor:
         if self.ratio == "token":
@@ -125,10 +123,10 @@ class GRPO(OnlineMethod):
         return Term((row_sums(losses, batch) / lengths)[:n], n, "sequences")
 
     @torch.no_grad()
-    def _metrics(self, logits: Tensor, log_ratio: Tensor, kl: Tensor, batch: Batch) -> dict[str, Term]:
+    def _metrics(self, entropies: Tensor, log_ratio: Tensor, kl: Tensor, batch: Batch) -> dict[str, Term]:
         ratio, up = log_ratio.exp(), batch["advantages"] > 0
         values = {
-            "entropy": torch.special.entr(logits.softmax(-1)).sum(-1),
+            "entropy": entropies,
             "clipped/low": (~up & (ratio < 1 - self.clip_low)).float(),
             "clipped/high": (up & (ratio > 1 + self.clip_high)).float(),
             "kl_estimate": kl,

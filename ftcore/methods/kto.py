@@ -17,7 +17,7 @@ from ftcore.data.batches import Batch, Draw, in_batches
 from ftcore.data.sources import Row
 from ftcore.data.tokens import Example
 from ftcore.data.transforms import mismatched
-from ftcore.logits import reference_sums, sequence_sums
+from ftcore.logits import sequence_sums
 from ftcore.methods.base import Method, Term
 from ftcore.methods.preference import Beta
 from ftcore.processes import shared_out
@@ -72,13 +72,13 @@ class KTO(Method):
     @torch.no_grad()
     def _fixed_ratios(self, batch: Batch) -> Tensor:
         batch = self.placed(batch)
-        return (sequence_sums(self.network, batch) - reference_sums(self.foundation, batch)).cpu()
+        return (sequence_sums(self.network, batch) - self.reference_sums(batch)).cpu()
 
     def loss(self, batch: Batch) -> dict[str, Term]:
         """Each row's loss, and the implicit rewards of good and bad rows."""
         n, good = len(batch["ids"]), batch["good"]
         z = float(self._fixed_ratios(batch["others"]).mean().clamp(min=0)) if "others" in batch else batch["z"]
-        ratios = (sequence_sums(self.network, batch) - reference_sums(self.foundation, batch))[:n]
+        ratios = (sequence_sums(self.network, batch) - self.reference_sums(batch))[:n]
         sign, weight = torch.where(good, 1.0, -1.0), torch.where(good, self.desirable_weight, self.undesirable_weight)
         rewards = self.beta * ratios.detach()
         return {

@@ -12,7 +12,7 @@ from torch import Tensor
 from ftcore.data.batches import Batch
 from ftcore.data.sources import Row
 from ftcore.data.tokens import Pair
-from ftcore.logits import completion_logps, reference_sums, row_sums
+from ftcore.logits import completion_logps, row_sums
 from ftcore.methods.base import Method, Term
 
 Beta = Annotated[float, Gt(0)]
@@ -68,7 +68,7 @@ class PreferenceMethod(PairMethod):
         """The pairs' loss, the chosen answers' likelihood where it has weight, and the metrics of the DPO authors."""
         n, logps = len(batch["ids"]), completion_logps(self.network, batch)
         sums, lengths = row_sums(logps, batch), row_sums(torch.ones_like(logps), batch)
-        ref_sums = reference_sums(self.foundation, batch) if self.has_reference else torch.zeros_like(sums)
+        ref_sums = self.reference_sums(batch) if self.has_reference else torch.zeros_like(sums)
         chosen, rejected = (Answers(sums[k], ref_sums[k], lengths[k]) for k in (slice(n), slice(n, 2 * n)))
         terms = {"pairs": Term(self.pair_loss(chosen, rejected), n, "pairs")}
         if self.nll_weight:

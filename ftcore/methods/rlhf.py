@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ftcore.data.batches import Batch
 from ftcore.data.sources import Row
-from ftcore.logits import logits_and_hidden_at, predicted, target_logps
+from ftcore.logits import hidden_at, predicted, token_scores
 from ftcore.losses import clipped_policy_loss, clipped_value_loss, generalized_advantages, whitened
 from ftcore.methods.base import Term
 from ftcore.methods.online import OnlineMethod, Parts, Sample, add_numbers, in_order
@@ -59,7 +59,8 @@ class RLHF(OnlineMethod):
         """Add the values that the policy expects before each token."""
         super().annotate(samples)
         batch = self.sequences(samples)
-        add_numbers(in_order(samples, batch), "old_values", self._logits_and_values(batch)[1].tolist())
+        hidden = hidden_at(self.network, batch, predicted(batch)[0])
+        add_numbers(in_order(samples, batch), "old_values", self._values(hidden).tolist())
 
     def advise(self, groups: list[list[Sample]]) -> list[Sample]:
         """Advantages and returns of each token, the advantages whitened over the step."""
@@ -82,23 +83,21 @@ class RLHF(OnlineMethod):
         rewards[-1] += one.reward - self.unfinished_penalty * (not one.completion.finished)
         return rewards
 
-    def _logits_and_values(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits, hidden = logits_and_hidden_at(self.network, batch, predicted(batch)[0])
-        return logits / self.temperature, self.value_head(hidden.to(self.value_head.weight.dtype))[:, 0].float()
+    def _values(self, hidden: Tensor) -> Tensor:
+        return self.value_head(hidden.to(self.value_head.weight.dtype))[:, 0].float()
 
     def loss(self, batch: Batch) -> dict[str, Term]:
         """Clipped policy loss and clipped value loss, averaged over the step's tokens."""
-        logits, values = self._logits_and_values(batch)
-        log_ratio = target_logps(logits, predicted(batch)[1]) - batch["old_logps"]
+        scores = token_scores(self.network, batch, self.temperature, entropies=True)
+        log_ratio, values = scores.logps - batch["old_logps"], self._values(scores.hidden)
         policy = clipped_policy_loss(log_ratio, batch["advantages"], self.clip, self.clip)
         value = clipped_value_loss(values, batch["old_values"], batch["returns"], self.value_clip)
         n = len(log_ratio)
         with torch.no_grad():
-            entropy = torch.special.entr(logits.softmax(-1)).sum(-1)
             clipped = ((log_ratio.exp() - 1).abs() > self.clip).float()
         return {
             "policy": Term(policy, n, "tokens"),
             "value": Term(value, n, "tokens", self.value_weight),
-            "entropy": Term(entropy, n, "tokens", 0.0),
+            "entropy": Term(scores.entropies, n, "tokens", 0.0),
             "clipped": Term(clipped, n, "tokens", 0.0),
         }
