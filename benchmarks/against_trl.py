@@ -87,8 +87,8 @@ def _measured(side: str, asked: argparse.Namespace) -> dict[str, Any]:
 
 def ftcore_side(asked: argparse.Namespace) -> dict[str, Any]:
     """One run of ftcore by its own command line, with a clock at the end of each step."""
-    from ftcore.__main__ import run_command
     from ftcore import train
+    from ftcore.__main__ import run_command
     from ftcore.loggers import JSONLines
     from ftcore.methods.base import Method
     from ftcore.methods.online import OnlineMethod

@@ -85,6 +85,7 @@ class TopLevel(TypedDict):
     patience: PositiveInt | None
     dry_run: bool
     ledger: bool
+    profile: bool
     private: bool
     evaluate: Evaluate
     retention: Retention

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ftcore.head import plain_weight, target_scores
+from ftcore.profiling import part
 
 # N places of a batch: true entries (B, T), or their rows and columns (N,) each, which may come twice.
 Places = Tensor | tuple[Tensor, Tensor]
@@ -92,7 +93,8 @@ def token_scores(network: Any, batch: dict[str, Any], temperature: float = 1.0, 
     positions, targets = predicted(batch)
     if (weight := plain_weight(network)) is not None:
         hidden = hidden_at(network, batch, positions)
-        return TokenScores(*target_scores(hidden, weight, targets, temperature, entropies), hidden)
+        with part("head"):
+            return TokenScores(*target_scores(hidden, weight, targets, temperature, entropies), hidden)
     logits, hidden = _output_at(network, batch, positions)
     logps = (logits / temperature).log_softmax(-1)
     with torch.no_grad():

@@ -35,6 +35,7 @@ from ftcore.lock import made_with
 from ftcore.loggers import JSONLines
 from ftcore.methods.base import Method
 from ftcore.model import parameter_counts, save_model
+from ftcore.profiling import Profile
 from ftcore.reference import ReferenceSums, reference_file
 from ftcore.resume import Checkpoints
 from ftcore.testing import faults
@@ -297,6 +298,8 @@ def _validation_batches(examples: list[Example], method: Method, layout: dict[st
 def _watching(config: Config, folder: Path, job: Job) -> list[Any]:
     """Callbacks that look at the run, and those that a setting or the environment asks for."""
     found = [*_selection(config, folder, job.validation), *_guard(config, job), ProgressBar(leave=True)]
+    if config["profile"]:
+        found.append(Profile(folder, job.batches.steps, job.method.updates))
     if config["ledger"]:
         found.append(Ledger(folder, job.batches.rank))
     if config["hang_timeout"]:

@@ -19,6 +19,7 @@ from ftcore.hardware import memory_of
 from ftcore.logits import completion_logps
 from ftcore.methods.base import Method, Term
 from ftcore.processes import rank_and_world, shared_out
+from ftcore.profiling import part
 from ftcore.rollout import Completion, sample
 
 Parts = dict[str, list[float | None]]
@@ -115,7 +116,7 @@ class OnlineMethod(Method):
         """A group of samples for each prompt, from all processes."""
         seeds = random.integers(2**63, size=len(prompts)).tolist()
         self.network.eval()
-        with memory_of("method.rollout_batch_size", self.rollout_batch_size):
+        with memory_of("method.rollout_batch_size", self.rollout_batch_size), part("rollout"):
             groups = shared_out(list(zip(prompts, seeds, strict=True)), self._answer)
         self.network.train()
         return groups
@@ -159,7 +160,8 @@ class OnlineMethod(Method):
         )
         completions = [completion for group in groups for completion in group]
         ids = [completion.ids for completion in completions]
-        rewards, parts = self.rewards([prompt.row for prompt in prompts], self.encoder.texts_of(ids), ids)
+        with part("reward"):
+            rewards, parts = self.rewards([prompt.row for prompt in prompts], self.encoder.texts_of(ids), ids)
         return [
             Sample(_example(prompt, completion), prompt.row, completion, rewards[k],
                    {name: values[k] for name, values in parts.items()}, {"old_logps": completion.logps})
