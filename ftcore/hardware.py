@@ -39,7 +39,7 @@ def trainer_options(
     num_nodes: Annotated[int, Ge(1)],
     strategy: Strategy,
     precision: Precision,
-    activation_checkpointing: bool,
+    activation_checkpointing: bool | Literal["auto"],
     compile: bool,
     slurm: Slurm | None,
 ) -> dict[str, Any]:

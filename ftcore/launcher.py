@@ -21,8 +21,8 @@ OUT_OF_MEMORY = 12
 def launch(config: Config, folder: Path, records: Any = None) -> None:
     """Run `ftcore.train.run(config, folder)` in the machine's processes. The first failure is raised as its own error kind.
 
-    `records` that are read already serve when this process is the only one. Where the micro-batch size is ours to choose and
-    does not fit into a device's memory, the run goes on with the next smaller one.
+    `records` that are read already serve when this process is the only one. Where a device's memory is full, the run goes on with
+    the next smaller micro-batch size, then with activation checkpointing, as far as these are ours to choose.
     """
     hardware, ours = config["hardware"], config["micro_batch_size"] == "auto"
     sizes = {
@@ -36,10 +36,14 @@ def launch(config: Config, folder: Path, records: Any = None) -> None:
             return _launch({**config, **settings}, folder, hardware["devices"], records)
         except OutOfMemory as error:
             less = smaller(micro_batch_size=rows, **sizes) if ours else None
-            if not less:
+            if not less and config["hardware"]["activation_checkpointing"] != "auto":
                 raise
-            print(f"{error} Going on with that (micro_batch_size=auto).", file=sys.stderr)
-            rows = less
+            if less:
+                rows, chosen = less, f"micro_batch_size={less}"
+            else:
+                config = {**config, "hardware": {**config["hardware"], "activation_checkpointing": True}}
+                chosen = "hardware.activation_checkpointing=true"
+            print(f"{error} Going on with {chosen}.", file=sys.stderr)
 
 
 def _launch(config: Config, folder: Path, devices: int, records: Any) -> None:

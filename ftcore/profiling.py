@@ -109,7 +109,8 @@ class Profile(Callback):
         operations = sum(event.flops for event in self.tracer.key_averages()) / self.steps
         table = _table({name: value / self.steps for name, value in seconds.items()})
         rate, most = operations * self.steps / sum(seconds.values()) / 1e9, peak(precision) / 1e9
-        used = f"{operations / 1e9:,.0f} GFLOP in matrix products, {rate:,.0f} GFLOP/s: {rate / most:.0%} of the {most:,.0f} of a large one."
+        used = f"{operations / 1e9:,.0f} GFLOP in matrix products, {rate:,.0f} GFLOP/s: "
+        used += f"{rate / most:.0%} of the {most:,.0f} of a large one."
         with (self.folder / "profile.txt").open("w", encoding="utf-8") as file:
             Console(file=file, width=120).print(table, used)
         Console(soft_wrap=True, highlight=False).print(table, used)

@@ -182,7 +182,7 @@ def load_method(config: Config, data: Data) -> Method:
 
 def _tune(network: Any, hardware: Config) -> None:
     """What makes the network smaller or faster, not other."""
-    if hardware["activation_checkpointing"]:
+    if hardware["activation_checkpointing"] is True:
         try:
             network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         except ValueError as error:

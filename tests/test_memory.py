@@ -2,6 +2,7 @@
 
 import pytest
 
+from ftcore import train
 from ftcore.hardware import smaller
 from ftcore.testing import faults
 from tests.conftest import FAST
@@ -26,9 +27,17 @@ def test_auto_goes_on_with_a_size_that_fits_and_the_losses_are_the_same(ftcore, 
     assert all(abs(a["train/loss"] - b["train/loss"]) < 1e-5 for a, b in pairs)
 
 
+def test_with_a_size_of_the_users_own_checkpointing_of_activations_comes_next(fails, monkeypatch):
+    monkeypatch.setenv(faults.VARIABLE, "out_of_memory step=2")  # with more than one row, whatever is kept of them
+    tuned, tune = [], train._tune
+    monkeypatch.setattr(train, "_tune", lambda n, h: tuned.append(h["activation_checkpointing"]) or tune(n, h))
+    message = fails(5, *WORDS, "hardware=cpu", "micro_batch_size=4")
+    assert "Going on with hardware.activation_checkpointing=true." in message and tuned == ["auto", True]
+
+
 def test_a_size_of_the_users_own_is_refused_with_what_would_fit(fails, monkeypatch):
     monkeypatch.setenv(faults.VARIABLE, "out_of_memory step=2")
-    message = fails(5, *WORDS, "hardware=cpu", "micro_batch_size=4")
+    message = fails(5, *WORDS, "hardware=cpu", "micro_batch_size=4", "hardware.activation_checkpointing=false")
     assert "4 rows of up to" in message and "micro_batch_size=2 keeps every number: 8 = 2 x 1 processes x 4" in message
 
 

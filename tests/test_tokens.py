@@ -203,8 +203,8 @@ def test_a_pair_is_one_prompt_with_two_answers(tokenizer):
 def test_both_sides_of_a_pair_stand_in_its_conversation_in_the_place_of_the_last_answer(tokenizer):
     enc = encoder(tokenizer)
     (both,) = enc.pairs([pair() | conversation(CONVERSATION)])
-    assert trained(enc, both.chosen) == "An X-ray.<|im_end|>the right answer<|im_end|>"
-    assert trained(enc, both.rejected) == "An X-ray.<|im_end|>a wrong one<|im_end|>"
+    assert trained(enc, both.chosen) == "the right answer<|im_end|>"
+    assert trained(enc, both.rejected) == "a wrong one<|im_end|>"
 
 
 @pytest.mark.parametrize("side", ["chosen", "rejected"])

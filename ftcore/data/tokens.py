@@ -109,23 +109,23 @@ class Encoder:
 
     def prompt_completions(self, rows: Iterable[Row]) -> list[Example]:
         """Examples with loss on every assistant turn and its end token; `messages` count before prompt and completion."""
-        return [example for _, example in self.answered_rows(rows)]
+        return [example for _, example in self.answered_rows(rows, every_turn=True)]
 
-    def answered_rows(self, rows: Iterable[Row]) -> Iterator[tuple[Row, Example]]:
-        """`prompt_completions` with the rows that they come from."""
+    def answered_rows(self, rows: Iterable[Row], every_turn: bool = False) -> Iterator[tuple[Row, Example]]:
+        """Prompt and answer, with the rows that they come from; loss on the last answer or on `every_turn` of the assistant."""
         rows = list(rows)
         for row, tokens in zip(rows, self._encode([_turns(row) for row in rows]), strict=True):
-            if example := self._fitted(row, *tokens):
+            if example := self._fitted(row, *(tokens if every_turn else _last_answer(*tokens))):
                 yield row, example
 
     def pairs(self, rows: Iterable[Row]) -> list[Pair]:
-        """Pairs of examples; a pair loses both when one of them is dropped."""
+        """Pairs of examples, loss on the answers alone; a pair loses both when one of them is dropped."""
         pairs, rows = [], list(rows)
         encoded = self._encode(
             [_turns({**row, "completion": row[side]}) for row in rows for side in ("chosen", "rejected")]
         )
         for k, row in enumerate(rows):
-            chosen, rejected = (self._fitted(row, *encoded[2 * k + side]) for side in (0, 1))
+            chosen, rejected = (self._fitted(row, *_last_answer(*encoded[2 * k + side])) for side in (0, 1))
             if chosen and rejected:
                 pairs.append(Pair(row["id"], chosen, rejected, float(row.get("margin", 0.0))))
         return pairs
@@ -165,7 +165,7 @@ class Encoder:
 
     def answered(self, row: Row, text: str) -> Example:
         """A row's prompt with `text` as the answer, cut at the longest length."""
-        ids, mask = self._encode([_turns({**row, "completion": text})])[0]
+        ids, mask = _last_answer(*self._encode([_turns({**row, "completion": text})])[0])
         return Example(row["id"], ids[: self.max_length], mask[: self.max_length])
 
     def forged(self, rows: Iterable[Row]) -> list[Row]:
@@ -363,6 +363,12 @@ def _before_answer(ids: list[int], mask: list[bool]) -> list[int]:
     while mask[length - 1]:
         length -= 1
     return ids[:length]
+
+
+def _last_answer(ids: list[int], mask: list[bool]) -> tuple[list[int], list[bool]]:
+    """The same with loss on the last answer alone, which a comparison or a label is about."""
+    start = len(_before_answer(ids, mask))
+    return ids, [k >= start for k in range(len(ids))]
 
 
 def _cut_after_loss(ids: list[int], mask: list[bool]) -> tuple[list[int], list[bool]]:
