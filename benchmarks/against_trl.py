@@ -25,8 +25,8 @@ HERE = Path(__file__).parent
 # Case -> (folder of the data, rows or prompts per step, words of ftcore's command).
 SHARED = [
     "hardware=cpu", "logger=none", "evaluate.enabled=false", "retention.weight=0", "max_epochs=null", "checkpoints.every=null",
-    "data=jsonl", "data.max_length=512", "data.too_long=truncate", "data.max_lost=1", "method.schedule=constant", "method.warmup=0",
-    "method.lr=1e-4",
+    "data=jsonl", "data.max_length=512", "data.too_long=truncate", "data.max_lost=1",
+    "method.schedule=constant", "method.warmup=0", "method.lr=1e-4",
 ]  # fmt: skip
 CASES: dict[str, tuple[str, int, list[str]]] = {
     "sft": ("medquad_sft", 8, ["method=sft", "global_batch_size=8"]),
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def _rows(asked: argparse.Namespace) -> None:
-    """The first rows of the training file, twice as many as the steps take: some may be left without an answer when they are cut."""
+    """The first rows of the training file, twice as many as the steps take: some may lose their answer when they are cut."""
     source, size, _ = CASES[asked.case]
     lines = (Path(asked.data) / source / "train.jsonl").read_text().splitlines()[: 2 * size * (asked.steps + 1)]
     Path(asked.folder, "rows.jsonl").write_text("\n".join(lines) + "\n")
