@@ -29,6 +29,9 @@ def lora(
     Raises `ModelError` when an entry of `target_modules` matches no module, with the names that exist.
     """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from torch.nn import Linear
+
+    from ftcore.lora_linear import LoraLinear
 
     network = foundation.network
     if isinstance(target_modules, list):
@@ -56,6 +59,8 @@ def lora(
         modules_to_save=foundation.new_modules or None,
         trainable_token_indices=foundation.new_tokens or None,
     )
+    if not load_in_4bit:
+        config._register_custom_module({Linear: LoraLinear})
     return get_peft_model(network, config)
 
 

@@ -10,8 +10,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
+
+from ftcore.products import Times, times
 
 # Tokens in a piece. Logits of 256 tokens over 50,000 words are 50 MB.
 PIECE = 256
@@ -42,11 +43,20 @@ def _pieces(hidden: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
 def _logged(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, entropies: bool
 ) -> tuple[Tensor, Tensor]:
-    """A piece as autograd would have it."""
-    logps = (linear(hidden, weight).float() / temperature).log_softmax(-1)
+    """A piece for autograd, by the operations of `_scored`: policy and reference that are equal give equal values."""
+    logits = Times.apply(hidden, weight).float()
+    logits = logits / temperature if temperature != 1 else logits
+    top = logits.detach().amax(-1, keepdim=True)
+    shifted = logits - top
+    likely = shifted.exp()
+    total = likely.sum(-1, keepdim=True)
     with torch.no_grad():
-        information = -(logps.exp() * logps).sum(-1) if entropies else logps.new_zeros(0)
-    return logps.gather(-1, targets[:, None])[:, 0], information
+        information = _entropies(likely, shifted, total) if entropies else total.new_zeros(0)
+    return (logits.gather(-1, targets[:, None]) - top - total.log())[:, 0], information
+
+
+def _entropies(likely: Tensor, shifted: Tensor, total: Tensor) -> Tensor:
+    return total.log()[:, 0] - (likely * shifted).sum(-1) / total[:, 0]
 
 
 class _TargetScores(torch.autograd.Function):
@@ -73,7 +83,7 @@ def _scored(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, entropies: bool, slopes: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities, entropies and gradients of a piece; its logits are overwritten step by step."""
-    logits = linear(hidden, weight).float()
+    logits = times(hidden, weight).float()
     if temperature != 1:
         logits.div_(temperature)
     chosen = logits.gather(-1, targets[:, None])
@@ -81,10 +91,10 @@ def _scored(
     shifted = logits.sub_(top)
     likely = shifted.exp() if entropies else shifted.exp_()
     total = likely.sum(-1, keepdim=True)
-    information = total.log()[:, 0] - (likely * shifted).sum(-1) / total[:, 0] if entropies else total.new_zeros(0)
+    information = _entropies(likely, shifted, total) if entropies else total.new_zeros(0)
     gradient = hidden.new_zeros(0)
     if slopes:
-        mean = (likely.to(weight.dtype) @ weight).float() / total
+        mean = times(likely.to(weight.dtype), weight.T).float() / total
         gradient = ((weight[targets].float() - mean) / temperature).to(hidden.dtype)
     return (chosen - top - total.log())[:, 0], information, gradient
 

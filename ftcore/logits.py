@@ -1,5 +1,7 @@
 """What a network says of tokens, in float32 and only at the positions that are asked for: logits, or their log-probabilities."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -7,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ftcore.head import plain_weight, target_scores
+from ftcore.products import times
 from ftcore.profiling import part
 
 # N places of a batch: true entries (B, T), or their rows and columns (N,) each, which may come twice.
@@ -31,24 +34,41 @@ def hidden_at(network: Any, batch: dict[str, Any], positions: Places) -> Tensor:
     return _output_at(network, batch, positions, projected=False)[1]
 
 
-def _output_at(network: Any, batch: dict[str, Any], positions: Places, projected: bool = True) -> tuple[Tensor, Tensor]:
-    """Logits and last hidden states at `positions`.
+def next_logits(network: Any, **given: Any) -> tuple[Tensor, Any]:
+    """(logits (B, V) in float32 after the last token of each row, the network's output) for what the network is `given`."""
+    weight, kept = plain_weight(network), list[Tensor]()
+    if weight is None:
+        output = network(**given, logits_to_keep=1)
+        return output.logits[:, -1].float(), output
+    with _before_head(network, kept, lambda hidden: hidden[:, -1], projected=False):
+        output = network(**given)
+    return times(kept[0], weight).float(), output
 
-    A pre-hook on the output embedding keeps those positions' hidden states, and the model's own forward does the rest
-    (soft-capping, logit scale, hooks of sharding), with none of them unless `projected`.
-    """
+
+def _output_at(network: Any, batch: dict[str, Any], positions: Places, projected: bool = True) -> tuple[Tensor, Tensor]:
+    """Logits and last hidden states at `positions`; no logits unless `projected`."""
     kept: list[Tensor] = []
+    with _before_head(network, kept, lambda hidden: hidden[positions], projected):
+        output = network(**inputs(batch, network.dtype), use_cache=False)
+    return output.logits[0].float(), kept[0]
+
+
+@contextmanager
+def _before_head(
+    network: Any, kept: list[Tensor], select: Callable[[Tensor], Tensor], projected: bool
+) -> Iterator[None]:
+    """A pre-hook on the output embedding keeps the selected hidden states (N, H) in `kept`, and the model's own forward does
+    the rest (soft-capping, logit scale, hooks of sharding), with none of them unless `projected`."""
 
     def keep(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        kept.append(args[0][positions])
+        kept.append(select(args[0]))
         return ((kept[0] if projected else kept[0][:0]).unsqueeze(0), *args[1:])
 
     hook = network.get_output_embeddings().register_forward_pre_hook(keep)
     try:
-        output = network(**inputs(batch, network.dtype), use_cache=False)
+        yield
     finally:
         hook.remove()
-    return output.logits[0].float(), kept[0]
 
 
 def inputs(batch: dict[str, Any], dtype: torch.dtype) -> dict[str, Tensor | None]:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from ftcore.logits import next_logits
+
 
 @dataclass(slots=True)
 class Completion:
@@ -61,14 +63,14 @@ def sample(
             active, tokens, mask = active[going], tokens[going], mask[going]
             cache.batch_select_indices(going.nonzero()[:, 0])
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        output = network(
+        logits, _ = next_logits(
+            network,
             input_ids=tokens[:, None],
             attention_mask=mask,
             position_ids=mask.sum(1, keepdim=True) - 1,
             past_key_values=cache,
             use_cache=True,
         )
-        logits = output.logits[:, -1].float()
     return [completions[k : k + group_size] for k in range(0, len(completions), group_size)]
 
 
@@ -77,29 +79,28 @@ def _prompt_pass(network: Any, prompts: list[list[int]], group_size: int, pad_id
     device, longest = next(network.parameters()).device, max(map(len, prompts))
     ids = torch.tensor([[pad_id] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    output = network(
+    logits, output = next_logits(
+        network,
         input_ids=ids,
         attention_mask=mask,
         position_ids=(mask.cumsum(1) - 1).clamp(min=0),
         past_key_values=DynamicCache(config=network.config.get_text_config()),
         use_cache=True,
-        logits_to_keep=1,
     )
     output.past_key_values.batch_repeat_interleave(group_size)
-    logits = output.logits[:, -1].float().repeat_interleave(group_size, 0)
-    return logits, output.past_key_values, mask.repeat_interleave(group_size, 0)
+    return logits.repeat_interleave(group_size, 0), output.past_key_values, mask.repeat_interleave(group_size, 0)
 
 
 def _draw(logits: Tensor, draws: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens (n,) by inversion of the cumulative distribution at `draws`, their log-probabilities before and after top-p."""
-    logps, order = (logits / temperature).log_softmax(-1), None
+    logps, order = (logits if temperature == 1 else logits / temperature).log_softmax(-1), None
     if top_p < 1:
         logps, order = logps.sort(descending=True, dim=-1)
-    cumulative = logps.double().exp().cumsum(-1)
-    before = cumulative - logps.double().exp()
-    kept = (
-        (before < top_p).sum(-1, keepdim=True) if top_p < 1 else torch.full_like(draws, logps.shape[-1]).long()[:, None]
-    )
+    likely = logps.double().exp()
+    cumulative = likely.cumsum(-1)
+    kept = torch.full_like(draws, logps.shape[-1]).long()[:, None]
+    if top_p < 1:
+        kept = (cumulative - likely < top_p).sum(-1, keepdim=True)
     mass = cumulative.gather(-1, kept - 1)
     place = torch.searchsorted(cumulative, draws[:, None] * mass).clamp(max=kept - 1)
     chosen = logps.gather(-1, place)[:, 0]

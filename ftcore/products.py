@@ -1,0 +1,32 @@
+"""Matrix products on a CPU by oneDNN instead of the BLAS that torch links, which is slower, most where rows are few."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def times(rows: Tensor, weight: Tensor) -> Tensor:
+    """`rows` (N, in) times `weight` (out, in) transposed: (N, out). Without gradient."""
+    if rows.numel() and weight.numel() and _by_onednn(rows, weight):
+        return torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")  # type: ignore[no-any-return]
+    return rows @ weight.T
+
+
+def _by_onednn(rows: Tensor, weight: Tensor) -> bool:
+    in_float32 = rows.dtype == weight.dtype == torch.float32
+    return in_float32 and rows.device.type == "cpu" and torch.backends.mkldnn.is_available()
+
+
+class Times(torch.autograd.Function):
+    """`times` with gradients of both."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        return times(rows, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        rows, weight = ctx.saved_tensors
+        return times(grads[0], weight.T), times(grads[0].T, rows.T)
