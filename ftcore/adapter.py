@@ -69,7 +69,14 @@ def full(foundation: Foundation, /) -> Any:
     return foundation.network.requires_grad_(True)
 
 
-def freeze(foundation: Foundation, /, *, top_layers: Annotated[int, Ge(1)], train_head: bool) -> Any:
+def freeze(
+    foundation: Foundation,
+    /,
+    *,
+    top_layers: Annotated[int, Ge(1)],
+    train_head: bool,
+    keep_activations_gb: Annotated[float, Ge(0)],
+) -> Any:
     """Train the last `top_layers` transformer blocks and what the checkpoint lacked; the rest is frozen."""
     network = foundation.network
     blocks = transformer_blocks(network)
@@ -84,6 +91,7 @@ def freeze(foundation: Foundation, /, *, top_layers: Annotated[int, Ge(1)], trai
         network.get_input_embeddings().requires_grad_(True)
     if train_head and network.get_output_embeddings() is not None:
         network.get_output_embeddings().requires_grad_(True)
+    foundation.frozen_blocks, foundation.keep_activations_gb = len(blocks) - top_layers, keep_activations_gb
     return network
 
 

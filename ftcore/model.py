@@ -44,6 +44,9 @@ class Foundation:
     # Modules that the checkpoint lacked (the head of a new reward model) and control tokens that the tokenizer lacked.
     new_modules: list[str] = field(default_factory=list)
     new_tokens: list[int] = field(default_factory=list)
+    # How many blocks are frozen where others train, and the disk space for what they give.
+    frozen_blocks: int = 0
+    keep_activations_gb: float = 0.0
     viewing_base: bool = False
 
     @property

@@ -79,6 +79,11 @@ def content_of(example: Example) -> int:
 
 def reference_file(config: dict[str, Any]) -> Path:
     """The file of everything with the same base model, computed in the same way."""
+    return home() / "references" / base_name(config)
+
+
+def base_name(config: dict[str, Any]) -> str:
+    """A name for the base model and the way in which this machine computes it."""
     model, hardware = config["model"], config["hardware"]
     folder = weights_folder(model["path"], model["package"], model["revision"])
     said = {
@@ -88,4 +93,4 @@ def reference_file(config: dict[str, Any]) -> Path:
         "random": config["seed"] if model["random_weights"] else None,
         "computed": [hardware["accelerator"], hardware["precision"], torch.get_num_threads()],
     }
-    return home() / "references" / hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]

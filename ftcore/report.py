@@ -171,10 +171,12 @@ def _log_to_wandb(logger: Any, folder: Path, summary: Config, samples: list[Conf
     from ftcore.loggers import wandb_files, wandb_hint
 
     try:
-        _tables(logger, folder, summary, samples)
-        logger.experiment.summary.update(summary)
         hint = wandb_hint(logger)
-        logger.experiment.finish()
+        try:
+            _tables(logger, folder, summary, samples)
+            logger.experiment.summary.update(summary)
+        finally:
+            logger.experiment.finish()  # the steps arrive even if a table does not
     except Exception as error:  # of wandb, requests or its service: there is no common class
         hint = (
             f"W&B did not take the end of this run ({type(error).__name__}); all of it is in {folder}. When the server is back, "

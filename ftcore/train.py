@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ftcore import report, sharding
+from ftcore.activations import KeptActivations, keep_activations
 from ftcore.adapter import transformer_blocks
 from ftcore.callbacks import BeforeAfter, KeepBest, ProgressBar, RetentionGuard, StepMetrics, Watchdog, peak_memory_gb
 from ftcore.cloze import gaps
@@ -36,7 +37,8 @@ from ftcore.loggers import JSONLines
 from ftcore.methods.base import Method
 from ftcore.model import parameter_counts, save_model
 from ftcore.profiling import Profile
-from ftcore.reference import ReferenceSums, reference_file
+from ftcore.reference import ReferenceSums, base_name, reference_file
+from ftcore.resources import home
 from ftcore.resume import Checkpoints
 from ftcore.testing import faults
 
@@ -139,6 +141,7 @@ def prepare(config: Config, records: Records | None = None) -> Job:
     method.micro_batch_size, method.max_bad_steps = layout["micro_batch_size"], config["max_bad_steps"]
     if method.has_reference:
         method.references = ReferenceSums(reference_file(config))
+    _keep_activations(config, method)
     method.total_steps = steps_of_run(config, math.ceil(len(train) / pace["rows_per_step"]) * method.updates)
     keep = config["retention"]
     beside = {"retention_rows": keep["rows"], "retention_every": keep["every"], "steps": method.total_steps, **pace}
@@ -190,6 +193,23 @@ def _tune(network: Any, hardware: Config) -> None:
     if hardware["compile"]:
         for block in transformer_blocks(network):
             block.compile(dynamic=True)
+
+
+def _keep_activations(config: Config, method: Method) -> None:
+    """Let frozen blocks remember their outputs where the same rows come again and one process has all weights."""
+    foundation, hardware = method.foundation, config["hardware"]
+    if (
+        not foundation.keep_activations_gb
+        or not method.rows_recur
+        or hardware["strategy"] == "fsdp"
+        or hardware["compile"]
+    ):
+        return
+    folder = home() / "activations" / f"{base_name(config)}-{foundation.frozen_blocks}"
+    kept = KeptActivations(folder, 1e9 * foundation.keep_activations_gb)
+    for network in filter(None, (foundation.frozen_copy, method.network)):
+        if keep_activations(network, list(transformer_blocks(network))[: foundation.frozen_blocks], kept):
+            method.shares_prompts = False  # a row for each answer is what comes again
 
 
 def _encoded(config: Config, method: Method, rows: list[Row]) -> Sequence[Any]:

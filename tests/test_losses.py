@@ -401,11 +401,11 @@ def test_every_entry_of_target_modules_must_match_and_the_counts_are_printed(cap
 
 
 def test_freeze_trains_the_top_blocks_alone():
-    model = freeze(Foundation(network("llama3"), None), top_layers=1, train_head=False)
+    model = freeze(Foundation(network("llama3"), None), top_layers=1, train_head=False, keep_activations_gb=0)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {f"model.layers.1.{name}" for name, _ in transformer_blocks(model)[1].named_parameters()}
     with pytest.raises(ModelError, match="2 transformer blocks"):
-        freeze(Foundation(network("llama3"), None), top_layers=3, train_head=False)
+        freeze(Foundation(network("llama3"), None), top_layers=3, train_head=False, keep_activations_gb=0)
 
 
 def test_full_trains_everything():

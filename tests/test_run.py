@@ -221,7 +221,7 @@ def offline_records(folder):
 def test_wandb_has_every_step_the_table_and_no_command_line(ftcore):
     outcome = ftcore(*FAST, "max_steps=4", "logger=wandb")
     assert outcome.status == 0, outcome.err
-    assert "wandb sync" in outcome.out
+    assert "upload with: wandb sync" in outcome.out, outcome.out
     records = list(offline_records(outcome.folder))
     steps, keys = [], set()
     for record in records:

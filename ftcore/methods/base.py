@@ -61,6 +61,8 @@ class Method(lightning.LightningModule):
     record_type: ClassVar[str]
     # Whether the loss compares with the base model, so that its weights must stay at hand.
     has_reference: ClassVar[bool] = False
+    # Whether the network sees the same sequences in every epoch.
+    rows_recur = True
     # Completions of each row and optimizer steps on them, for methods that sample.
     group_size = 1
     updates = 1

@@ -54,6 +54,7 @@ class OnlineMethod(Method):
     """Base class of methods that score what the policy writes."""
 
     record_type = "prompt"
+    rows_recur = False
     # Per-token numbers that the loss reads from a batch.
     token_names: ClassVar[tuple[str, ...]]
 

@@ -47,7 +47,11 @@ class Reward(PairMethod):
 def sequence_scores(network: Any, batch: Batch) -> Tensor:
     """Score (B,) of each sequence, in float32: the model's own, at its last token."""
     if "segments" not in batch:
-        return network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0].float()
+        return (
+            network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+            .logits[:, 0]
+            .float()
+        )
     kept: list[Tensor] = []
     hook = network.score.register_forward_hook(lambda _, args, scores: kept.append(scores))
     try:
