@@ -59,6 +59,15 @@ class Running:
     deadline: float
 
 
+def start_server() -> None:
+    """Let the server of all jobs begin to import, beside what this process does until it needs it."""
+    get_context("forkserver").set_forkserver_preload(IMPORTED)
+    # Ctrl-C is for this process alone, which then ends the jobs one by one.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    forkserver.ensure_running()
+    signal.signal(signal.SIGINT, before)
+
+
 @dataclass
 class Pool:
     """At most `size` jobs at the same time, each ended after `time_limit` seconds. `wait` gives them back as they end."""
@@ -69,11 +78,7 @@ class Pool:
 
     def __post_init__(self) -> None:
         self.context = get_context("forkserver")
-        self.context.set_forkserver_preload(IMPORTED)
-        # Ctrl-C is for this process alone, which then ends the jobs one by one.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        forkserver.ensure_running()
-        signal.signal(signal.SIGINT, before)
+        start_server()
         first = self.context.Process()  # does nothing: waits until all is imported
         first.start()
         first.join()

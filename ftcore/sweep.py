@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ftcore.config import load_config
 from ftcore.errors import ConfigError, FtcoreError
-from ftcore.jobs import Job, Pool
+from ftcore.jobs import Job, Pool, start_server
 
 Config = dict[str, Any]
 # What a file may not search: where runs are, whose code they run, what a sweep is.
@@ -43,6 +43,8 @@ def sweep(words: list[str], config_dirs: tuple[Path, ...]) -> None:
     if config["logger"] and not config["logger"]["group"]:
         fixed = [*fixed, f"logger.group={folder.name}"]  # the jobs are shown together
     flags = [f"--config-dir={folder}" for folder in config_dirs]
+    if not launcher:
+        start_server()
     jobs = [] if config["sampler"] == "tpe" else _checked_jobs(fixed, flags, searched, folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
