@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--data", default=str(HERE.parent.parent / "shared" / "data"))
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--side", choices=SIDES)
     parser.add_argument("--folder")
     asked = parser.parse_args()
@@ -59,7 +60,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         asked.folder = folder
         _rows(asked)
-        sides = [side for side in SIDES if side != "loop" or asked.case == "sft"]
+        sides = [side for side in asked.sides if side != "loop" or asked.case == "sft"]
         found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
         for number in range(asked.pairs):
             # ftcore goes first once, since its run writes down the order of rows; after that they take turns.
