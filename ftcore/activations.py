@@ -61,9 +61,8 @@ class FrozenPart:
 
     def __init__(self, network: Any, blocks: list[Any], kept: KeptActivations) -> None:
         self.kept = kept
-        self.in_tuple: bool | None = (
-            None  # whether blocks of this architecture give more than hidden states: seen in the first pass
-        )
+        # Whether blocks of this architecture give more than hidden states, once one was seen.
+        self.in_tuple: bool | None = None
         self.rows: list[str] = []  # of the batch that is computed; none where nothing is kept
         self.lengths: list[int] = []
         self.known: list[Tensor | None] = []
