@@ -17,6 +17,7 @@ from ftcore.data.tokens import Encoder, Example
 from ftcore.errors import is_private
 from ftcore.logits import completion_logps
 from ftcore.methods.base import Averages, Method
+from ftcore.packed import packed
 from ftcore.processes import gathered, rank_and_world
 
 Scores = dict[str, Any]
@@ -106,9 +107,10 @@ def _answers(method: Method, held_out: HeldOut, settings: dict[str, Any], label:
     prompts = [method.encoder.prompt(row) for row in held_out.rows]
     order = sorted(range(len(prompts)), key=lambda k: len(prompts[k]))
     answers: dict[int, str] = {}
-    for batch in _batches(order, settings["batch_size"], label):
-        texts = generate(method.network, method.encoder, [prompts[k] for k in batch], settings["max_new_tokens"])
-        answers.update(zip(batch, texts, strict=True))
+    with packed(method.network):
+        for batch in _batches(order, settings["batch_size"], label):
+            texts = generate(method.network, method.encoder, [prompts[k] for k in batch], settings["max_new_tokens"])
+            answers.update(zip(batch, texts, strict=True))
     whole = {k: text for part in gathered(answers) for k, text in part.items()}
     return [_answered(held_out.rows[k], whole[k]) for k in sorted(whole)]
 

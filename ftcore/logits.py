@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ftcore.head import plain_weight, target_scores
-from ftcore.products import times
 from ftcore.profiling import part
 
 # N places of a batch: true entries (B, T), or their rows and columns (N,) each, which may come twice.
@@ -32,17 +31,6 @@ def logits_at(network: Any, batch: dict[str, Any], positions: Places) -> Tensor:
 def hidden_at(network: Any, batch: dict[str, Any], positions: Places) -> Tensor:
     """Last hidden states (N, H) at N `positions`; nothing is projected."""
     return _output_at(network, batch, positions, projected=False)[1]
-
-
-def next_logits(network: Any, **given: Any) -> tuple[Tensor, Any]:
-    """(logits (B, V) in float32 after the last token of each row, the network's output) for what the network is `given`."""
-    weight, kept = plain_weight(network), list[Tensor]()
-    if weight is None:
-        output = network(**given, logits_to_keep=1)
-        return output.logits[:, -1].float(), output
-    with _before_head(network, kept, lambda hidden: hidden[:, -1], projected=False):
-        output = network(**given)
-    return times(kept[0], weight).float(), output
 
 
 def _output_at(network: Any, batch: dict[str, Any], positions: Places, projected: bool = True) -> tuple[Tensor, Tensor]:

@@ -18,21 +18,28 @@ class LoraLinear(Linear):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Output (..., out) of `x` (..., in)."""
-        if args or kwargs or not self._is_plain(x):
+        autocast = torch.is_autocast_enabled(x.device.type)
+        if args or kwargs or autocast or x.dtype != self.base_layer.weight.dtype or not self.is_plain():
             return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
         (name,), layer = self.active_adapters, self.base_layer
         off = self.disable_adapters
         update = (None, None, 0.0) if off else (self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name])
         return _Updated.apply(x, layer.weight, layer.bias, *update)  # type: ignore[no-any-return]
 
-    def _is_plain(self, x: Tensor) -> bool:
+    def is_plain(self) -> bool:
+        """Whether the layer is W and one update of the same precision, of which W does not train."""
         if self.merged or len(self.active_adapters) != 1 or self.lora_variant:
             return False
         (name,), layer = self.active_adapters, self.base_layer
-        alike = x.dtype == layer.weight.dtype == self.lora_A[name].weight.dtype
+        alike = layer.weight.dtype == self.lora_A[name].weight.dtype
         frozen = not layer.weight.requires_grad and (layer.bias is None or not layer.bias.requires_grad)
         whole = isinstance(self.lora_dropout[name], torch.nn.Identity) and not self.lora_bias[name]
-        return alike and frozen and whole and not torch.is_autocast_enabled(x.device.type)
+        return alike and frozen and whole
+
+    def updated_weight(self) -> Tensor:
+        """W + s B A (out, in), or W where the update is switched off."""
+        weight = self.base_layer.weight
+        return weight if self.disable_adapters else weight + self.get_delta_weight(self.active_adapters[0])  # type: ignore[operator,return-value]
 
 
 class _Updated(torch.autograd.Function):

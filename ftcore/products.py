@@ -5,17 +5,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Not the pieces of sharded ones.
+WHOLE = (Tensor, torch.nn.Parameter)
+
 
 def times(rows: Tensor, weight: Tensor) -> Tensor:
     """`rows` (N, in) times `weight` (out, in) transposed: (N, out). Without gradient."""
-    if rows.numel() and weight.numel() and _by_onednn(rows, weight):
+    if rows.numel() and by_onednn(rows, weight):
         return torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")  # type: ignore[no-any-return]
     return rows @ weight.T
 
 
-def _by_onednn(rows: Tensor, weight: Tensor) -> bool:
-    in_float32 = rows.dtype == weight.dtype == torch.float32
-    return in_float32 and rows.device.type == "cpu" and torch.backends.mkldnn.is_available()
+def by_onednn(*matrices: Tensor) -> bool:
+    """Whether oneDNN multiplies such matrices: whole ones of float32 on a CPU, with something in them."""
+    return torch.backends.mkldnn.is_available() and all(
+        matrix.dtype == torch.float32 and matrix.device.type == "cpu" and matrix.numel() and type(matrix) in WHOLE
+        for matrix in matrices
+    )
 
 
 class Times(torch.autograd.Function):

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from ftcore.logits import next_logits
-
 
 @dataclass(slots=True)
 class Completion:
@@ -63,13 +61,17 @@ def sample(
             active, tokens, mask = active[going], tokens[going], mask[going]
             cache.batch_select_indices(going.nonzero()[:, 0])
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        logits, _ = next_logits(
-            network,
-            input_ids=tokens[:, None],
-            attention_mask=mask,
-            position_ids=mask.sum(1, keepdim=True) - 1,
-            past_key_values=cache,
-            use_cache=True,
+        logits = (
+            network(
+                input_ids=tokens[:, None],
+                attention_mask=mask,
+                position_ids=mask.sum(1, keepdim=True) - 1,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            .logits[:, -1]
+            .float()
         )
     return [completions[k : k + group_size] for k in range(0, len(completions), group_size)]
 
@@ -79,15 +81,16 @@ def _prompt_pass(network: Any, prompts: list[list[int]], group_size: int, pad_id
     device, longest = next(network.parameters()).device, max(map(len, prompts))
     ids = torch.tensor([[pad_id] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    logits, output = next_logits(
-        network,
+    output = network(
         input_ids=ids,
         attention_mask=mask,
         position_ids=(mask.cumsum(1) - 1).clamp(min=0),
         past_key_values=DynamicCache(config=network.config.get_text_config()),
         use_cache=True,
+        logits_to_keep=1,
     )
     output.past_key_values.batch_repeat_interleave(group_size)
+    logits = output.logits[:, -1].float()
     return logits.repeat_interleave(group_size, 0), output.past_key_values, mask.repeat_interleave(group_size, 0)
 
 

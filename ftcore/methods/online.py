@@ -18,6 +18,7 @@ from ftcore.evaluate import console, generate
 from ftcore.hardware import memory_of
 from ftcore.logits import completion_logps
 from ftcore.methods.base import Method, Term
+from ftcore.packed import packed
 from ftcore.processes import rank_and_world, shared_out
 from ftcore.profiling import part
 from ftcore.rollout import Completion, sample
@@ -139,8 +140,9 @@ class OnlineMethod(Method):
 
     def _answer(self, share: list[tuple[Prompt, int]]) -> list[list[Sample]]:
         samples: list[Sample] = []
-        for chunk in in_batches(share, max(self.rollout_batch_size // self.group_size, 1)):
-            samples += self._scored(chunk, self.group_size)
+        with packed(self.network):
+            for chunk in in_batches(share, max(self.rollout_batch_size // self.group_size, 1)):
+                samples += self._scored(chunk, self.group_size)
         for batch in in_batches(samples, self.micro_batch_size):
             self.annotate(batch)
         return in_batches(samples, self.group_size)
@@ -215,7 +217,8 @@ class OnlineMethod(Method):
             return {}
         seeds = np.random.default_rng(0).integers(2**63, size=len(held_out.examples)).tolist()
         chunks = in_batches(list(zip(held_out.examples, seeds, strict=True)), self.rollout_batch_size)
-        samples = shared_out(chunks, lambda share: [self._scored(chunk, 1) for chunk in share])
+        with packed(self.network):
+            samples = shared_out(chunks, lambda share: [self._scored(chunk, 1) for chunk in share])
         return reward_means([sample for chunk in samples for sample in chunk])
 
     def validation_terms(self, batch: Batch) -> dict[str, Term]:

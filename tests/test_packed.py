@@ -1,0 +1,69 @@
+"""Packed weights: products, and so completions and their log-probabilities, are those without; afterwards nothing is left."""
+
+import pytest
+import torch
+from torch import nn
+
+from ftcore import packed as module
+from ftcore.packed import packed
+from tests.test_lora_linear import layer
+from tests.test_losses import CAUSAL, network
+from tests.test_rollout import rollouts
+
+
+def packs(net):
+    return {name for name, part in net.named_modules() if "forward" in vars(part)}
+
+
+@pytest.mark.parametrize("shape", [(0, 24), (1, 24), (3, 7, 24), (200, 24)], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"use_rslora": True}, {"use_dora": True}, {"lora_bias": True}, {"lora_dropout": 0.5}], ids=str
+)
+def test_products_are_those_of_the_layer(shape, settings):
+    net, x = layer(ours=True, **settings).eval(), torch.randn(shape)
+    expected = net(x)
+    with packed(net):
+        assert packs(net)
+        got = net(x)
+    assert not packs(net) and not got.requires_grad
+    torch.testing.assert_close(got, expected.detach(), atol=1e-5, rtol=1e-5)
+    assert net(x).requires_grad
+
+
+def test_a_low_rank_update_is_added_once_and_not_where_it_is_switched_off():
+    net, x = layer(ours=True), torch.randn(5, 24)
+    with packed(net):
+        assert packs(net) == {"base_model.model.0"}  # the whole layer, not its parts
+    with net.disable_adapter():
+        expected = net(x)
+        with packed(net):
+            torch.testing.assert_close(net(x), expected.detach(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_completions_are_those_of_the_network(family):
+    net = network(family, sharper=10)
+    expected = [completion for group in rollouts(net) for completion in group]
+    with packed(net):
+        got = [completion for group in rollouts(net) for completion in group]
+    assert [one.ids for one in got] == [one.ids for one in expected]
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(torch.tensor(one.logps), torch.tensor(other.logps), atol=1e-5, rtol=1e-5)
+
+
+def test_an_error_leaves_nothing_behind():
+    net = layer(ours=True)
+    with pytest.raises(KeyError), packed(net):
+        raise KeyError
+    assert not packs(net) and torch.is_grad_enabled()
+
+
+def test_other_precisions_and_large_networks_stay_as_they_are(monkeypatch):
+    half, single = nn.Linear(8, 8, dtype=torch.bfloat16), nn.Linear(8, 8)
+    with packed(nn.Sequential(half, single)):
+        assert not vars(half).get("forward") and vars(single).get("forward")
+    with torch.autocast("cpu", dtype=torch.bfloat16), packed(single):
+        assert not packs(single)
+    monkeypatch.setattr(module, "LARGEST", 8 * 8 * 4 - 1)
+    with packed(single):
+        assert not packs(single)
