@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ftcore.lora_linear import LoraLinear
 from ftcore.products import by_onednn
 
-# Bytes of copies above which there are none. Not a share of free memory: that changes from run to run, and the last digits with it.
+# Bytes of copies above which there are none. Not a share of free memory, which changes from run to run, and last digits with it.
 LARGEST = 4 * 2**30
 # Rows for which oneDNN chooses the layout.
 ROWS = 64
