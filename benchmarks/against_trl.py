@@ -22,6 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import table
+
 HERE = Path(__file__).parent
 # Case -> (folder of the data, rows or prompts per step, words of ftcore's command).
 SHARED = [
@@ -258,18 +260,36 @@ def _report(asked: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -
     import trl
 
     versions = {"trl": trl.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
-    where = {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine(), **versions}
+    where = {"cores": os.cpu_count(), "processor": _processor(), **versions}
     answer = {
         "case": asked.case,
         "medians": middle,
         "ratios": ratios,
+        "agreement": _agreement(asked.case, found),
         "pairs": asked.pairs,
         "where": where,
         "all": found,
     }
-    (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results" / f"{asked.case}.json").write_text(json.dumps(answer, indent=1) + "\n")
-    print(json.dumps({"medians": middle, "ratios": ratios}, indent=1))
+    if "trl" in found:  # others only look
+        (HERE / "results" / f"{asked.case}.json").write_text(json.dumps(answer, indent=1) + "\n")
+        table.write()
+    print(json.dumps({"medians": middle, "ratios": ratios, "agreement": answer["agreement"]}, indent=1))
+
+
+def _agreement(case: str, found: dict[str, list[dict[str, Any]]]) -> float | None:
+    """Largest relative difference from our first loss, in DPO from the chosen answers' first log-probabilities."""
+    if case == "grpo":
+        return None  # each samples its own completions
+    key = "chosen" if case == "dpo" else "loss"
+    ours = found["ftcore"][0][key]
+    largest: float = max(abs(one[key] / ours - 1) for results in found.values() for one in results)
+    return largest
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return (names or [platform.processor() or platform.machine()])[0]
 
 
 if __name__ == "__main__":

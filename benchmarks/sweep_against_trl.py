@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import table
 from against_trl import CASES, SHARED
 
 HERE = Path(__file__).parent
@@ -45,6 +46,7 @@ def main() -> None:
     sweep, trl = (statistics.median(column) for column in zip(*pairs, strict=True))
     result = {"jobs": len(RATES), "sweep_s": sweep, "trl_s": trl, "speed": trl / sweep, "pairs": pairs}
     (HERE / "results" / "sweep.json").write_text(json.dumps(result, indent=1) + "\n")
+    table.write()
     print(json.dumps(result))
 
 

@@ -161,6 +161,7 @@ def finish(config: Config, folder: Path, summary: Config, samples: list[Config],
         if hasattr(logger, "log_table"):
             _log_to_wandb(logger, folder, summary, samples)
     minutes, seconds = divmod(round(summary["seconds"]), 60)
+    folder = folder.with_name(folder.name.removesuffix(".partial"))  # a stage, which gets its name next
     console.print(f"Done in {minutes} min {seconds} s. Everything is in {folder}", soft_wrap=True)
     if samples:
         console.print(f"Next: python -m ftcore chat run={folder}", soft_wrap=True, highlight=False)

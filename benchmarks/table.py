@@ -1,0 +1,49 @@
+"""The README's table of benchmarks/results: `python benchmarks/table.py` writes it anew, as every measurement does."""
+
+import json
+from pathlib import Path
+
+HERE = Path(__file__).parent
+START, END = "<!-- benchmarks: made by benchmarks/table.py -->\n", "<!-- end of benchmarks -->\n"
+WORK = {
+    "sft": "SFT, medquad_sft, 8 rows of up to 512 tokens",
+    "dpo": "DPO, hh_helpful_base, 4 pairs of up to 512 tokens",
+    "grpo": "GRPO, medmcqa_dev, 2 prompts x 8 completions of up to 64 tokens, KL on",
+}
+SIDES = {"trl": "TRL", "trl_allocator": "TRL with ftcore's setting of the allocator", "loop": "a plain PyTorch loop"}
+
+
+def table(results: Path = HERE / "results") -> str:
+    """A row for every side of every case that has been measured."""
+    lines = ["| work | ftcore | beside | | times its speed | of its memory |", "|---|---|---|---|---|---|"]
+    for case, work in WORK.items():
+        if (file := results / f"{case}.json").exists():
+            lines += _rows(work, json.loads(file.read_text()))
+    if (file := results / "sweep.json").exists():
+        sweep = json.loads(file.read_text())
+        trl = f"{sweep['trl_s']:.0f} s | {sweep['speed']:.2f} | |"
+        lines.append(
+            f"| {sweep['jobs']} short runs | {sweep['sweep_s']:.0f} s, one sweep | TRL, one after another | {trl}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _rows(work: str, result: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+    figures = {
+        side: f"{of['median_step']:.2f} s/step, {of['peak_gb']:.2f} GB" for side, of in result["medians"].items()
+    }
+    return [
+        f"| {work} | {figures['ftcore']} | {name} | {figures[side]} | {ratio['speed']:.2f} | {ratio['memory']:.2f} |"
+        for side, name in SIDES.items()
+        if (ratio := result["ratios"].get(side))
+    ]
+
+
+def write(readme: Path = HERE.parent / "README.md") -> None:
+    """Put the table between its marks."""
+    before, rest = readme.read_text().split(START)
+    readme.write_text(before + START + "\n" + table() + "\n" + END + rest.split(END)[1])
+
+
+if __name__ == "__main__":
+    write()
