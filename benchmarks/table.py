@@ -20,11 +20,12 @@ def table(results: Path = HERE / "results") -> str:
         if (file := results / f"{case}.json").exists():
             lines += _rows(work, json.loads(file.read_text()))
     if (file := results / "sweep.json").exists():
-        sweep = json.loads(file.read_text())
-        trl = f"{sweep['trl_s']:.0f} s | {sweep['speed']:.2f} | |"
-        lines.append(
-            f"| {sweep['jobs']} short runs | {sweep['sweep_s']:.0f} s, one sweep | TRL, one after another | {trl}"
-        )
+        for steps, sweep in sorted(json.loads(file.read_text()).items()):
+            ours = f"| {sweep['jobs']} runs of {steps} steps of 8 short rows | {sweep['sweep_s']:.0f} s, one sweep |"
+            lines += [
+                f"{ours} TRL, one after another | {sweep['trl_s']:.0f} s | {sweep['speed']:.2f} | |",
+                f"{ours} TRL, one for each core | {sweep['trl_together_s']:.0f} s | {sweep['speed_together']:.2f} | |",
+            ]
     return "\n".join(lines) + "\n"
 
 
