@@ -3,7 +3,7 @@
     python benchmarks/sweep_against_trl.py [pairs] [steps]
 
 SFT of smollm2_135m on short questions and answers, steps of 8 rows, 8 learning rates; nothing is compared with the base model.
-TRL's runs are processes one after another, as by hand, and then as many at the same time as there are cores, as the sweep's jobs are.
+TRL's runs are processes one after another, as by hand, and then as many at a time as there are cores, as the sweep's jobs are.
 Results: benchmarks/results/sweep.json.
 """
 
