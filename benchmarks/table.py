@@ -7,6 +7,7 @@ HERE = Path(__file__).parent
 START, END = "<!-- benchmarks: made by benchmarks/table.py -->\n", "<!-- end of benchmarks -->\n"
 WORK = {
     "sft": "SFT, medquad_sft, 8 rows of up to 512 tokens",
+    "long": "SFT, 2 rows of 2,048 tokens",
     "dpo": "DPO, hh_helpful_base, 4 pairs of up to 512 tokens",
     "grpo": "GRPO, medmcqa_dev, 2 prompts x 8 completions of up to 64 tokens, KL on",
 }
