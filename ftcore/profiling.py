@@ -1,10 +1,11 @@
 """`profile=true`: where the time of a step goes, as a table of one page and a Chrome trace.
 
 Watched are the steps of one call of `prepare` after the first ones, from the end of the step before, so that data, rollouts and
-rewards are in it. Floating-point operations are those that torch counts in matrix products; utilisation is their share of what
-this device does in one second of a large matrix product in the same precision.
+rewards are in it. Floating-point operations are those of matrix products; utilisation is their share of what this device does in
+one second of a large matrix product in the same precision.
 """
 
+import math
 import statistics
 import time
 from collections import defaultdict
@@ -17,6 +18,8 @@ import torch
 from lightning import Callback, Trainer
 from rich.console import Console
 from rich.table import Table
+
+from ftcore.products import times
 
 # Parts of a step in the order of the table. `head`: log-probabilities from hidden states, wherever they are asked for.
 PARTS = ("data", "rollout", "reward", "forward", "head", "backward", "optimizer")
@@ -66,7 +69,7 @@ class Profile(Callback):
         first = -(-2 // updates) * updates  # the first steps are slower
         self.folder, self.first = folder, max(min(first, steps - updates), 0)
         self.steps, self.done = min(updates, steps), False
-        self.tracer = torch.profiler.profile(with_flops=True)
+        self.tracer = torch.profiler.profile(with_flops=True, record_shapes=True)
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:  # type: ignore[override]
         """Begin with the run when it is short."""
@@ -106,7 +109,7 @@ class Profile(Callback):
 
     def _write(self, seconds: dict[str, float], precision: str) -> None:
         self.tracer.export_chrome_trace(str(self.folder / "profile.json"))
-        operations = sum(event.flops for event in self.tracer.key_averages()) / self.steps
+        operations = sum(map(_operations, self.tracer.key_averages(group_by_input_shape=True))) / self.steps
         table = _table({name: value / self.steps for name, value in seconds.items()})
         rate, most = operations * self.steps / sum(seconds.values()) / 1e9, peak(precision) / 1e9
         used = f"{operations / 1e9:,.0f} GFLOP in matrix products, {rate:,.0f} GFLOP/s: "
@@ -116,16 +119,24 @@ class Profile(Callback):
         Console(soft_wrap=True, highlight=False).print(table, used)
 
 
+def _operations(event: Any) -> float:
+    """Floating-point operations of the calls of one kind and shape: torch counts its own products, not those by oneDNN."""
+    if event.key != "mkldnn::_linear_pointwise":
+        return float(event.flops)
+    rows, weight = event.input_shapes[:2]
+    return 2.0 * event.count * math.prod(rows) * weight[0]
+
+
 def peak(precision: str) -> float:
     """Floating-point operations in a second of a large matrix product on this device."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     matrix = torch.randn(SIDE, SIDE, device=device, dtype=torch.bfloat16 if "bf16" in precision else torch.float32)
-    times = []
+    seconds = []
     for _ in range(6):
         start = _moment()
-        matrix @ matrix
-        times.append(_moment() - start)
-    return 2 * SIDE**3 / statistics.median(times[1:])
+        times(matrix, matrix)
+        seconds.append(_moment() - start)
+    return 2 * SIDE**3 / statistics.median(seconds[1:])
 
 
 def _table(seconds: dict[str, float]) -> Table:

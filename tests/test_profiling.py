@@ -6,7 +6,9 @@ import re
 import pytest
 import torch
 
-from ftcore.profiling import SIDE, Watch, peak
+from ftcore.packed import packed
+from ftcore.products import times
+from ftcore.profiling import SIDE, Watch, _operations, peak
 from tests.conftest import FAST
 
 
@@ -27,6 +29,17 @@ def test_a_run_of_one_step_is_watched_and_computes_the_same(ftcore):
     watched = ftcore(*words, "profile=true")
     assert (watched.folder / "profile.txt").is_file()
     assert watched.summary["tuned"] == ftcore(*words).summary["tuned"]
+
+
+def test_products_by_onednn_count_like_torch_s_own():
+    layer, x = torch.nn.Linear(24, 40), torch.randn(3, 7, 24)
+    with packed(layer):
+        calls = [lambda: x @ layer.weight.T, lambda: times(x.view(-1, 24), layer.weight), lambda: layer(x)]
+        for call in calls:
+            with torch.profiler.profile(with_flops=True, record_shapes=True) as tracer:
+                call()
+            counted = sum(map(_operations, tracer.key_averages(group_by_input_shape=True)))
+            assert counted == 2 * 3 * 7 * 24 * 40
 
 
 def test_an_inner_part_is_not_the_outers():
