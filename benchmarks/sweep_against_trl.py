@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import table
-from against_trl import CASES, SHARED
+from cases import CASES, SHARED
 
 HERE = Path(__file__).parent
 CORES = os.cpu_count() or 1
@@ -60,7 +60,7 @@ def _measured(folder: str, steps: int) -> tuple[float, float, float]:
     Path(folder, "rows.jsonl").write_text("".join(_rows()))
     against = [str(HERE / "against_trl.py"), "sft", "--folder", folder, "--steps", str(steps - 1), "--side"]
     run([*against, "ftcore"], folder)  # writes down the order of rows
-    settings = [word for word in SHARED if not word.startswith("method.lr=")] + CASES["sft"][2]
+    settings = [word for word in SHARED if not word.startswith("method.lr=")] + CASES["sft"].words
     settings += [f"data.path={folder}/rows.jsonl", "data.test_share=0", f"max_steps={steps}", f"sweep.n_jobs={CORES}"]
     swept = run(["-m", "ftcore", "-m", f"method.lr={','.join(RATES)}", *settings, "output_dir=swept"], folder)
     alone = sum(run([*against, "trl"], folder) for _ in RATES)

@@ -10,8 +10,15 @@ WORK = {
     "long": "SFT, 2 rows of 2,048 tokens",
     "dpo": "DPO, hh_helpful_base, 4 pairs of up to 512 tokens",
     "grpo": "GRPO, medmcqa_dev, 2 prompts x 8 completions of up to 64 tokens, KL on",
+    "rlhf": "RLHF, medmcqa_dev, 16 completions of up to 64 tokens, one update",
 }
-SIDES = {"trl": "TRL", "trl_allocator": "TRL with ftcore's setting of the allocator", "loop": "a plain PyTorch loop"}
+SIDES = {
+    "trl": "TRL",
+    "trl_allocator": "TRL with ftcore's setting of the allocator",
+    "trl_defaults": "TRL with gradient checkpointing, its default",
+    "loop": "a plain PyTorch loop",
+    "litgpt": "LitGPT",
+}
 
 
 def table(results: Path = HERE / "results") -> str:
