@@ -114,17 +114,17 @@ def _measured(side: str, case: str, folder: str, steps: int) -> dict[str, Any]:
 
 def _line(one: dict[str, Any]) -> str:
     more = " ".join(f"{key} {one[key]}" for key in ("loss", "chosen", "length") if one.get(key) is not None)
-    return f"{one['median_step']:.2f} s/step, {one['peak_gb']:.2f} GB, {more}"
+    return f"{one['mean_step']:.2f} s/step, {one['peak_gb']:.2f} GB, {more}"
 
 
 def _report(case: str, found: Results) -> None:
     middle = {
-        side: {key: statistics.median(one[key] for one in results) for key in ("median_step", "peak_gb")}
+        side: {key: statistics.median(one[key] for one in results) for key in ("mean_step", "peak_gb")}
         for side, results in found.items()
     }
     ours = middle["ftcore"]
     ratios = {
-        side: {"speed": other["median_step"] / ours["median_step"], "memory": ours["peak_gb"] / other["peak_gb"]}
+        side: {"speed": other["mean_step"] / ours["mean_step"], "memory": ours["peak_gb"] / other["peak_gb"]}
         for side, other in middle.items()
         if side != "ftcore"
     }
