@@ -2,6 +2,7 @@
 
 import faulthandler
 import json
+import os
 import resource
 import sys
 import time
@@ -114,11 +115,12 @@ class Watchdog(Callback):
 class BeforeAfter(Callback):
     """Scores the base model before the first step and the tuned model after the last, on the same held-out rows.
 
-    The base model's scores wait in `file`, so that a run that goes on need not find them again.
+    The base model's scores are written to `files`, and taken from the first of these that is there: one in the run's folder, so
+    that a run that goes on need not find them again, and one that other runs share.
     """
 
-    def __init__(self, held_out: HeldOut, settings: dict[str, Any], file: Path) -> None:
-        self.held_out, self.settings, self.file = held_out, settings, file
+    def __init__(self, held_out: HeldOut, settings: dict[str, Any], files: list[Path]) -> None:
+        self.held_out, self.settings, self.files = held_out, settings, files
         self.base: Scores = {}
         self.tuned: Scores = {}
         self.base_answers: list[dict[str, Any]] = []
@@ -131,18 +133,30 @@ class BeforeAfter(Callback):
 
     def on_fit_start(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
         """The base model: the same weights, adapters off."""
-        if self.file.is_file():
-            try:
-                self.base, self.base_answers = json.loads(self.file.read_text(encoding="utf-8"))
-            except ValueError:
-                raise StorageError(f"{self.file} cannot be read. Delete it: the base model is scored again.") from None
-            return
-        with method.foundation.untrained_view():
-            self.base, self.base_answers = self._score(trainer, method, "base model")
+        # One process looks, since another run may write in between.
+        known = trainer.strategy.broadcast(self._known() if trainer.is_global_zero else None)
+        if known is None:
+            with method.foundation.untrained_view():
+                known = self._score(trainer, method, "base model")
+        self.base, self.base_answers = known
         if trainer.is_global_zero:
-            beside = self.file.with_suffix(".partial")
-            beside.write_text(json.dumps([self.base, self.base_answers], ensure_ascii=False), encoding="utf-8")
-            beside.rename(self.file)
+            self._keep()
+
+    def _known(self) -> Any:
+        """Scores and answers of the base model, where they are written down."""
+        file = next((file for file in self.files if file.is_file()), None)
+        try:
+            return json.loads(file.read_text(encoding="utf-8")) if file else None
+        except ValueError:
+            raise StorageError(f"{file} cannot be read. Delete it: the base model is scored again.") from None
+
+    def _keep(self) -> None:
+        for file in self.files:
+            if not file.is_file():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                beside = file.with_suffix(f".{os.getpid()}")
+                beside.write_text(json.dumps([self.base, self.base_answers], ensure_ascii=False), encoding="utf-8")
+                beside.rename(file)
 
     def on_train_end(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
         """The tuned model: the weights that become model/."""

@@ -15,6 +15,8 @@ from multiprocessing import connection, forkserver, get_context
 from pathlib import Path
 from typing import Any
 
+from ftcore import weights
+
 IMPORTED = ["ftcore.train", "ftcore.evaluate", "peft", "transformers.models.auto", "ftcore.methods.rlhf"]
 GRACE = 10  # seconds that stopped jobs have to save
 ERROR = re.compile(r"^(\w*(?:Error|Stopped|OutOfMemory|Exception)\b.*)", re.MULTILINE)
@@ -87,7 +89,8 @@ class Pool:
     def start(self, job: Job) -> None:
         """Begin a job; there must be room."""
         job.folder.mkdir(parents=True, exist_ok=True)
-        process = self.context.Process(target=_work, args=(job.words, job.log, self.threads, dict(os.environ)))
+        given = (job.words, job.log, self.threads, dict(os.environ), weights.checked)
+        process = self.context.Process(target=_work, args=given)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # no job that nobody knows of
         process.start()
         self.running.append(Running(job, process, time.monotonic() + (self.time_limit or float("inf"))))
@@ -156,9 +159,10 @@ def reason(job: Job, code: int) -> str:
     return errors[-1] if errors else f"exit code {code}; see {job.log}"
 
 
-def _work(words: list[str], log: Path, threads: int, environment: dict[str, str]) -> None:
-    """The job, in its process: a group of its own, its share of the cores, and the environment of now."""
+def _work(words: list[str], log: Path, threads: int, environment: dict[str, str], whole: dict[Path, list[Any]]) -> None:
+    """The job, in its process: a group of its own, its share of the cores, the environment of now, weights found `whole`."""
     os.setsid()
+    weights.checked.update(whole)
     os.environ.clear()
     os.environ.update(environment)
     os.environ["OMP_NUM_THREADS"] = str(threads)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ftcore.lora_linear import LoraLinear
-from ftcore.products import by_onednn
+from ftcore.products import onednn_takes
 
 # Bytes of copies above which there are none. Not a share of free memory, which changes from run to run, and last digits with it.
 LARGEST = 4 * 2**30
@@ -22,7 +22,7 @@ ROWS = 64
 @contextmanager
 def packed(network: Any) -> Iterator[None]:
     """Inside, linear layers of `network` in float32 on a CPU multiply by such copies, made at its beginning; no gradients."""
-    layers = [layer for layer in dict.fromkeys(_linear_layers(network)) if by_onednn(layer.weight)]
+    layers = [layer for layer in dict.fromkeys(_linear_layers(network)) if onednn_takes(layer.weight)]
     if sum(layer.weight.nbytes for layer in layers) > LARGEST or torch.is_autocast_enabled("cpu"):
         layers = []
     with torch.no_grad():

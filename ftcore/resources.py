@@ -1,5 +1,6 @@
 """Where the files of the package are: conf/ and recipes/ lie beside ftcore/ in a checkout, inside it in a wheel."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -23,3 +24,11 @@ def resolve(path: str) -> str:
 def home() -> Path:
     """Folder of what is kept between runs (converted weights): `FTCORE_HOME`, by default ~/.cache/ftcore."""
     return Path(os.environ.get("FTCORE_HOME") or "~/.cache/ftcore").expanduser()
+
+
+def code_hash(folder: Path) -> str:
+    """SHA-256 of the Python files in a folder: what they made before they were changed is not theirs."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()

@@ -1,8 +1,8 @@
 """What ftcore keeps on the disk, and how to get rid of it: `python -m ftcore storage [delete=checkpoints] [yes=true]`.
 
-Kept are foundation weights, tokenised rows, reference log-probabilities, activations and stages in FTCORE_HOME, and runs with
-their checkpoints in `output_dir`. Nothing outside these two is ever deleted, nor what a running process holds, what another
-run needs, or the checkpoints of a run that can still go on.
+Kept are foundation weights, tokenised rows, the base model's scores and log-probabilities, activations and stages in
+FTCORE_HOME, and runs with their checkpoints in `output_dir`. Nothing outside these two is ever deleted, nor what a running
+process holds, what another run needs, or the checkpoints of a run that can still go on.
 """
 
 import os
@@ -26,11 +26,12 @@ from ftcore.resources import home
 KEPT = {
     "models": "weights",
     "rows": "rows",
+    "scores": "scores",
     "references": "references",
     "activations": "activations",
     "stages": "stages",
 }
-KINDS = ("weights", "rows", "references", "activations", "stages", "runs", "checkpoints")
+KINDS = ("weights", "rows", "scores", "references", "activations", "stages", "runs", "checkpoints")
 WORDS = ("output_dir", "delete", "yes")
 console = Console(soft_wrap=True, highlight=False)
 
@@ -66,9 +67,7 @@ def storage(words: list[str], config_dirs: tuple[Path, ...]) -> None:
     items = list(_items(Path(given.get("output_dir", "runs")).expanduser().resolve()))
     if "delete" not in given:
         console.print(_table(items))
-        console.print(
-            "Delete with: storage delete=checkpoints (or rows, weights, references, activations, stages, or one of the paths)"
-        )
+        console.print(f"Delete with: storage delete=checkpoints (or {', '.join(KEPT.values())}, or one of the paths)")
         return
     chosen = [item for name in given["delete"].strip("[]").split(",") for item in _named(name.strip(), items)]
     _delete(chosen, given.get("yes", "false").lower() == "true")

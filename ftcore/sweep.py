@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ftcore.config import load_config
 from ftcore.errors import ConfigError, FtcoreError
 from ftcore.jobs import Job, Pool, start_server
+from ftcore.weights import check_weights
 
 Config = dict[str, Any]
 # What a file may not search: where runs are, whose code they run, what a sweep is.
@@ -88,10 +89,14 @@ def _optimised(
 
 
 def _checked_jobs(fixed: list[str], flags: list[str], searched: Config, folder: Path) -> list[Job]:
-    """All jobs of a grid. Raises `ConfigError` for the first whose config is wrong."""
+    """All jobs of a grid. Raises `FtcoreError` for the first whose config is wrong or whose weights are damaged."""
     jobs = _jobs(fixed, flags, {key: _listed(key, values) for key, values in searched.items()}, folder)
+    models: list[Config] = []
     for job in jobs:
-        load_config([word for word in job.words if not word.startswith("--")], _folders(flags))
+        model = load_config([word for word in job.words if not word.startswith("--")], _folders(flags))["model"]
+        if model not in models:
+            check_weights(model)
+            models.append(model)
     return jobs
 
 

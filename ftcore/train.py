@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from ftcore import report, sharding
 from ftcore.activations import KeptActivations, keep_activations
 from ftcore.adapter import transformer_blocks
+from ftcore.base_scores import scores_file
 from ftcore.callbacks import BeforeAfter, KeepBest, ProgressBar, RetentionGuard, StepMetrics, Watchdog, peak_memory_gb
 from ftcore.cloze import gaps
 from ftcore.config import build, locate
@@ -77,7 +78,8 @@ def run(config: Config, folder: Path, records: Records | None = None, start: Pat
         return
 
     # The comparison runs at the fit's start and end, inside its processes.
-    steps, compare = StepMetrics(), BeforeAfter(job.held_out, config["evaluate"], folder / "base.json")
+    kept = [file for file in (folder / "base.json", scores_file(config, job.method, job.held_out)) if file]
+    steps, compare = StepMetrics(), BeforeAfter(job.held_out, config["evaluate"], kept)
     keeper = Checkpoints(folder, config["checkpoints"], job.batches, job.records)
     loggers: list[Any] = [JSONLines(folder)]
     if config["logger"] and job.batches.rank == 0:

@@ -22,6 +22,8 @@ from ftcore.errors import ModelError
 from ftcore.resources import home, resolve
 
 MANIFEST = "ftcore-manifest.json"
+# Folders that this command has found whole, with the names, sizes and times of their files then; jobs of a sweep are told.
+checked: dict[Path, list[Any]] = {}
 
 
 class Package(TypedDict):
@@ -171,9 +173,12 @@ def check_folder(folder: Path) -> None:
             raise ModelError(
                 f"{folder}: {len(missing)} of {len(shards)} weight files are missing: {', '.join(missing[:5])}."
             )
+    if checked.get(folder) == (marks := file_marks(folder)):
+        return
     for file in files:
         _check_length(file)
     _check_manifest(folder)
+    checked[folder] = marks
 
 
 def _check_manifest(folder: Path) -> None:

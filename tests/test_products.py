@@ -1,14 +1,17 @@
-"""Products by oneDNN: what a plain product gives, with gradients, also of nothing."""
+"""Products by either library: what a plain product gives, with gradients, also of nothing."""
 
 import pytest
 import torch
 
+from ftcore import products
 from ftcore.products import Times, times
 
 
+@pytest.mark.parametrize("onednn", [True, False])
 @pytest.mark.parametrize("shape", [(0, 8, 5), (1, 8, 5), (16, 8, 5), (100, 64, 33)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_values_and_gradients_are_those_of_a_plain_product(shape, dtype):
+def test_values_and_gradients_are_those_of_a_plain_product(shape, dtype, onednn, monkeypatch):
+    monkeypatch.setattr(products, "ONEDNN_IS_FASTER", onednn)
     torch.manual_seed(0)
     rows, inner, out = shape
     x, w = torch.randn(rows, inner, dtype=dtype), torch.randn(out, inner, dtype=dtype)

@@ -26,7 +26,7 @@ from ftcore.data.formats import Row
 from ftcore.data.tokens import Encoder
 from ftcore.errors import StorageError
 from ftcore.processes import in_processes
-from ftcore.resources import PACKAGE, home
+from ftcore.resources import PACKAGE, code_hash, home
 
 # With fewer rows, tokenising is quicker than looking for it.
 WORTH_KEEPING = 2000
@@ -110,10 +110,9 @@ def _key(rows: list[Row], encoder: Encoder, vocabulary: str, settings: Any) -> s
     tokenizer, digest = encoder.tokenizer, hashlib.sha256()
     ids = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.model_max_length]
     shape = [asdict(encoder.data)[key] for key in ("max_length", "too_long", "chat")]
-    for part in (__version__, vocabulary, tokenizer.chat_template, ids, shape, settings):
+    code = code_hash(PACKAGE / "data")
+    for part in (__version__, code, vocabulary, tokenizer.chat_template, ids, shape, settings):
         digest.update(json.dumps(part, sort_keys=True, default=str).encode())
-    for file in sorted((PACKAGE / "data").glob("*.py")):
-        digest.update(file.read_bytes())
     for row in rows:
         digest.update(repr(row).encode())
     return digest.hexdigest()[:32]

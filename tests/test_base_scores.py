@@ -1,0 +1,71 @@
+"""The base model is scored once for all runs that compare with it in the same way, and no run gets another's scores."""
+
+import json
+
+import pytest
+
+from ftcore import callbacks
+from tests.conftest import FAST
+
+WORDS = [*FAST, "hardware=cpu", "max_steps=1"]
+
+
+@pytest.fixture
+def scored(monkeypatch, tmp_path):
+    """Which models were scored; a home of its own."""
+    monkeypatch.setenv("FTCORE_HOME", str(tmp_path / "home"))
+    labels, score = [], callbacks.score
+
+    def noted(method, held_out, settings, label):
+        labels.append(label)
+        return score(method, held_out, settings, label)
+
+    monkeypatch.setattr(callbacks, "score", noted)
+    return labels
+
+
+def test_another_learning_rate_adapter_and_name_find_the_base_models_scores(ftcore, scored):
+    first = ftcore(*WORDS)
+    again = ftcore(*WORDS, "method.lr=1e-4", "adapter.rank=4", "name=other")
+    assert scored == ["base model", "tuned model", "tuned model"]
+    assert again.summary["base"] == first.summary["base"] != again.summary["tuned"]
+    assert (again.folder / "base.json").read_text() == (first.folder / "base.json").read_text()
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["evaluate.max_rows=5", "evaluate.max_new_tokens=5", "seed=1", "method=dpo", "private=true",
+     "evaluate.probe=ftcore://general/passages.test.jsonl"],
+)  # fmt: skip
+def test_what_changes_the_scores_or_who_may_read_them_is_scored_anew(ftcore, scored, change):
+    ftcore(*WORDS)
+    assert ftcore(*WORDS, change).status == 0
+    assert scored == 2 * ["base model", "tuned model"]  # seed: the tiny model's weights are random
+
+
+def test_changed_code_and_code_of_others_score_anew(ftcore, scored, monkeypatch):
+    ftcore(*WORDS)
+    monkeypatch.setattr("ftcore.base_scores.code_hash", lambda _: "other")
+    ftcore(*WORDS)
+    ftcore(*WORDS, "trust=[tests]")
+    assert scored.count("base model") == 3
+
+
+def test_sampled_completions_are_not_kept(ftcore, scored, tmp_path):
+    words = [
+        *WORDS,
+        "method=grpo",
+        "method.max_new_tokens=4",
+        "method.rewards=[length]",
+        "method.reward_options.length.limit=2",
+    ]
+    assert ftcore(*words).status == 0
+    assert not (tmp_path / "home" / "scores").exists()
+
+
+def test_a_damaged_file_is_named(ftcore, fails, scored, tmp_path):
+    ftcore(*WORDS)
+    (file,) = (tmp_path / "home" / "scores").iterdir()
+    assert json.loads(file.read_text())
+    file.write_text("[")
+    assert str(file) in fails(7, *WORDS)
