@@ -20,7 +20,7 @@ Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
 
 # Rows that fill the arithmetic units of any machine; more only costs memory. A CPU is full with fewer tokens than that often is.
 AUTO_ROWS = 16
-CPU_TOKENS = 768
+CPU_TOKENS = 1536
 
 
 def cuda_devices() -> int:

@@ -119,7 +119,23 @@ def _convert(gguf: Path, target: Path) -> None:
     network.hf_quantizer = None
     del network.config.quantization_config
     network.save_pretrained(target)
+    for file in target.glob("*.safetensors"):
+        _align(file)
     AutoTokenizer.from_pretrained(**source).save_pretrained(target)
+
+
+def _align(file: Path, size: int = 64) -> None:
+    """Lengthen the header of a safetensors file by spaces, so that tensors begin at a cache line when they are mapped.
+
+    oneDNN multiplies by the transpose of others at two thirds of the speed (dev/LOG.md).
+    """
+    aligned = file.with_suffix(".aligned")
+    with file.open("rb") as source, aligned.open("wb") as target:
+        header = source.read(int.from_bytes(source.read(8), "little"))
+        header += b" " * (-(8 + len(header)) % size)
+        target.write(len(header).to_bytes(8, "little") + header)
+        shutil.copyfileobj(source, target)
+    aligned.replace(file)
 
 
 def from_hub(name: str, revision: str | None) -> Path:

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from ftcore import weights
@@ -55,6 +55,20 @@ def test_one_flipped_bit_is_noticed(folder):
         check_folder(folder)
 
 
+def test_aligned_tensors_begin_at_a_cache_line_and_are_the_same(folder):
+    file = folder / "model.safetensors"
+    before = {name: tensor.clone() for name, tensor in load_file(file).items()}  # the file is mapped
+    with file.open("r+b") as content:  # as if its header were one byte longer
+        rest = content.read()
+        size = int.from_bytes(rest[:8], "little")
+        content.seek(0)
+        content.write((size + 1).to_bytes(8, "little") + rest[8 : 8 + size] + b" " + rest[8 + size :])
+    weights._align(file)
+    assert (8 + int.from_bytes(file.read_bytes()[:8], "little")) % 64 == 0
+    after = load_file(file)
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+
+
 def test_missing_shards_are_listed(folder):
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -69,8 +83,6 @@ def test_pickles_are_refused(folder):
 
 
 def test_a_weight_that_is_missing_is_an_error(fails, folder):
-    from safetensors.torch import load_file
-
     tensors = load_file(folder / "model.safetensors")
     tensors.pop("model.norm.weight")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
