@@ -87,6 +87,11 @@ def _verdict(ranked: list[dict[str, Any]], rows: list[dict[str, Any]], objective
     """Who is best, and whether the second could as well be."""
     if not ranked:
         return f"No finished job has {objective}."
+    if objective.endswith(".loss") and (groups := _varied(ranked) & {"method", "data"}):
+        return (
+            f"{objective} of one {' or '.join(sorted(groups))} says nothing beside another's: choose what they share, such as "
+            "sweep.objective=tuned.accuracy."
+        )
     best = _named(ranked[0]["setting"])
     if len(ranked) == 1:
         return f"{objective}: {ranked[0]['mean']:.4g} ({best})."
@@ -98,6 +103,11 @@ def _verdict(ranked: list[dict[str, Any]], rows: list[dict[str, Any]], objective
     low, high = paired_bootstrap(differences)
     what = "a tie" if low <= 0 <= high else "no tie"
     return f"{said} The difference over {len(differences)} {over}: {low:+.3g} to {high:+.3g} (95 %), {what}."
+
+
+def _varied(ranked: list[dict[str, Any]]) -> set[str]:
+    """Keys in which settings differ."""
+    return {key for group in ranked for key, word in group["setting"].items() if word != ranked[0]["setting"].get(key)}
 
 
 def _differences(one: Any, other: Any, rows: list[dict[str, Any]], objective: str) -> tuple[str, list[float]]:

