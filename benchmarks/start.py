@@ -2,8 +2,8 @@
 
     python benchmarks/start.py [runs]
 
-The weights are cached. In a round nothing else is, but the last command finds the base model's scores that the one before it kept.
-Results: benchmarks/results/start.json.
+The weights are cached. In a round nothing else is, but the last command finds the base model's scores, which the one before it
+kept. Results: benchmarks/results/start.json.
 """
 
 import json
