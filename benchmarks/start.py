@@ -34,6 +34,7 @@ def seconds(words: list[str], folder: str) -> float:
     while process.poll() is None and not set(_steps(folder)) - before:
         time.sleep(0.02)
     took = time.perf_counter() - start
+    process.terminate()
     process.wait()
     return took
 

@@ -6,6 +6,7 @@ import os
 import resource
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +116,11 @@ class Watchdog(Callback):
 class BeforeAfter(Callback):
     """Scores the base model before the first step and the tuned model after the last, on the same held-out rows.
 
-    The base model's scores are written to `files`, and taken from the first of these that is there: one in the run's folder, so
-    that a run that goes on need not find them again, and one that other runs share.
+    The base model's scores wait in `file`, so that a run that goes on need not find them again, and in `shared` for other runs.
     """
 
-    def __init__(self, held_out: HeldOut, settings: dict[str, Any], files: list[Path]) -> None:
-        self.held_out, self.settings, self.files = held_out, settings, files
+    def __init__(self, held_out: HeldOut, settings: dict[str, Any], file: Path, shared: Path | None = None) -> None:
+        self.held_out, self.settings, self.file, self.shared = held_out, settings, file, shared
         self.base: Scores = {}
         self.tuned: Scores = {}
         self.base_answers: list[dict[str, Any]] = []
@@ -140,23 +140,20 @@ class BeforeAfter(Callback):
                 known = self._score(trainer, method, "base model")
         self.base, self.base_answers = known
         if trainer.is_global_zero:
-            self._keep()
+            _write_once(self.file, known)
+            if self.shared:
+                with suppress(OSError):  # without a place for them they are found again
+                    _write_once(self.shared, known)
 
     def _known(self) -> Any:
         """Scores and answers of the base model, where they are written down."""
-        file = next((file for file in self.files if file.is_file()), None)
+        file = next((file for file in (self.file, self.shared) if file and file.is_file()), None)
+        if file and file == self.shared:
+            console.print(f"Base model: scores of an earlier run, {file}", soft_wrap=True, highlight=False)
         try:
             return json.loads(file.read_text(encoding="utf-8")) if file else None
         except ValueError:
             raise StorageError(f"{file} cannot be read. Delete it: the base model is scored again.") from None
-
-    def _keep(self) -> None:
-        for file in self.files:
-            if not file.is_file():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                beside = file.with_suffix(f".{os.getpid()}")
-                beside.write_text(json.dumps([self.base, self.base_answers], ensure_ascii=False), encoding="utf-8")
-                beside.rename(file)
 
     def on_train_end(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
         """The tuned model: the weights that become model/."""
@@ -260,6 +257,15 @@ class KeepBest(Callback):
             with torch.no_grad():
                 for name, parameter in trained.items():
                     parameter.copy_(like(weights[name], parameter))
+
+
+def _write_once(file: Path, content: Any) -> None:
+    """Write JSON beside the file and rename it, unless the file is there."""
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside = file.with_suffix(f".{os.getpid()}")
+        beside.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        beside.rename(file)
 
 
 def _trained(method: Method) -> dict[str, torch.nn.Parameter]:

@@ -78,8 +78,8 @@ def run(config: Config, folder: Path, records: Records | None = None, start: Pat
         return
 
     # The comparison runs at the fit's start and end, inside its processes.
-    kept = [file for file in (folder / "base.json", scores_file(config, job.method, job.held_out)) if file]
-    steps, compare = StepMetrics(), BeforeAfter(job.held_out, config["evaluate"], kept)
+    scores = folder / "base.json", scores_file(config, job.method, job.held_out)
+    steps, compare = StepMetrics(), BeforeAfter(job.held_out, config["evaluate"], *scores)
     keeper = Checkpoints(folder, config["checkpoints"], job.batches, job.records)
     loggers: list[Any] = [JSONLines(folder)]
     if config["logger"] and job.batches.rank == 0:

@@ -28,6 +28,7 @@ def test_another_learning_rate_adapter_and_name_find_the_base_models_scores(ftco
     first = ftcore(*WORDS)
     again = ftcore(*WORDS, "method.lr=1e-4", "adapter.rank=4", "name=other")
     assert scored == ["base model", "tuned model", "tuned model"]
+    assert "scores of an earlier run" in again.out and "scores of an earlier run" not in first.out
     assert again.summary["base"] == first.summary["base"] != again.summary["tuned"]
     assert (again.folder / "base.json").read_text() == (first.folder / "base.json").read_text()
 
@@ -69,3 +70,14 @@ def test_a_damaged_file_is_named(ftcore, fails, scored, tmp_path):
     assert json.loads(file.read_text())
     file.write_text("[")
     assert str(file) in fails(7, *WORDS)
+
+
+def test_no_place_to_keep_them_is_no_failure(ftcore, scored, tmp_path):
+    ftcore(*WORDS)
+    folder = tmp_path / "home" / "scores"
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+    folder.touch()
+    assert ftcore(*WORDS).status == 0
+    assert scored == 2 * ["base model", "tuned model"]
