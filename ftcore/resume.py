@@ -23,7 +23,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 class Checkpoints(Callback):
     """Writes checkpoints between optimizer steps: every so many, and before the run ends because a signal asks for it.
 
-    The last of the callbacks, so that the others' state is that of the same step.
+    After all callbacks that hold a state, so that it is that of the same step, and before the comparison, which a signal ends at
+    once.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], batches: TrainBatches, records: Records) -> None:
@@ -91,8 +92,10 @@ class Checkpoints(Callback):
         self._save_when_due(trainer, method)
 
     def on_train_end(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
-        """From here the last step's comparison would be lost at most: end at once when asked to."""
+        """End here when asked to since the last save, and from here on at once: only the comparison follows."""
         self.training = False
+        if asked := self._asked(trainer):
+            raise self._stopped(asked)
 
     def teardown(self, trainer: Trainer, method: Method, stage: str) -> None:  # type: ignore[override]
         """Give the signals back."""
@@ -111,8 +114,10 @@ class Checkpoints(Callback):
         if asked or (self.every and step % self.every == 0):
             self._save(trainer, method, step, must=bool(asked))
         if asked:
-            name = signal.Signals(asked).name
-            raise Stopped(128 + asked, f"{name} at step {step:,}. Go on with resume={self.folder}")
+            raise self._stopped(asked, f" at step {step:,}")
+
+    def _stopped(self, number: int, when: str = "") -> Stopped:
+        return Stopped(128 + number, f"{signal.Signals(number).name}{when}. Go on with resume={self.folder}")
 
     def _asked(self, trainer: Trainer) -> int:
         """The signal that one of the processes got; 0 for none."""
@@ -150,7 +155,7 @@ class Checkpoints(Callback):
         if number == signal.SIGINT and self.asked == number:
             raise KeyboardInterrupt
         if not self.training:
-            raise Stopped(128 + number, f"{signal.Signals(number).name}: ended between training and its comparison.")
+            raise self._stopped(number, " outside training")
         self.asked = number
 
 

@@ -99,8 +99,8 @@ def run(config: Config, folder: Path, records: Records | None = None, start: Pat
         callbacks=[
             steps,
             *_watching(config, folder, job),
-            *([compare] if config["evaluate"]["enabled"] else []),
             keeper,
+            *([compare] if config["evaluate"]["enabled"] else []),
         ],
         use_distributed_sampler=False,
         default_root_dir=folder,

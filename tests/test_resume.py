@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from ftcore import checkpoint
+from ftcore import callbacks, checkpoint
 from tests.conftest import FAST
 
 WORDS = [*FAST, "hardware=cpu", "adapter.dropout=0.1", "global_batch_size=8", "max_steps=8", "checkpoints.every=2"]
@@ -157,3 +157,24 @@ def test_a_signal_saves_and_ends_the_run_and_nobody_else_may_work_in_its_folder(
     (saved,) = checkpoint.folders(folder)
     assert checkpoint.read_state(saved)["step"] == json.loads(steps[-1])["step"] and f"resume={folder}" in message
     assert "Traceback" not in message
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("label", ["base model", "tuned model"])
+def test_a_signal_ends_the_comparison_at_once_and_the_run_goes_on_later(
+    ftcore, fails, monkeypatch, tmp_path, label, number
+):
+    monkeypatch.setenv("FTCORE_HOME", str(tmp_path / "home"))  # without scores of other tests
+    score = callbacks.score
+
+    def interrupted(*given):
+        if given[-1] == label:
+            signal.raise_signal(number)
+            pytest.fail("the comparison goes on")
+        return score(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(callbacks, "score", interrupted)
+        message = fails(128 + number, *WORDS)
+    assert number.name in message and "Go on with resume=" in message
+    assert ftcore(*WORDS, "resume=auto").status == 0
