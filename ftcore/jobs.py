@@ -17,7 +17,6 @@ from typing import Any
 
 from ftcore import weights
 
-IMPORTED = ["ftcore.train", "ftcore.evaluate", "peft", "transformers.models.auto", "ftcore.methods.rlhf"]
 GRACE = 10  # seconds that stopped jobs have to save
 ERROR = re.compile(r"^(\w*(?:Error|Stopped|OutOfMemory|Exception)\b.*)", re.MULTILINE)
 
@@ -63,7 +62,7 @@ class Running:
 
 def start_server() -> None:
     """Let the server of all jobs begin to import, beside what this process does until it needs it."""
-    get_context("forkserver").set_forkserver_preload(IMPORTED)
+    get_context("forkserver").set_forkserver_preload(["ftcore.preloaded"])
     # Ctrl-C is for this process alone, which then ends the jobs one by one.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     forkserver.ensure_running()

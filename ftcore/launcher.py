@@ -47,6 +47,7 @@ def launch(config: Config, folder: Path, records: Any = None) -> None:
 
 
 def _launch(config: Config, folder: Path, devices: int, records: Any) -> None:
+    import ftcore.preloaded  # noqa: F401 (first, since it imports faster than its parts)
     from ftcore.checkpoint import newest
     from ftcore.train import run
 
