@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ftcore.__main__ import run_command
+from ftcore.resources import home
 
 os.environ.setdefault("WANDB_MODE", "offline")
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -31,6 +32,15 @@ class Outcome:
     @property
     def metrics(self) -> list[dict]:
         return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_home(tmp_path_factory):
+    """Tests keep rows, scores and stages in a home of their own; converted weights alone are the user's."""
+    models, own = home() / "models", tmp_path_factory.mktemp("home")
+    models.mkdir(parents=True, exist_ok=True)
+    (own / "models").symlink_to(models)
+    os.environ["FTCORE_HOME"] = str(own)
 
 
 @pytest.fixture
