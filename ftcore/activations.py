@@ -7,7 +7,6 @@ processes may share them, and one that is killed leaves none in halves.
 
 import functools
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from ftcore.resources import whole_file
 
 
 class KeptActivations:
@@ -36,14 +37,11 @@ class KeptActivations:
         file, size = self._file(row), hidden.nbytes
         if size > self.room:
             return
-        beside = file.with_suffix(f".{os.getpid()}")
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"hidden": hidden.detach().cpu().clone()}, beside)
-            beside.replace(file)
+            with whole_file(file) as beside:
+                save_file({"hidden": hidden.detach().cpu().clone()}, beside)
             self.room -= size
         except (OSError, SafetensorError):  # without a place to keep them they are computed again
-            beside.unlink(missing_ok=True)
             self.room = 0
 
     def _file(self, row: str) -> Path:

@@ -2,7 +2,6 @@
 
 import faulthandler
 import json
-import os
 import resource
 import sys
 import time
@@ -21,6 +20,7 @@ from ftcore.errors import ConfigError, StorageError
 from ftcore.evaluate import HeldOut, Scores, changes, console, probe_perplexity, score
 from ftcore.hardware import memory_of
 from ftcore.methods.base import Method
+from ftcore.resources import whole_file
 from ftcore.sharding import like, whole
 
 
@@ -242,10 +242,8 @@ class KeepBest(Callback):
             self.best, self.waited = float(value), 0
             weights = {name: whole(parameter.detach()).contiguous() for name, parameter in _trained(method).items()}
             if trainer.is_global_zero:
-                self.file.parent.mkdir(exist_ok=True)
-                beside = self.file.with_suffix(".partial")
-                save_file(weights, beside)
-                beside.rename(self.file)
+                with whole_file(self.file) as beside:
+                    save_file(weights, beside)
         if self.patience and self.waited >= self.patience:
             trainer.should_stop = True
 
@@ -260,12 +258,10 @@ class KeepBest(Callback):
 
 
 def _write_once(file: Path, content: Any) -> None:
-    """Write JSON beside the file and rename it, unless the file is there."""
+    """Write JSON unless the file is there."""
     if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_suffix(f".{os.getpid()}")
-        beside.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-        beside.rename(file)
+        with whole_file(file) as beside:
+            beside.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
 def _trained(method: Method) -> dict[str, torch.nn.Parameter]:

