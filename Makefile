@@ -5,7 +5,7 @@ help:     ## list the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 install:  ## editable install with everything the tests need
 	pip install -c constraints.txt -e '.[dev]'
-test:     ## the unmarked tests, about 3 minutes
+test:     ## the unmarked tests, 4 to 6 minutes on two cores
 	pytest
 parity:   ## losses and gradients beside TRL's
 	pytest -m parity

@@ -123,6 +123,7 @@ def _rank(config: Config, folder: Path, start: Path | None, ours: bool) -> None:
     """One process of several; prints its own error, because only its exit code reaches the launcher, which may be `ours`."""
     from torch.distributed import DistError
 
+    import ftcore.preloaded  # noqa: F401
     from ftcore.errors import FtcoreError, storage_errors, traced
     from ftcore.train import run
 
