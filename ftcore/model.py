@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 import transformers
 from safetensors import SafetensorError
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoConfig, AutoTokenizer
 
 from ftcore.config import earlier_problems, locate, read_config
@@ -60,7 +60,7 @@ class Foundation:
         if not self.has_adapter:
             assert self.frozen_copy is not None, "keep_base() comes before training"
             like = next(self.network.parameters())
-            sharded = isinstance(like, DTensor)  # then the copy is where it belongs
+            sharded = isinstance(self.frozen_copy, FSDPModule)  # then the copy is where it belongs
             yield self.frozen_copy if sharded else self.frozen_copy.to(like.device, like.dtype)
             return
         training = self.network.training

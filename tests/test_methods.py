@@ -21,7 +21,8 @@ WORDS = ["model=tiny", "logger=none", "hardware=cpu", "evaluate.max_rows=4", "ev
 MASKED = ["method=self_supervised", "method.objective=masked", "model=tiny_encoder"]
 FIM = ["method=self_supervised", "method.objective=fill_in_the_middle"]
 MORE = {
-    "grpo": ["method.rewards=[repetition]", "method.reward_options.repetition.n=1", "method.max_new_tokens=6"],
+    # A reward in which groups differ: where all are equal the gradient is a rounding error, which Adam makes as large as any.
+    "grpo": ["method.rewards=[length]", "method.reward_options.length.limit=2", "method.max_new_tokens=6"],
     "rlhf": [
         "method.stages.policy=['method=sft','max_steps=1']",
         "method.stages.reward_model=['method=reward','max_steps=1']",
