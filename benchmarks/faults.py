@@ -91,8 +91,8 @@ def kills(folder: Path, method: str, times: str) -> dict[str, Any]:
     """Kill a run at a random moment, go on with it, and compare what it saves with that of a run nobody killed."""
     import torch
 
-    import ftcore.train  # noqa: F401 (once, for all the runs)
-    from ftcore.__main__ import run_command
+    import ftcore.train.run  # noqa: F401 (once, for all the runs)
+    from ftcore.cli.command import run_command
 
     torch.set_num_threads(1)  # threads do not survive a fork
     os.environ["FTCORE_HOME"] = str(folder / "home")
@@ -143,7 +143,7 @@ def saves(folder: Path, times: str) -> dict[str, Any]:
     import torch
     from safetensors import safe_open
 
-    from ftcore import checkpoint
+    from ftcore.train import checkpoint
 
     torch.set_num_threads(1)  # threads do not survive a fork
 
@@ -178,7 +178,7 @@ def saves(folder: Path, times: str) -> dict[str, Any]:
 
 def damage(folder: Path) -> dict[str, Any]:
     """Damage every file of the newest of two checkpoints in every way; each must be seen, and the one before be taken."""
-    from ftcore import checkpoint
+    from ftcore.train import checkpoint
 
     def cut(file: Path) -> None:
         os.truncate(file, file.stat().st_size // 2)

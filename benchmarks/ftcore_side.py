@@ -10,11 +10,11 @@ from cases import SHARED, STAGES, Case, result
 
 def run(case: Case, folder: Path, steps: int) -> dict[str, Any]:
     """`steps` timed steps of `folder`/rows.jsonl."""
-    from ftcore import train
-    from ftcore.__main__ import run_command
-    from ftcore.loggers import JSONLines
+    from ftcore.cli.command import run_command
     from ftcore.methods.base import Method
     from ftcore.methods.online import OnlineMethod
+    from ftcore.train import run as train
+    from ftcore.train.loggers import JSONLines
 
     train.reference_file = lambda _: None  # type: ignore[assignment]  # nothing is kept from one measurement to the next
     ends: list[float] = []

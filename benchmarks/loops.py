@@ -6,7 +6,7 @@ from typing import Any
 
 from cases import ADAPTER, Case, order_in, result, weights
 
-from ftcore.hardware import keep_freed_memory
+from ftcore.machine.hardware import keep_freed_memory
 
 NEW_TOKENS, BETA, CLIP, VALUE_WEIGHT, LAMBDA, UNFINISHED = 64, 0.05, 0.2, 0.1, 0.95, 1.0  # those of method=rlhf
 

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from ftcore.resources import home
+from ftcore.files import home
 
 COMMANDS = {
     "--help": ["--help"],

@@ -19,7 +19,7 @@ def run(case: Case, folder: Path, steps: int, *, allocator: bool, checkpointing:
     from torch.utils.data import SequentialSampler
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-    from ftcore.hardware import keep_freed_memory
+    from ftcore.machine.hardware import keep_freed_memory
 
     if allocator:
         keep_freed_memory()

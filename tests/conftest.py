@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ftcore.__main__ import run_command
-from ftcore.resources import home
+from ftcore.cli.command import run_command
+from ftcore.files import home
 
 os.environ.setdefault("WANDB_MODE", "offline")
 if "PYTEST_XDIST_WORKER" in os.environ:

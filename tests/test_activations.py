@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from ftcore.activations import KeptActivations, keep_activations
-from ftcore.adapter import transformer_blocks
-from ftcore.data.batches import pad
+from ftcore.data.layouts import pad
 from ftcore.data.tokens import Example
-from ftcore.logits import completion_logps
+from ftcore.kernels.frozen_blocks import KeptActivations, keep_activations
+from ftcore.models.adapters import transformer_blocks
+from ftcore.models.logprobs import completion_logps
 from tests.conftest import FAST
 from tests.test_losses import network
 

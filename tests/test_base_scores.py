@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ftcore import callbacks
+from ftcore.train import before_after
 from tests.conftest import FAST
 
 WORDS = [*FAST, "hardware=cpu", "max_steps=1"]
@@ -14,13 +14,13 @@ WORDS = [*FAST, "hardware=cpu", "max_steps=1"]
 def scored(monkeypatch, tmp_path):
     """Which models were scored; a home of its own."""
     monkeypatch.setenv("FTCORE_HOME", str(tmp_path / "home"))
-    labels, score = [], callbacks.score
+    labels, score = [], before_after.score
 
     def noted(method, held_out, settings, label):
         labels.append(label)
         return score(method, held_out, settings, label)
 
-    monkeypatch.setattr(callbacks, "score", noted)
+    monkeypatch.setattr(before_after, "score", noted)
     return labels
 
 
@@ -46,7 +46,7 @@ def test_what_changes_the_scores_or_who_may_read_them_is_scored_anew(ftcore, sco
 
 def test_changed_code_and_code_of_others_score_anew(ftcore, scored, monkeypatch):
     ftcore(*WORDS)
-    monkeypatch.setattr("ftcore.base_scores.code_hash", lambda _: "other")
+    monkeypatch.setattr("ftcore.evaluate.base_scores.code_hash", lambda _: "other")
     ftcore(*WORDS)
     ftcore(*WORDS, "trust=[tests]")
     assert scored.count("base model") == 3

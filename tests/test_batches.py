@@ -5,7 +5,8 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from ftcore.data.batches import TrainBatches, pad, steps_of_epoch
+from ftcore.data.layouts import pad
+from ftcore.data.steps import TrainBatches, steps_of_epoch
 from ftcore.data.tokens import Example
 
 RANDOM = np.random.default_rng(0)

@@ -9,10 +9,12 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from ftcore import editor_schema, schema
-from ftcore.config import FILES, GROUPS, load_config, options
+from ftcore.config import editor_schema, schema
+from ftcore.config.build import options
+from ftcore.config.compose import load_config
 from ftcore.errors import ConfigError
-from ftcore.resources import PACKAGE, resources
+from ftcore.files import PACKAGE, resources
+from ftcore.settings import FILES, GROUPS
 
 CONF = resources() / "conf"
 PATHS = {name: ["data.path=x.jsonl"] for name in ("jsonl", "own_jsonl", "qlora_8b_single_gpu", "full_8b_fsdp")}
@@ -164,7 +166,7 @@ def recipe(tmp_path, text, name="mine"):
 def test_a_teams_recipe_changes_groups_and_values(tmp_path):
     folder = recipe(tmp_path, "# @package _global_\ndefaults:\n  - override /adapter: full\nmethod:\n  lr: 5.0e-5\n")
     config = load_config(["recipes=mine"], folder)
-    assert (config["adapter"]["_target_"], config["method"]["lr"]) == ("ftcore.adapter.full", 5e-5)
+    assert (config["adapter"]["_target_"], config["method"]["lr"]) == ("ftcore.models.adapters.full", 5e-5)
 
 
 def test_a_misspelt_key_in_a_recipe_is_named_with_its_line(tmp_path):

@@ -10,7 +10,7 @@ from dev import build_medical
 from ftcore.data.records import Data
 from ftcore.data.sources import rows_of
 from ftcore.errors import DataError
-from ftcore.resources import PACKAGE
+from ftcore.files import PACKAGE
 
 MEDICAL = PACKAGE / "datasets" / "medical"
 GOOD = {"prompt": "secret question?", "completion": "secret answer"}
@@ -311,7 +311,7 @@ def test_the_held_out_phrasing_is_seen_nowhere_in_training():
 
 
 def test_no_question_gives_its_answer_away_and_no_wrong_answer_is_right():
-    from ftcore.answers import is_right
+    from ftcore.rewards.answers import is_right
 
     for fact in medical("facts"):
         assert is_right(fact["completion"], fact["accept"])

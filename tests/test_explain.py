@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from ftcore.resources import resources
+from ftcore.files import resources
 
 
 def line_of(file, text):
@@ -57,7 +57,7 @@ def test_a_wrong_question_is_answered_with_a_way_out(fails, words, part):
 def test_a_key_of_a_run_comes_from_its_config(ftcore, tmp_path):
     import yaml
 
-    from ftcore.config import load_config
+    from ftcore.config.compose import load_config
 
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(load_config(["model=tiny", "seed=41"])))
     told = ftcore("explain", "key=seed", f"run={tmp_path}").out
@@ -68,7 +68,7 @@ def test_a_key_of_a_run_comes_from_its_config(ftcore, tmp_path):
 def test_what_the_command_line_chooses_is_not_said_to_come_from_the_run(ftcore, tmp_path):
     import yaml
 
-    from ftcore.config import load_config
+    from ftcore.config.compose import load_config
 
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(load_config(["model=tiny", "method=dpo", "adapter.rank=3"])))
     words = ["key=[adapter.rank,method.lr,choices.method,seed]", f"run={tmp_path}", "adapter=rslora", "seed=2"]
@@ -114,7 +114,7 @@ def test_what_ftcore_fills_in_is_said_to_be_its_own(ftcore):
 
 @pytest.mark.parametrize("group", ["model", "adapter", "data", "method", "hardware"])
 def test_every_key_has_a_source_and_a_type(ftcore, group):
-    from ftcore.config import load_config
+    from ftcore.config.compose import load_config
 
     keys = [
         f"{group}.{key}" for key, value in load_config([])[group].items() if not (value and isinstance(value, dict))

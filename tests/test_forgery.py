@@ -14,7 +14,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from ftcore.data.tokens import PLACEHOLDER, Encoder
-from ftcore.resources import PACKAGE
+from ftcore.files import PACKAGE
 from tests.test_data import data
 from tests.test_tokens import conversation, trained
 

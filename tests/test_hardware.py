@@ -2,9 +2,9 @@
 
 import pytest
 
-from ftcore import hardware
 from ftcore.errors import ConfigError, HardwareError
-from ftcore.hardware import micro_batch, trainer_options
+from ftcore.machine import hardware
+from ftcore.machine.hardware import micro_batch, trainer_options
 
 CPU = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "single", "precision": "32-true"}
 CPU |= {"activation_checkpointing": False, "compile": False, "slurm": None}

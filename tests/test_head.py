@@ -4,11 +4,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ftcore import head
-from ftcore.data.batches import pad
+from ftcore.data.layouts import pad
 from ftcore.data.tokens import Example
-from ftcore.head import plain_weight, target_scores
-from ftcore.logits import inputs, predicted, token_scores
+from ftcore.kernels import projection as head
+from ftcore.kernels.projection import plain_weight, target_scores
+from ftcore.models.logprobs import inputs, predicted, token_scores
 
 SIZES = {
     "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from ftcore.answers import is_right
 from ftcore.data.icd10 import ICD10
 from ftcore.data.records import RECORD_TYPES
 from ftcore.errors import ConfigError
+from ftcore.rewards.answers import is_right
 from tests.conftest import FAST
 from tests.test_data import data
 

@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 
-from ftcore.resources import PACKAGE
+from ftcore.files import PACKAGE
 
 ROOT = PACKAGE.parent
 

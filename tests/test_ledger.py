@@ -3,7 +3,7 @@
 import pyarrow.parquet
 import pytest
 
-from ftcore.ledger import hardest
+from ftcore.train.ledger import hardest
 from tests.conftest import FAST
 
 QUESTIONS = [{"prompt": f"What is {k} plus one?", "completion": f"{k + 1} " * (k + 1)} for k in range(4)]

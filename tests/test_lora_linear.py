@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from ftcore.lora_linear import LoraLinear
+from ftcore.kernels.lora_linear import LoraLinear
 
 
 def layer(ours, bias=True, **settings):

@@ -18,23 +18,23 @@ from transformers import (
     Qwen3Config,
 )
 
-from ftcore.adapter import freeze, full, lora, transformer_blocks
-from ftcore.data.batches import pad
+from ftcore.data.layouts import pad
 from ftcore.data.tokens import Example, Pair
 from ftcore.data.transforms import mismatched
 from ftcore.errors import ModelError
-from ftcore.logits import completion_logps, logits_at, sequence_sums
-from ftcore.losses import bradley_terry, log_odds, negative_log_likelihood, token_kl
 from ftcore.methods.base import Averages, Term
 from ftcore.methods.cpo import CPO
 from ftcore.methods.dpo import DPO
 from ftcore.methods.ipo import IPO
 from ftcore.methods.kto import KTO, Labelled
+from ftcore.methods.losses import bradley_terry, log_odds, negative_log_likelihood, token_kl
 from ftcore.methods.orpo import ORPO
 from ftcore.methods.preference import Answers
 from ftcore.methods.sft import SFT
 from ftcore.methods.simpo import SimPO
-from ftcore.model import Foundation
+from ftcore.models.adapters import freeze, full, lora, transformer_blocks
+from ftcore.models.foundation import Foundation
+from ftcore.models.logprobs import completion_logps, logits_at, sequence_sums
 
 SMALL = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 KV = {"num_key_value_heads": 2, "head_dim": 8}

@@ -2,9 +2,9 @@
 
 import pytest
 
-from ftcore import train
-from ftcore.hardware import smaller
-from ftcore.testing import faults
+from ftcore.machine.hardware import smaller
+from ftcore.train import faults
+from ftcore.train import prepare as train
 from tests.conftest import FAST
 
 WORDS = [*FAST, "max_steps=3", "global_batch_size=8", "evaluate.enabled=false", "checkpoints.every=1"]

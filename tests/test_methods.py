@@ -9,9 +9,10 @@ import pytest
 import torch
 import yaml
 
-from ftcore.config import build, load_config, options
-from ftcore.resources import PACKAGE
-from ftcore.stages import folder_of, stage_config
+from ftcore.config.build import build, options
+from ftcore.config.compose import load_config
+from ftcore.files import PACKAGE
+from ftcore.runs.stages import folder_of, stage_config
 
 METHODS = sorted(options("method"))
 ADAPTERS = ["lora", "dora", "rslora", "full", "freeze"]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from ftcore import packed as module
-from ftcore.packed import packed
+from ftcore.kernels import packed_weights as module
+from ftcore.kernels.packed_weights import packed
 from tests.test_lora_linear import layer
 from tests.test_losses import CAUSAL, network
 from tests.test_rollout import rollouts

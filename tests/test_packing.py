@@ -5,10 +5,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from ftcore.data.batches import pack, pad
+from ftcore.data.layouts import pack, pad
 from ftcore.data.tokens import Example
-from ftcore.logits import completion_logps, row_sums
-from ftcore.losses import negative_log_likelihood
+from ftcore.methods.losses import negative_log_likelihood
+from ftcore.models.logprobs import completion_logps, row_sums
 from tests.test_losses import CAUSAL, network
 
 # One is longer than the sliding window of gemma3, one has loss on its first token, which nothing predicts.

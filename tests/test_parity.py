@@ -14,18 +14,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
 
-from ftcore.config import build, load_config
-from ftcore.data.batches import TrainBatches, pad
+from ftcore.config.build import build
+from ftcore.config.compose import load_config
+from ftcore.data.layouts import pad
+from ftcore.data.steps import TrainBatches
 from ftcore.data.tokens import Example, Pair
 from ftcore.data.transforms import mismatched
-from ftcore.logits import completion_logps
-from ftcore.losses import log_odds
+from ftcore.files import PACKAGE
 from ftcore.methods.grpo import advantages
 from ftcore.methods.kto import Labelled
+from ftcore.methods.losses import log_odds
 from ftcore.methods.online import Sample
-from ftcore.model import Foundation
-from ftcore.resources import PACKAGE
-from ftcore.rollout import Completion
+from ftcore.models.foundation import Foundation
+from ftcore.models.logprobs import completion_logps
+from ftcore.rollout.sample import Completion
 
 pytestmark = pytest.mark.parity
 

@@ -11,13 +11,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ftcore.config import build, load_config
-from ftcore.data.batches import TrainBatches
+from ftcore.config.build import build
+from ftcore.config.compose import load_config
+from ftcore.data.steps import TrainBatches
 from ftcore.data.tokens import Example
-from ftcore.losses import clipped_policy_loss, clipped_value_loss, generalized_advantages, whitened
+from ftcore.methods.losses import clipped_policy_loss, clipped_value_loss, generalized_advantages, whitened
 from ftcore.methods.online import Sample
-from ftcore.model import Foundation
-from ftcore.rollout import Completion
+from ftcore.models.foundation import Foundation
+from ftcore.rollout.sample import Completion
 from tests.test_losses import network
 
 REWARDS, VALUES = [-0.1, 0.3, -0.2, 1.5], [0.4, -0.3, 0.8, 0.2]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ftcore import products
-from ftcore.products import Times, times
+from ftcore.kernels import matmul as products
+from ftcore.kernels.matmul import Times, times
 
 
 @pytest.mark.parametrize("onednn", [True, False])

@@ -6,9 +6,10 @@ import re
 import pytest
 import torch
 
-from ftcore.packed import packed
-from ftcore.products import times
-from ftcore.profiling import SIDE, Watch, _operations, peak
+from ftcore.kernels.matmul import times
+from ftcore.kernels.packed_weights import packed
+from ftcore.timing import Watch
+from ftcore.train.profile import SIDE, _operations, peak
 from tests.conftest import FAST
 
 
@@ -32,7 +33,7 @@ def test_a_run_of_one_step_is_watched_and_computes_the_same(ftcore):
 
 
 def test_products_by_onednn_count_like_torch_s_own(monkeypatch):
-    monkeypatch.setattr("ftcore.products.ONEDNN_IS_FASTER", True)
+    monkeypatch.setattr("ftcore.kernels.matmul.ONEDNN_IS_FASTER", True)
     layer, x = torch.nn.Linear(24, 40), torch.randn(3, 7, 24)
     with packed(layer):
         calls = [lambda: x @ layer.weight.T, lambda: times(x.view(-1, 24), layer.weight), lambda: layer(x)]
@@ -53,5 +54,5 @@ def test_an_inner_part_is_not_the_outers():
 
 
 def test_the_peak_is_that_of_a_product(monkeypatch):
-    monkeypatch.setattr("ftcore.profiling.SIDE", 256)
+    monkeypatch.setattr("ftcore.train.profile.SIDE", 256)
     assert SIDE == 2048 and peak("32-true") > 1e6 and torch.isfinite(torch.tensor(peak("bf16-mixed")))

@@ -9,10 +9,11 @@ import sys
 import pytest
 import yaml
 
-from ftcore.__main__ import ON_WORDS, _split
-from ftcore.config import load_config
-from ftcore.resources import PACKAGE
-from ftcore.sweep import read_sweep
+from ftcore.cli.verbs import ON_WORDS
+from ftcore.cli.words import _split
+from ftcore.config.compose import load_config
+from ftcore.files import PACKAGE
+from ftcore.sweeps.sweep import read_sweep
 
 README = (PACKAGE.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)

@@ -5,7 +5,7 @@ import torch
 
 from ftcore.data.tokens import Example
 from ftcore.methods.base import Method
-from ftcore.reference import RECORD, ReferenceSums, content_of
+from ftcore.models.reference import RECORD, ReferenceSums, content_of
 from tests.conftest import FAST
 
 DPO = ["method=dpo", *FAST, "retention.weight=0", "hardware=cpu", "evaluate.enabled=false", "global_batch_size=8"]

@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from ftcore import callbacks, checkpoint
+from ftcore.train import callbacks, checkpoint
 from tests.conftest import FAST
 
 WORDS = [*FAST, "hardware=cpu", "adapter.dropout=0.1", "global_batch_size=8", "max_steps=8", "checkpoints.every=2"]

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from ftcore.errors import ConfigError, RewardError
-from ftcore.rewards import FUNCTIONS, Rewards, check_reward, locate_reward
+from ftcore.rewards.functions import FUNCTIONS, check_reward, locate_reward
+from ftcore.rewards.worker import Rewards
 
 LIMIT = 1.5
 SECRET = "Jane Doe, born 1970"
@@ -331,7 +332,7 @@ def test_the_worker_reports_what_it_cannot_import_at_its_start(folder):
 
 
 def test_trl_that_is_not_installed_is_said_so(monkeypatch):
-    monkeypatch.setattr("ftcore.rewards.find_spec", lambda name: None)
+    monkeypatch.setattr("ftcore.rewards.functions.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'ftcore\[trl\]'"):
         check_reward("trl.rewards.think_format_reward", {}, [])
 

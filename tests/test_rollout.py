@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from ftcore.data.batches import pad
+from ftcore.data.layouts import pad
 from ftcore.data.tokens import Example
-from ftcore.logits import completion_logps
-from ftcore.rollout import sample
+from ftcore.models.logprobs import completion_logps
+from ftcore.rollout.sample import sample
 from tests.test_losses import CAUSAL, network
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12, 13], [14, 15, 16, 17]]  # the first is longer than gemma3's sliding window

@@ -1,8 +1,8 @@
-"""Every method shared out over processes, from an empty home to summary.json: what a user rehearses before a machine of eight GPUs."""
+"""Every method in shares, from an empty home to summary.json: what a user rehearses before a machine of eight GPUs."""
 
 import pytest
 
-from ftcore.config import options
+from ftcore.config.build import options
 
 WORDS = ["model=tiny", "logger=none", "max_steps=2", "evaluate.max_rows=8", "evaluate.max_new_tokens=4"]
 # A model in shares needs care where a loss reads something else than logits, and where a frozen copy stands beside it.

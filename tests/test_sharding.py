@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ftcore.testing import faults
+from ftcore.train import faults
 
 WORDS = [
     "model=tiny", "logger=none", "max_steps=6", "global_batch_size=8", "method.lr=1e-2", "evaluate.max_rows=4",
@@ -47,8 +47,9 @@ def test_a_stopped_run_goes_on_in_shares_and_elsewhere_and_its_model_is_like_any
 
 
 def test_the_other_processes_build_the_network_without_storage(monkeypatch):
-    from ftcore.config import build, load_config
-    from ftcore.sharding import without_storage
+    from ftcore.config.build import build
+    from ftcore.config.compose import load_config
+    from ftcore.models.sharding import without_storage
 
     monkeypatch.setenv("RANK", "1")
     config = load_config(["model=tiny", "hardware=fsdp_2cpu"])

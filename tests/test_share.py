@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ftcore.config import load_config
-from ftcore.lock import disagreements
+from ftcore.config.compose import load_config
+from ftcore.sharing.lock import disagreements
 from tests.conftest import FAST
 
 TINY = [*FAST, "max_steps=2", "method.lr=1e-3", "seed=7"]

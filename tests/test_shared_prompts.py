@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from ftcore.config import build, load_config
-from ftcore.data.batches import pad, share_prompts
+from ftcore.config.build import build
+from ftcore.config.compose import load_config
+from ftcore.data.layouts import pad, share_prompts
 from ftcore.data.tokens import Example, Pair
-from ftcore.logits import completion_logps, row_sums
-from ftcore.methods.reward import sequence_scores
-from ftcore.model import TAKE_ANY_MASK, Foundation, takes_any_mask
-from ftcore.resources import PACKAGE
+from ftcore.files import PACKAGE
+from ftcore.models.foundation import TAKE_ANY_MASK, Foundation, takes_any_mask
+from ftcore.models.logprobs import completion_logps, row_sums, sequence_scores
 
 SIZES = {
     "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,

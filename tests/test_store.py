@@ -6,12 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from transformers import AutoTokenizer
 
-from ftcore.data import store
-from ftcore.data.store import Stored, lengths, stored
+from ftcore.data import token_cache as store
+from ftcore.data.token_cache import Stored, lengths, stored
 from ftcore.data.tokens import Encoder, Example, Pair, Prompt
 from ftcore.errors import DataError
+from ftcore.files import PACKAGE
 from ftcore.methods.kto import Labelled
-from ftcore.resources import PACKAGE
 from tests.test_data import data
 
 ROWS = [

@@ -11,11 +11,11 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from ftcore.config import options
-from ftcore.jobs import Job
-from ftcore.sweep import read_sweep
-from ftcore.sweep_report import finish
-from ftcore.testing.faults import VARIABLE
+from ftcore.config.build import options
+from ftcore.sweeps.job import Job
+from ftcore.sweeps.report import finish
+from ftcore.sweeps.sweep import read_sweep
+from ftcore.train.faults import VARIABLE
 from tests.conftest import FAST
 
 TINY = [*FAST, "max_steps=2"]

@@ -8,7 +8,7 @@ from transformers import AddedToken, AutoTokenizer
 from ftcore.data.checks import check_messages
 from ftcore.data.tokens import Encoder
 from ftcore.errors import DataError
-from ftcore.resources import PACKAGE
+from ftcore.files import PACKAGE
 from tests.test_data import data
 
 TEMPLATES = {

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 from ftcore.data.tokens import Encoder, Example
 from ftcore.data.transforms import FIM_TOKENS, FillInTheMiddle, Masked, NextToken, fim_tokens, mismatched
 from ftcore.errors import ModelError
-from ftcore.resources import PACKAGE
+from ftcore.files import PACKAGE
 from tests.test_data import data
 
 TEXTS = ["Ice on a swollen ankle helps for the first two days.", "Bones mend.", "A cast holds the wrist still. " * 4]

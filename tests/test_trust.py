@@ -23,13 +23,14 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ftcore import recipes, verbs
-from ftcore.__main__ import run_command
-from ftcore.config import load_config
-from ftcore.data import store
-from ftcore.evaluate import generate
-from ftcore.resources import PACKAGE
-from ftcore.weights import MANIFEST
+from ftcore.cli.command import run_command
+from ftcore.config import recipe_rules as recipes
+from ftcore.config.compose import load_config
+from ftcore.data import token_cache as store
+from ftcore.files import PACKAGE
+from ftcore.models.weights import MANIFEST
+from ftcore.rollout.greedy import generate
+from ftcore.verbs import finished as verbs
 from tests.conftest import FAST
 
 HEADER = "# @package _global_\n"
@@ -70,7 +71,7 @@ RECIPES = {
     "a target in an option of a reward": GRPO + "method: {reward_options: {length: {_target_: evil.x}}}",
     "a target with a dotted key": "method._target_: os.system",
     "a target with a space": "method: {'_target_ ': os.system}",
-    "a target of ours in another place": "method: {_target_: ftcore.loggers.wandb_logger}",
+    "a target of ours in another place": "method: {_target_: ftcore.train.loggers.wandb_logger}",
     "keys without a target": "defaults: [{override /logger: none}]\nlogger: {project: x}",
     "callbacks": "callbacks: {evil: {_target_: evil.x}}",
     "trainer callbacks": "trainer: {callbacks: [{_target_: evil.x}]}",

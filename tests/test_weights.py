@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from ftcore import weights
 from ftcore.errors import ModelError
-from ftcore.resources import PACKAGE
-from ftcore.weights import check_folder, from_package, write_manifest
+from ftcore.files import PACKAGE
+from ftcore.models import weights
+from ftcore.models.weights import check_folder, from_package, write_manifest
 
 PACKAGED = {"requirement": "some-weights==1.0", "sha256": "0" * 64, "file": "x.gguf"}
 

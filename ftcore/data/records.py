@@ -295,7 +295,7 @@ def derive(row: Row, record_type: str) -> list[Row]:
 def _options_with(record_type: str) -> str:
     import yaml
 
-    from ftcore.resources import resources
+    from ftcore.files import resources
 
     files = sorted((resources() / "conf" / "data").glob("[!_]*.yaml"))
     nodes = {file.stem: yaml.safe_load(file.read_text()) for file in files}

@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 from ftcore.data.formats import COMPRESSED, READERS, Row, read_file
 from ftcore.errors import ConfigError, DataError, is_private
-from ftcore.resources import resolve
+from ftcore.files import resolve
 
 __all__ = ["Hub", "Row", "Split", "files_of", "read_hub", "read_rows", "rows_of", "split_files"]
 Split = Literal["train", "validation", "test"]

@@ -20,16 +20,17 @@ from annotated_types import Ge, Gt, Le, Lt
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
-from ftcore.data.batches import Batch, Draw, longest_first, pad, share_prompts
+from ftcore.data.layouts import Batch, pad, share_prompts
 from ftcore.data.sources import Row
+from ftcore.data.steps import Draw, longest_first
 from ftcore.data.tokens import Encoder, Example
 from ftcore.errors import NumericalError
-from ftcore.logits import logits_at, row_sums, sequence_sums
-from ftcore.losses import token_kl
-from ftcore.model import Foundation, takes_any_mask
-from ftcore.processes import gathered
-from ftcore.reference import ReferenceSums, content_of
-from ftcore.sharding import shard, sync_gradients, unsharded, whole
+from ftcore.machine.processes import gathered
+from ftcore.methods.losses import token_kl
+from ftcore.models.foundation import Foundation, takes_any_mask
+from ftcore.models.logprobs import logits_at, row_sums, sequence_sums
+from ftcore.models.reference import ReferenceSums, content_of
+from ftcore.models.sharding import shard, sync_gradients, unsharded, whole
 
 
 class Term(NamedTuple):

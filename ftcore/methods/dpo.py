@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Lt
 from torch import Tensor
 
-from ftcore.losses import bradley_terry
+from ftcore.methods.losses import bradley_terry
 from ftcore.methods.preference import Answers, PreferenceMethod
 
 

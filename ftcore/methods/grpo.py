@@ -18,14 +18,15 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from ftcore.data.batches import Batch, Draw
+from ftcore.data.layouts import Batch
 from ftcore.data.sources import Row
-from ftcore.logits import row_numbers, row_sums, token_scores
-from ftcore.losses import clipped_policy_loss, kl_estimate
+from ftcore.data.steps import Draw
 from ftcore.methods.base import Term
+from ftcore.methods.losses import clipped_policy_loss, kl_estimate
 from ftcore.methods.online import OnlineMethod, Parts, Sample
-from ftcore.reward_model import RewardModel
-from ftcore.rewards import Rewards
+from ftcore.methods.reward_model import RewardModel
+from ftcore.models.logprobs import row_numbers, row_sums, token_scores
+from ftcore.rewards.worker import Rewards
 
 Advantage = Literal["group", "group_no_std", "rloo", "reinforce"]
 

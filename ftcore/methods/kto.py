@@ -13,14 +13,15 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from ftcore.data.batches import Batch, Draw, in_batches
+from ftcore.data.layouts import Batch, in_batches
 from ftcore.data.sources import Row
+from ftcore.data.steps import Draw
 from ftcore.data.tokens import Example
 from ftcore.data.transforms import mismatched
-from ftcore.logits import sequence_sums
+from ftcore.machine.processes import shared_out
 from ftcore.methods.base import Method, Term
 from ftcore.methods.preference import Beta
-from ftcore.processes import shared_out
+from ftcore.models.logprobs import sequence_sums
 
 Weight = Annotated[float, Ge(0)]
 

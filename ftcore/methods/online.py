@@ -11,17 +11,19 @@ import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le
 
-from ftcore.data.batches import Batch, Draw, in_batches
+from ftcore.console import console
+from ftcore.data.layouts import Batch, in_batches
 from ftcore.data.sources import Row
+from ftcore.data.steps import Draw
 from ftcore.data.tokens import Example, Prompt
-from ftcore.evaluate import console, generate
-from ftcore.hardware import memory_of
-from ftcore.logits import completion_logps
+from ftcore.kernels.packed_weights import packed
+from ftcore.machine.hardware import memory_of
+from ftcore.machine.processes import rank_and_world, shared_out
 from ftcore.methods.base import Method, Term
-from ftcore.packed import packed
-from ftcore.processes import rank_and_world, shared_out
-from ftcore.profiling import part
-from ftcore.rollout import Completion, sample
+from ftcore.models.logprobs import completion_logps
+from ftcore.rollout.greedy import generate
+from ftcore.rollout.sample import Completion, sample
+from ftcore.timing import part
 
 Parts = dict[str, list[float | None]]
 

@@ -6,7 +6,7 @@ p = exp(mean log-probability of y's tokens). The likelihood is over the answer; 
 
 from torch import Tensor
 
-from ftcore.losses import bradley_terry, log_odds
+from ftcore.methods.losses import bradley_terry, log_odds
 from ftcore.methods.preference import Answers, PreferenceMethod
 
 

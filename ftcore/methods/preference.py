@@ -9,11 +9,11 @@ import torch
 from annotated_types import Gt
 from torch import Tensor
 
-from ftcore.data.batches import Batch
+from ftcore.data.layouts import Batch
 from ftcore.data.sources import Row
 from ftcore.data.tokens import Pair
-from ftcore.logits import completion_logps, row_sums
 from ftcore.methods.base import Method, Term
+from ftcore.models.logprobs import completion_logps, row_sums
 
 Beta = Annotated[float, Gt(0)]
 

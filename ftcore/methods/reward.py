@@ -8,13 +8,12 @@ sequence classifier with one label.
 from typing import Annotated, Any
 
 from annotated_types import Ge
-from torch import Tensor
 
-from ftcore.data.batches import Batch
-from ftcore.logits import inputs
-from ftcore.losses import bradley_terry
+from ftcore.data.layouts import Batch
 from ftcore.methods.base import Term
+from ftcore.methods.losses import bradley_terry
 from ftcore.methods.preference import PairMethod
+from ftcore.models.logprobs import sequence_scores
 
 
 class Reward(PairMethod):
@@ -42,22 +41,3 @@ class Reward(PairMethod):
         }
         metrics = {name: Term(value.detach(), n, "pairs", 0.0) for name, value in values.items()}
         return {"pairs": Term(losses, n, "pairs"), **metrics}
-
-
-def sequence_scores(network: Any, batch: Batch) -> Tensor:
-    """Score (B,) of each sequence, in float32: the model's own, at its last token."""
-    if "segments" not in batch:
-        return (
-            network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-            .logits[:, 0]
-            .float()
-        )
-    kept: list[Tensor] = []
-    hook = network.score.register_forward_hook(lambda _, args, scores: kept.append(scores))
-    try:
-        output = network(**inputs(batch, network.dtype), use_cache=False)
-    finally:
-        hook.remove()
-    rows, places = batch["ends"]
-    # FSDP2 gathers the weights for the backward pass when the gradient of the network's own output comes by.
-    return kept[0][rows, places, 0].float() + 0.0 * output.logits.sum()

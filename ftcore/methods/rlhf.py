@@ -12,13 +12,13 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from ftcore.data.batches import Batch
+from ftcore.data.layouts import Batch
 from ftcore.data.sources import Row
-from ftcore.logits import hidden_at, predicted, token_scores
-from ftcore.losses import clipped_policy_loss, clipped_value_loss, generalized_advantages, whitened
 from ftcore.methods.base import Term
+from ftcore.methods.losses import clipped_policy_loss, clipped_value_loss, generalized_advantages, whitened
 from ftcore.methods.online import OnlineMethod, Parts, Sample, add_numbers, in_order
-from ftcore.reward_model import RewardModel
+from ftcore.methods.reward_model import RewardModel
+from ftcore.models.logprobs import hidden_at, predicted, token_scores
 
 
 class RLHF(OnlineMethod):

@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from annotated_types import Gt, Le
 
-from ftcore.cloze import cloze_accuracy
-from ftcore.data.batches import Draw
 from ftcore.data.sources import Row
+from ftcore.data.steps import Draw
 from ftcore.data.tokens import Example
 from ftcore.data.transforms import OBJECTIVES, fim_tokens
 from ftcore.errors import ConfigError
+from ftcore.methods.cloze import cloze_accuracy
 from ftcore.methods.sft import SFT
 
 

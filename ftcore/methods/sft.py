@@ -6,12 +6,12 @@ conversation of several turns every assistant turn is a completion.
 
 from typing import Any
 
-from ftcore.data.batches import Batch, pack
+from ftcore.data.layouts import Batch, pack
 from ftcore.data.sources import Row
 from ftcore.data.tokens import Example
-from ftcore.logits import completion_logps
-from ftcore.losses import negative_log_likelihood
 from ftcore.methods.base import Method, Term
+from ftcore.methods.losses import negative_log_likelihood
+from ftcore.models.logprobs import completion_logps
 
 
 class SFT(Method):

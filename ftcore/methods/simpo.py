@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from annotated_types import Ge
 from torch import Tensor
 
-from ftcore.losses import bradley_terry
+from ftcore.methods.losses import bradley_terry
 from ftcore.methods.preference import Answers, PreferenceMethod
 
 

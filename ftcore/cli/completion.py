@@ -1,0 +1,21 @@
+"""Shell completion by Hydra's own plugins over the shipped conf/: `eval "$(ftcore -sc install=bash)"`, or zsh, or fish."""
+
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from ftcore.errors import ConfigError
+from ftcore.files import resources
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+def complete(words: list[str]) -> None:
+    """Print what the shell asks for: `install=`, `uninstall=` or `query=` and the name of the shell."""
+    if len(words) != 1 or words[0] not in [
+        f"{do}={shell}" for do in ("install", "uninstall", "query") for shell in SHELLS
+    ]:
+        raise ConfigError(f"-sc takes install=, uninstall= or query= and one of {', '.join(SHELLS)}.")
+    with initialize_config_dir(str(resources() / "conf"), version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra
+        hydra.shell_completion("config", words)

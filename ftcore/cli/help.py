@@ -1,0 +1,60 @@
+"""The text of --help, read from the shipped conf/."""
+
+from ftcore.config.build import options
+from ftcore.files import resources
+from ftcore.settings import GROUPS
+
+EXAMPLES = (
+    ("method.lr=5e-4", "learning rate"),
+    ("max_epochs=3", "passes over the training rows"),
+    ("max_steps=100", "stop after so many optimizer steps"),
+    ("global_batch_size=32", "rows per optimizer step"),
+    ("micro_batch_size=2", "rows in memory at once (same result, less memory)"),
+    ("data=jsonl data.path=my.jsonl", "your own rows"),
+    ("data.columns.prompt=question", "which of your columns is the prompt"),
+    ("model.path=<folder, run or hub name>", "other weights"),
+    ("-m seed=1,2,3 method=sft,dpo", "every combination, a process each; sweeps=<name> is one from a file"),
+    ("logger=none", "no Weights & Biases"),
+    ("dry_run=true", "check everything, train nothing"),
+)
+
+
+VERBS = (
+    ("train", "fine-tune, compare with the base model (the default)"),
+    ("eval run=<folder>", "score a run on any data option"),
+    ("compare run=A other=B", "two runs, or a run and its base, side by side"),
+    ("chat run=<folder>", "ask it questions"),
+    ("inspect data=...", "what the rows are like, before anything trains"),
+    ("export run=<folder>", "one merged model, or the adapter (format=adapter)"),
+    ("pack run=<folder>", "a recipe file and a lock that give the same run elsewhere"),
+    ("replay recipe=<file>", "run it: what differs here, and with expect=true the same scores"),
+    ("check recipe=<file>", "everything that is wrong with it, without a model"),
+    ("explain key=method.lr ...", "who set a value, what it replaced, what it may be"),
+    ("storage [delete=rows]", "what is kept on the disk; yes=true deletes what delete= names"),
+    ("wandb_sweep sweeps=<name>", "the sweep as W&B's, whose agents run our jobs"),
+)
+
+
+def print_help() -> None:
+    """Verbs, groups with their options and common overrides."""
+    print("Fine-tune a language model and see whether it got better.\n")
+    print("    python -m ftcore [verb] [group=option ...] [key=value ...]\n\nVerbs:")
+    for words, meaning in VERBS:
+        print(f"    {words:<27}{meaning}")
+    print("\nGroups and their options (the default first):")
+    defaults = _defaults()
+    for group in GROUPS:
+        names = options(group)
+        default = defaults.get(group)
+        print(f"    {group:<12}{', '.join([n for n in names if n == default] + [n for n in names if n != default])}")
+    print("\nCommon overrides:")
+    for words, meaning in EXAMPLES:
+        print(f"    {words:<40}{meaning}")
+    print(f"\nEvery key with its meaning: {resources() / 'conf'}. The composed config: python -m ftcore --cfg job.")
+
+
+def _defaults() -> dict[str, str | None]:
+    import yaml
+
+    entries = yaml.safe_load((resources() / "conf" / "config.yaml").read_text())["defaults"]
+    return {group: option for entry in entries if isinstance(entry, dict) for group, option in entry.items()}

@@ -1,0 +1,221 @@
+"""Check a composed config against ftcore/schema.json, all problems at once, each with its path and the closest valid name."""
+
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.validators import extend
+
+from ftcore.config.build import TRUST_ADVICE, TRUSTED, is_trusted, schemas
+from ftcore.config.secrets import SECRET, SECRET_ADVICE, SECRET_VALUE, environment_secrets
+from ftcore.config.tree import all_leaves
+from ftcore.errors import ConfigError
+from ftcore.files import resolve
+from ftcore.settings import GROUPS, Config
+
+LONGEST = 200  # characters of a wrong value that a message shows
+
+
+def _is_integer(_: Any, value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(_: Any, value: Any) -> bool:
+    return _is_integer(_, value) or (isinstance(value, float) and math.isfinite(value))
+
+
+# Stricter than JSON Schema: 10.0 is no integer, infinity no number.
+Validator = extend(
+    Draft202012Validator,
+    type_checker=Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_integer).redefine("number", _is_number),
+)
+
+
+def schema_problems(config: Config) -> Iterator[tuple[str, str]]:
+    """(key path, what is wrong) for every value that the schema refuses."""
+    schema = schemas()
+    yield from _check_node(config, schema["top"], "")
+    for key, node in config.items():
+        if key in GROUPS and isinstance(node, Mapping) and "_target_" not in node:
+            yield key, f"has keys and no option to take them: choose one with {key}=<option>"
+        if isinstance(node, Mapping) and "_target_" in node:
+            target = node["_target_"]
+            known = schema["targets"].get(target)
+            if known is None and not is_trusted(target, config.get("trust") or []):
+                yield (
+                    f"{key}._target_",
+                    f"{target!r} is not part of ftcore; {TRUST_ADVICE.format(target.split('.')[0])}",
+                )
+                continue
+            known = known or _schema_of_users(target)
+            yield from _check_node({k: v for k, v in node.items() if k != "_target_"}, known, key)
+    secrets = environment_secrets()
+    for path, value in all_leaves(config):
+        named = SECRET.search(path.rsplit(".", 1)[-1]) and value
+        if named or SECRET_VALUE.search(str(value)) or any(known in str(value) for known in secrets):
+            yield path, SECRET_ADVICE
+    owned = {*(config.get("hardware") or {}), *schema["trainer_owned"]}
+    for key in sorted(config.get("trainer") or {}):
+        if key in owned:
+            yield f"trainer.{key}", "is set by ftcore or by the hardware group; set it there"
+        elif key not in schema["trainer_keys"]:
+            yield f"trainer.{key}", f"is not a key of lightning.Trainer{closest(key, schema['trainer_keys'])}"
+
+
+def earlier_problems(config: Any) -> list[str]:
+    """What is wrong with the config of an earlier run: it may come from anywhere and names what would be called."""
+    if not isinstance(config, dict) or not isinstance(config.get("choices"), dict):
+        return ["it is not the config of a run of this version"]
+    trusted = [name for name in os.environ.get(TRUSTED, "").split(",") if name]
+    nodes = [config.get(group) for group in ("model", "adapter", "data", "method")]
+    if not all(isinstance(node, dict) and isinstance(node.get("_target_"), str) for node in nodes):
+        return ["a group is missing"]
+    return [f"{path} {text}" for path, text in schema_problems({**config, "trust": trusted})]
+
+
+def _schema_of_users(target: str) -> Config:
+    """Schema of a class or function of a trusted module, from its signature."""
+    from ftcore.config.schema import schema_of
+
+    try:
+        return schema_of(resolve_name(target))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"_target_ {target} cannot be imported: {type(error).__name__}: {error}.") from None
+
+
+def conflicts(config: Config) -> Iterator[tuple[str, str]]:
+    """(key path, what is wrong) for keys that are right one by one and not together."""
+    get = config.get
+    if get("max_steps") is None and get("max_epochs") is None:
+        yield "max_steps", "and max_epochs are both null, so nothing says when to stop: set one of them"
+    if get("keep_best") == "last" and get("patience"):
+        yield "patience", "needs a metric to watch: set keep_best=val/loss"
+    if get("keep_best") != "last" and not get("validate_every"):
+        yield "keep_best", "needs validation: set validate_every=<steps> and data.validation_share=0.1"
+    if re.search(r"reward", str(get("keep_best"))):
+        yield "keep_best", "keeps the lowest value, and of a reward more is better: set keep_best=val/loss"
+    if ".." in str(get("name")) or str(get("name")).startswith("/"):
+        yield "name", "is the name of a folder below output_dir, without .. or a leading /"
+    yield from _unspeakable(config)
+    texts = {
+        "evaluate.probe": (get("evaluate") or {}).get("probe"),
+        "retention.text": (get("retention") or {}).get("text"),
+        "data.cloze": (get("data") or {}).get("cloze"),
+        "model.chat_template": (get("model") or {}).get("chat_template"),
+    }
+    yield from _wrong_rewards(get("method") or {}, get("trust") or [])
+    yield from _wrong_groups(get("method") or {}, get("global_batch_size"))
+    for key, path in texts.items():
+        if isinstance(path, str) and not Path(resolve(path)).is_file():
+            yield key, f"names no file: {Path(resolve(path)).absolute()}"
+
+
+def _unspeakable(config: Config) -> Iterator[tuple[str, str]]:
+    """Line breaks in what becomes lines of a batch script, and names of options that would be paths."""
+    script = {"name": config.get("name"), "hardware": {"slurm": (config.get("hardware") or {}).get("slurm")}}
+    for path, value in all_leaves(script):
+        if not f"{path}{value}".isprintable():
+            yield path.encode("unicode_escape").decode(), "holds a line break or another control character"
+    for group, option in (config.get("choices") or {}).items():
+        if option is not None and not re.fullmatch(r"\w[\w.-]*", str(option)):
+            yield f"choices.{group}", "is no name of an option"
+
+
+def _wrong_groups(method: Mapping[str, Any], size: Any) -> Iterator[tuple[str, str]]:
+    """Groups of completions that do not fill a step, or have nothing to compare with."""
+    group = method.get("group_size")
+    if not (isinstance(group, int) and isinstance(size, int) and group > 0):
+        return
+    if size % group:
+        below, above = max(size // group, 1) * group, (size // group + 1) * group
+        yield (
+            "global_batch_size",
+            f"counts completions: {size} are no whole number of groups of method.group_size={group}; nearest: {below} or {above}",
+        )
+    if group == 1 and method.get("advantage", "reinforce") != "reinforce":
+        yield "method.group_size", "of 1 leaves nothing to compare with: raise it, or set method.advantage=reinforce"
+
+
+def _wrong_rewards(method: Mapping[str, Any], trust: list[str]) -> Iterator[tuple[str, str]]:
+    """Reward functions that do not exist, lack an option or are not trusted."""
+    names, weights, options = (method.get(key) for key in ("rewards", "reward_weights", "reward_options"))
+    if not (isinstance(names, list) and isinstance(weights, list) and isinstance(options, Mapping)):
+        return
+    if not (all(isinstance(name, str) for name in names) and all(isinstance(o, Mapping) for o in options.values())):
+        return  # the schema has said so
+    from ftcore.rewards.functions import check_reward
+
+    if not names and not method.get("reward_model"):
+        yield (
+            "method.rewards",
+            "is empty and there is no method.reward_model, so nothing is reinforced: name a function",
+        )
+    if len(names) != len(weights):
+        yield "method.reward_weights", f"has {len(weights)} weights for {len(names)} functions in method.rewards"
+    for name in sorted(set(options) - set(names)):
+        yield (
+            f"method.reward_options.{name}",
+            f"is for a function that method.rewards does not name{closest(name, names)}",
+        )
+    for name in names:
+        try:
+            check_reward(name, dict(options.get(name, {})), trust)
+        except ConfigError as error:
+            yield "method.rewards", f"holds {name!r}: {error}"
+
+
+def _check_node(node: Mapping[str, Any], schema: Config, prefix: str) -> Iterator[tuple[str, str]]:
+    for error in Validator(schema).iter_errors(node):
+        path = ".".join([prefix, *map(str, error.absolute_path)]).strip(".")
+        if error.validator == "additionalProperties":
+            known = error.schema["properties"]
+            for key in sorted(set(error.instance) - set(known), key=str):
+                yield f"{path}.{key}".strip("."), f"is not a key{closest(str(key), known)}"
+        elif error.validator == "required":
+            for key in sorted(set(error.validator_value) - set(error.instance)):
+                yield f"{path}.{key}".strip("."), "is missing"
+        else:
+            yield path, f"must be {describe(error.schema)}, not {_shown(error.instance)}"
+
+
+def _shown(value: Any) -> str:
+    """A wrong value in a message; Python writes no numbers of thousands of digits."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "such a number"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def describe(schema: Config) -> str:
+    """A JSON schema of one value in words: 'a number above 0', 'one of a, b, c'."""
+    if "anyOf" in schema:
+        return " or ".join(describe(part) for part in schema["anyOf"])
+    if "enum" in schema or "const" in schema:
+        return "one of " + ", ".join(map(str, schema.get("enum", [schema.get("const")])))
+    limits = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    words = [f"{word} {schema[key]:g}" for key, word in limits.items() if key in schema]
+    names = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false",
+             "null": "null", "array": "a list", "object": "a mapping"}  # fmt: skip
+    return f"{names.get(schema.get('type', ''), 'another value')} {' and '.join(words)}".strip()
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """The end of a message about a word that is not known: with the one that was probably meant."""
+    match = get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else "."
+
+
+def reported(problems: list[tuple[str, str]], sources: Mapping[str, str]) -> str:
+    lines, secret = [], {path for path, text in problems if text == SECRET_ADVICE}
+    for path, text in problems:
+        source = next((where for key, where in sources.items() if path == key or path.startswith(f"{key}.")), None)
+        source = None if path in secret else source  # the line would show it
+        lines.append(f"  {path} {text}" + (f"  ({source})" if source else ""))
+    return f"{len(lines)} problem{'s'[: len(lines) > 1]} in the config:\n" + "\n".join(lines)

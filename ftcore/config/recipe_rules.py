@@ -1,0 +1,224 @@
+"""Recipes are data: a file of differences that a team shares, read as text, checked, and only then composed.
+
+The accepted bytes are copied into a private folder, and that folder alone is on Hydra's search path: what was checked is
+what is composed.
+"""
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from ftcore.errors import ConfigError
+from ftcore.files import resources
+
+HEADER = "# @package _global_"
+
+
+MAX_BYTES, MAX_DEPTH, MAX_DIGITS = 100_000, 20, 40
+
+
+OVERRIDE_GROUPS = ("model", "adapter", "data", "method", "hardware", "logger")
+
+
+# What only a person says: what is done, where it is written and whose code runs. sbatch's options can set an environment.
+COMMAND_LINE = re.compile(r"(hydra|verb|run|other|prompt|resume|output_dir|trust|choices|recipes|sweeps)\b.*"
+                          r"|hardware\.slurm\.additional\b.*", re.DOTALL)  # fmt: skip
+
+
+GIVEN = "given"
+
+
+TEXT = "tag:yaml.org,2002:str"
+
+
+@dataclass
+class Staged:
+    """Where the accepted recipes lie, and what they say: the file and line of every key they set (dotted path ->
+    `file:line`), the options they choose (group -> option), and the keys that they leave to the command line (`???`).
+    """
+
+    search_path: list[Path] = field(default_factory=list)
+    lines: dict[str, str] = field(default_factory=dict)
+    chosen: dict[str, str] = field(default_factory=dict)
+    required: set[str] = field(default_factory=set)
+
+
+@contextmanager
+def staged_recipes(names: Sequence[tuple[str, str | Path]], config_dirs: tuple[Path, ...] = ()) -> Iterator[Staged]:
+    """Check the named files, (recipes or sweeps, name), and copy them into a private folder as long as the context lasts.
+
+    A `Path` is a file that lies anywhere; it gets the name `GIVEN`.
+    """
+    staged = Staged()
+    if not names:
+        yield staged
+        return
+    private = Path(tempfile.mkdtemp(prefix="ftcore-"))
+    try:
+        for group, name in names:
+            _stage(group, name, config_dirs, private, staged)
+        staged.search_path.append(private)
+        yield staged
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
+
+
+def recipe_folders(config_dirs: tuple[Path, ...] = (), group: str = "recipes") -> list[Path]:
+    """Folders searched for recipes (or sweeps): a team's own first, then the shipped ones."""
+    team = [Path(entry) for entry in os.environ.get("FTCORE_RECIPES", "").split(os.pathsep) if entry]
+    return [*team, *(folder / group for folder in config_dirs), resources() / group]
+
+
+def _file_of(group: str, name: str, config_dirs: tuple[Path, ...]) -> Path:
+    file = next((f for d in recipe_folders(config_dirs, group) if (f := d / f"{name}.yaml").is_file()), None)
+    if file is None or not re.fullmatch(r"\w[\w.-]*", name):
+        places = ", ".join(map(str, recipe_folders(config_dirs, group)))
+        raise ConfigError(f"There is no {name!r} among the {group} in {places}.")
+    return file
+
+
+def _stage(group: str, name: str | Path, config_dirs: tuple[Path, ...], private: Path, staged: Staged) -> None:
+    file, name = (name, GIVEN) if isinstance(name, Path) else (_file_of(group, name, config_dirs), name)
+    if not file.is_file():
+        raise ConfigError(f"There is no recipe file {file.absolute()}.")
+    with file.open("rb") as stream:
+        content = stream.read(MAX_BYTES + 1)
+    root = _parse(file, content)
+    _check(file, root)
+    for path, line in _key_lines(file, root):
+        staged.lines[path] = f"{file}:{line}"
+    staged.chosen |= _options(root)
+    staged.required |= set(_required(root))
+    (private / group).mkdir(exist_ok=True)
+    (private / group / f"{name}.yaml").write_bytes(content)
+
+
+def _parse(file: Path, content: bytes) -> yaml.MappingNode:
+    """The recipe's node tree; events are counted before anything is built, so aliases and depth cannot explode."""
+    if len(content) > MAX_BYTES:
+        raise ConfigError(f"{file} is larger than {MAX_BYTES:,} bytes, which no recipe needs.")
+    lines = content.decode("utf-8", "replace").splitlines()  # as Hydra cuts them, which reads every such line
+    if [line.rstrip() for line in lines if re.match(r"\s*#\s*@", line)] != [HEADER] or lines[0].rstrip() != HEADER:
+        raise ConfigError(f"{file}:1: a recipe begins with the line '{HEADER}', and no other comment begins with @.")
+    try:
+        depth = 0
+        for event in yaml.parse(content, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > MAX_DEPTH or getattr(event, "tag", None):
+                raise ConfigError(
+                    f"{file}:{event.start_mark.line + 1}: recipes have no aliases, no tags and few levels."
+                )
+        root = yaml.compose(content, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
+        raise ConfigError(f"{file}:{line}: not readable YAML: {getattr(error, 'problem', 'bad bytes')}.") from None
+    if not isinstance(root, yaml.MappingNode):
+        raise ConfigError(f"{file}: a recipe is a mapping of keys to values.")
+    return root
+
+
+def _check(file: Path, root: yaml.MappingNode) -> None:
+    """Refuse what could run code or reach outside the known groups."""
+    for key, value in root.value:
+        if key.value == "defaults":
+            for entry in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                _check_default(f"{file}:{entry.start_mark.line + 1}", entry)
+        if key.value == "search":
+            _check_search(file, value)
+    for path, line in _key_lines(file, root):
+        key = path.removeprefix("search.")  # what is searched is set
+        if COMMAND_LINE.fullmatch(key):
+            why = (
+                "is not allowed; it is given on the command line only" if key == path else "is not a key to be searched"
+            )
+            raise ConfigError(f"{file}:{line}: {path} {why}.")
+        if re.fullmatch(r"_\w+_", key.rsplit(".", 1)[-1].strip()):
+            raise ConfigError(f"{file}:{line}: {path!r} is not allowed; recipes are data and name no code.")
+    _check_scalars(file, root)
+
+
+def _check_scalars(file: Path, root: yaml.Node) -> None:
+    """Refuse text that something else would read as more than text, and numbers that take Python long."""
+    for node in _scalars(root):
+        where = f"{file}:{node.start_mark.line + 1}"
+        if "${" in node.value.replace("\\", ""):  # an override's `$\\{` is one too
+            raise ConfigError(f"{where}: ${{...}} is not allowed; recipes are data and refer to nothing.")
+        if "=" in node.value and COMMAND_LINE.match(node.value.lstrip("+~ ")):  # a word for a stage
+            raise ConfigError(f"{where}: {node.value.partition('=')[0]}= is for the command line only.")
+        if node.tag != TEXT and len(node.value) > MAX_DIGITS:
+            raise ConfigError(f"{where}: no number of a recipe has {len(node.value):,} characters.")
+
+
+def _check_default(where: str, entry: yaml.Node) -> None:
+    if isinstance(entry, yaml.ScalarNode) and entry.value == "_self_":
+        return
+    key, option = entry.value[0] if isinstance(entry, yaml.MappingNode) and len(entry.value) == 1 else (entry, entry)
+    match = re.fullmatch(r"override /(\w+)", str(key.value))
+    named = option.tag == TEXT and re.fullmatch(r"[A-Za-z0-9]\w*", str(option.value))
+    if match is None or match[1] not in OVERRIDE_GROUPS or not named:
+        raise ConfigError(
+            f"{where}: a recipe's defaults are lines such as '- override /method: sft', for {', '.join(OVERRIDE_GROUPS)}."
+        )
+
+
+def _options(root: yaml.MappingNode) -> dict[str, str]:
+    """Group -> option of a checked recipe's defaults."""
+    entries = [entry for key, value in root.value if key.value == "defaults" for entry in value.value]
+    pairs = [entry.value[0] for entry in entries if isinstance(entry, yaml.MappingNode)]
+    return {key.value.removeprefix("override /"): option.value for key, option in pairs}
+
+
+def _required(node: yaml.Node, prefix: str = "") -> Iterator[str]:
+    """Keys whose value is `???`. Composing alone would keep the value that conf/ has for them."""
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
+        path = f"{prefix}.{key.value}".strip(".")
+        if value.value == "???":
+            yield path
+        yield from _required(value, path)
+
+
+def _check_search(file: Path, search: yaml.Node) -> None:
+    """Searched values become words of a command line: a key is a plain one, and no text is read as a mapping."""
+    for key, _ in search.value if isinstance(search, yaml.MappingNode) else []:
+        if not re.fullmatch(r"[A-Za-z]\w*(\.\w+)*", str(key.value)):
+            raise ConfigError(
+                f"{file}:{key.start_mark.line + 1}: search.{key.value} is not a key that can be searched."
+            )
+    for node in _scalars(search):
+        if "{" in node.value:
+            raise ConfigError(
+                f"{file}:{node.start_mark.line + 1}: a searched value is a number, a word or a list of them."
+            )
+
+
+def _scalars(node: yaml.Node) -> Iterator[yaml.ScalarNode]:
+    """Every key and value below `node`."""
+    if isinstance(node, yaml.ScalarNode):
+        yield node
+    for item in node.value if isinstance(node, yaml.CollectionNode) else []:
+        for part in item if isinstance(item, tuple) else (item,):
+            yield from _scalars(part)
+
+
+def _key_lines(file: Path, node: yaml.Node, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """(dotted path, line) of every key below `node`, deepest first within a branch."""
+    known = set[str]()
+    for item in node.value if isinstance(node, yaml.CollectionNode) else []:
+        if isinstance(node, yaml.SequenceNode):
+            yield from _key_lines(file, item, prefix)
+            continue
+        key, value = item
+        line = key.start_mark.line + 1
+        if key.tag != TEXT or not key.value.isprintable() or key.value in known:  # `<<` has a tag of its own
+            raise ConfigError(f"{file}:{line}: a key of a recipe is a plain word, and there once.")
+        known.add(key.value)
+        path = f"{prefix}.{key.value}".strip(".")
+        yield from _key_lines(file, value, path)
+        yield path, line

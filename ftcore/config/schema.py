@@ -1,0 +1,82 @@
+"""JSON schemas from signatures: `python -m ftcore.config.schema` writes ftcore/schema.json and what editors read.
+
+Config parameters are the keyword-only parameters of what `_target_` names; what comes before the `*` is given by the
+program. While a class passes `**kwargs` on, its bases' parameters belong to it too. Types are the annotations, ranges their
+`Annotated` part.
+"""
+
+import inspect
+import json
+from collections.abc import Callable
+from pkgutil import resolve_name
+from typing import Any, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
+from ftcore.files import PACKAGE, resources
+from ftcore.settings import TopLevel
+
+# Keys of lightning.Trainer that the run decides itself.
+TRAINER_OWNED = [
+    "accumulate_grad_batches", "callbacks", "default_root_dir", "enable_progress_bar", "gradient_clip_val",
+    "limit_train_batches", "limit_val_batches", "logger", "max_epochs", "max_time", "max_steps", "plugins",
+    "use_distributed_sampler", "val_check_interval",
+]  # fmt: skip
+
+
+def parameters(target: Callable[..., Any]) -> dict[str, Any]:
+    """Keyword-only parameter -> annotation of a function or, along its class tree, of a class."""
+    functions = (
+        [c.__dict__["__init__"] for c in target.__mro__ if "__init__" in c.__dict__]
+        if inspect.isclass(target)
+        else [target]
+    )
+    found: dict[str, Any] = {}
+    for function in functions:
+        signature, hints = inspect.signature(function), get_type_hints(function, include_extras=True)
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                found.setdefault(name, hints.get(name, Any))
+        if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+            break
+    return found
+
+
+def schema_of(target: Callable[..., Any]) -> dict[str, Any]:
+    """JSON schema of the config node that calls `target`: every parameter is required, no other key is known."""
+    node = TypedDict("node", parameters(target))  # type: ignore[misc]
+    node.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
+    return TypeAdapter(node).json_schema()
+
+
+def shipped_targets() -> list[str]:
+    """Every `_target_` in the shipped conf/."""
+    nodes = (yaml.safe_load(file.read_text()) for file in sorted((resources() / "conf").glob("*/*.yaml")))
+    return sorted({node["_target_"] for node in nodes if node and "_target_" in node})
+
+
+def build() -> str:
+    """The content of schema.json."""
+    import lightning
+
+    targets = {name: resolve_name(name) for name in shipped_targets()}
+    schema = {
+        "top": TypeAdapter(TopLevel).json_schema(),
+        "targets": {name: schema_of(target) for name, target in targets.items()},
+        "record_types": {
+            name: target.record_type for name, target in targets.items() if hasattr(target, "record_type")
+        },
+        "trainer_keys": sorted(set(inspect.signature(lightning.Trainer.__init__).parameters) - {"self"}),
+        "trainer_owned": TRAINER_OWNED,
+    }
+    return json.dumps(schema, indent=1, sort_keys=True) + "\n"
+
+
+if __name__ == "__main__":
+    from ftcore.config import editor_schema
+
+    content = build()
+    (PACKAGE / "schema.json").write_text(content)
+    editor_schema.FILE.write_text(editor_schema.build(json.loads(content)))

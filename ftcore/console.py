@@ -1,0 +1,20 @@
+"""The console that a person reads, and what libraries may print on it."""
+
+import logging
+import warnings
+
+from rich.console import Console
+
+
+def quiet() -> None:
+    """Silence what the libraries print about themselves; their errors stay."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning|torch|peft|transformers")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+console = Console()

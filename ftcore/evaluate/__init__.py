@@ -1,0 +1,1 @@
+"""Base model against tuned model on held-out rows."""

@@ -1,0 +1,27 @@
+"""The rows that base and tuned model are scored on."""
+
+from typing import Any
+
+from ftcore.data import Data, Records
+from ftcore.data.sources import rows_of
+from ftcore.errors import DataError
+from ftcore.evaluate.score import HeldOut
+from ftcore.methods.base import Method
+from ftcore.methods.cloze import gaps
+from ftcore.settings import Config
+
+
+def load_held_out(config: Config, data: Data, method: Method, records: Records) -> HeldOut:
+    """The rows that base and tuned model answer, sentences with a gap, and the general-text probe."""
+    limit = config["evaluate"]["max_rows"]
+    rows = records.test[:limit]
+    cloze = gaps(data.cloze) if data.cloze else []
+    probe = general_texts(config["evaluate"]["probe"]) if config["evaluate"]["probe"] else []
+    return HeldOut(rows, method.encode(rows), cloze, method.pieces(probe) if method.models_language else [])
+
+
+def general_texts(path: str) -> list[dict[str, Any]]:
+    rows = list(rows_of(path))
+    if missing := [where for where, row in rows if not isinstance(row.get("text"), str)]:
+        raise DataError(f"{missing[0]}: general text needs a column 'text'.")
+    return [{"id": str(row.get("id", where)), "text": row["text"]} for where, row in rows]

@@ -1,0 +1,62 @@
+"""Where files are: conf/ and recipes/ beside ftcore/ in a checkout, inside it in a wheel; what is cached, in FTCORE_HOME."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).parent
+
+
+SCHEME = "ftcore://"
+
+
+def resources() -> Path:
+    """Folder that holds conf/ and recipes/: the packaged copy if present, else the checkout."""
+    packaged = PACKAGE / "resources"
+    return packaged if packaged.is_dir() else PACKAGE.parent
+
+
+def resolve(path: str) -> str:
+    """`ftcore://medical/sft.train.jsonl` as the path of that file of ftcore/datasets; other paths with `~` expanded."""
+    if path.startswith(SCHEME):
+        return str(PACKAGE / "datasets" / path.removeprefix(SCHEME))
+    return str(Path(path).expanduser())
+
+
+def home() -> Path:
+    """Folder of what is kept between runs (converted weights): `FTCORE_HOME`, by default ~/.cache/ftcore."""
+    return Path(os.environ.get("FTCORE_HOME") or "~/.cache/ftcore").expanduser()
+
+
+@contextmanager
+def whole_file(file: Path) -> Iterator[Path]:
+    """A path beside `file` to write to, which becomes `file` at the end: others find it whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_suffix(f".{os.getpid()}")
+    try:
+        yield beside
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def code_hash(folder: Path) -> str:
+    """SHA-256 of the Python files in a folder: what they made before they were changed is not theirs."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write one JSON document."""
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
+    """Write one JSON object a line."""
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

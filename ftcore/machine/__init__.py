@@ -1,0 +1,1 @@
+"""The machine: devices, SLURM, processes, what a result was made with."""

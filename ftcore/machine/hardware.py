@@ -1,0 +1,143 @@
+"""The machine: what the hardware group asks for against what is there, and the Trainer keys that follow.
+
+Everything here comes before a model is loaded, and nothing imports torch on a machine without CUDA devices.
+"""
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
+
+from ftcore.errors import ConfigError, HardwareError
+from ftcore.machine.slurm import Slurm
+
+Accelerator = Literal["auto", "cpu", "gpu"]
+
+
+Strategy = Literal["single", "ddp", "fsdp"]
+
+
+Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
+
+
+# Rows that fill the arithmetic units of any machine; more only costs memory. A CPU is full with fewer tokens than that often is.
+AUTO_ROWS = 16
+
+
+CPU_TOKENS = 1536
+
+
+def cuda_devices() -> int:
+    """Number of CUDA devices; 0 without importing torch where the machine has no such device file."""
+    if not any(Path("/dev").glob("nvidia[0-9]*")) and not Path("/dev/dxg").exists() and not Path("/dev/kfd").exists():
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def trainer_options(
+    *,
+    accelerator: Accelerator,
+    devices: Annotated[int, Ge(1)],
+    num_nodes: Annotated[int, Ge(1)],
+    strategy: Strategy,
+    precision: Precision,
+    activation_checkpointing: bool | Literal["auto"],
+    compile: bool,
+    slurm: Slurm | None,
+) -> dict[str, Any]:
+    """Keys of lightning.Trainer for this machine; `activation_checkpointing` and `compile` are the network's own.
+
+    Raises `HardwareError` when the machine lacks what is asked for, unless SLURM is to find one.
+    """
+    found = cuda_devices()
+    if accelerator == "auto":
+        accelerator = "gpu" if found else "cpu"
+    if accelerator == "gpu" and found < devices and not slurm:
+        raise HardwareError(
+            f"The hardware option needs {devices} CUDA device{'s' * (devices > 1)} per machine and this one has {found}. "
+            f"The nearest option that runs here: {_nearest(found)}."
+        )
+    if strategy == "single" and devices * num_nodes > 1:
+        raise ConfigError(
+            f"hardware.devices={devices} and num_nodes={num_nodes} need hardware.strategy=ddp or fsdp; single means one process."
+        )
+    if strategy == "fsdp" and devices * num_nodes == 1:
+        raise ConfigError(
+            "hardware.strategy=fsdp shares the model out over processes: set hardware.devices, or single."
+        )
+    if strategy == "fsdp" and precision == "16-mixed":
+        raise ConfigError("hardware.precision=16-mixed does not go with strategy=fsdp: use bf16-mixed.")
+    if precision == "16-mixed" and accelerator == "cpu":
+        raise HardwareError("hardware.precision=16-mixed needs a GPU. On a CPU use 32-true (exact) or bf16-mixed.")
+    return {
+        "accelerator": accelerator,
+        "devices": devices,
+        "num_nodes": num_nodes,
+        "strategy": "auto" if strategy == "single" else strategy,
+        "precision": precision,
+    }
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep freed memory instead of giving it back (man mallopt; without glibc nothing happens).
+
+    On a CPU, fresh pages for every large tensor cost more time than many an operation on it.
+    """
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
+    with suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, value in ((mmap_threshold, 2**30), (trim_threshold, 2**31 - 1), (top_pad, 2**26)):
+            mallopt(option, value)
+
+
+@contextmanager
+def memory_of(key: str, value: Any) -> Iterator[None]:
+    """Name the setting that fills a device's memory. Raises `HardwareError`."""
+    from torch import OutOfMemoryError
+
+    try:
+        yield
+    except OutOfMemoryError:
+        raise HardwareError(
+            f"The memory of a device is full. Lower {key} (it is {value}); it changes no result."
+        ) from None
+
+
+def _nearest(found: int) -> str:
+    return "hardware=cpu, or hardware=ddp_2cpu to rehearse several processes" if not found else "hardware=gpu"
+
+
+def micro_batch(
+    *, global_batch_size: int, micro_batch_size: int | Literal["auto"], processes: int, most: int = AUTO_ROWS
+) -> int:
+    """Rows per forward pass and process; `auto` takes a process's whole share of a step, up to `most` rows.
+
+    Raises `ConfigError` with the arithmetic when the rows of a step cannot be dealt out evenly.
+    """
+    fitting = [n for n in range(1, global_batch_size + 1) if global_batch_size % (n * processes) == 0]
+    if micro_batch_size == "auto" and fitting:
+        return max(n for n in fitting if n <= max(most, 1))
+    if micro_batch_size in fitting:
+        return int(micro_batch_size)
+    rows = (1 if micro_batch_size == "auto" else micro_batch_size) * processes
+    below, above = global_batch_size // rows * rows, (global_batch_size // rows + 1) * rows
+    raise ConfigError(
+        f"global_batch_size={global_batch_size} is not a multiple of micro_batch_size x processes = {rows // processes} x "
+        f"{processes} = {rows}. Nearest global_batch_size: {' or '.join(str(n) for n in (below, above) if n)}"
+        + (f"; micro_batch_size that fits {global_batch_size}: {', '.join(map(str, fitting))}." if fitting else ".")
+    )
+
+
+def smaller(*, global_batch_size: int, micro_batch_size: int, processes: int) -> int | None:
+    """The next micro-batch size below this one that keeps the rows of a step; None when there is none.
+
+    >>> smaller(global_batch_size=24, micro_batch_size=6, processes=2)
+    4
+    """
+    fitting = [n for n in range(1, micro_batch_size) if global_batch_size % (n * processes) == 0]
+    return max(fitting, default=None)

@@ -1,0 +1,54 @@
+"""Versions and machine that a result was made with."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from ftcore import __version__
+from ftcore.machine.hardware import cuda_devices
+from ftcore.settings import Config
+
+PACKAGES = ("torch", "transformers", "peft", "lightning", "tokenizers", "numpy")
+
+
+def made_with(config: Config) -> Config:
+    """Versions and machine of this process, as summary.json keeps them."""
+    names = (
+        (*PACKAGES, "trl") if any(str(f).startswith("trl.") for f in config["method"].get("rewards", [])) else PACKAGES
+    )
+    found = {name: _version(name) for name in names}
+    return {"versions": {"ftcore": __version__, "python": platform.python_version(), **found},
+            "machine": _machine(config["hardware"])}  # fmt: skip
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _machine(hardware: Config) -> Config:
+    """What decides how numbers are rounded: processor, threads, device, processes, precision. Never a name of a host."""
+    devices = 0 if hardware["accelerator"] == "cpu" else cuda_devices()
+    device = "CPU"
+    if devices:
+        import torch
+
+        device = torch.cuda.get_device_name(0)
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
+        "device": device,
+        "processes": hardware["devices"] * hardware["num_nodes"],
+        "precision": hardware["precision"],
+    }
+
+
+def _processor() -> str:
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text(errors="replace").splitlines() if described.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor())

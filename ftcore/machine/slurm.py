@@ -1,0 +1,112 @@
+"""Runs on a SLURM cluster, through submitit: all is checked here, then SLURM runs it, and again after an interruption.
+
+A job works in a run folder that is there already, so what is submitted is `resume=<folder>`. When SLURM is about to end it,
+submitit asks for a checkpoint: the run saves one between two steps and ends, and the job is put into the queue again.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt
+from typing_extensions import TypedDict
+
+from ftcore.errors import HardwareError
+from ftcore.settings import Config
+
+
+class Slurm(TypedDict):
+    """What is asked of SLURM; `cluster=local` runs the job on this machine, to try it out."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]
+
+    cluster: Literal["slurm", "local"]
+    partition: str | None
+    account: str | None
+    timeout_min: Annotated[int, Gt(0)]
+    cpus_per_task: Annotated[int, Ge(1)]
+    mem_gb: Annotated[float, Gt(0)] | None
+    max_requeues: Annotated[int, Ge(0)]
+    additional: dict[str, str | int | bool]
+
+
+def submit(config: Config, folder: Path) -> None:
+    """Hand the run in `folder` to SLURM. Raises `HardwareError` when that cannot be done."""
+    hardware = config["hardware"]
+    ask: Slurm = hardware["slurm"]
+    several = hardware["num_nodes"] > 1  # else the one process on the machine starts the others
+    try:
+        from submitit import AutoExecutor
+
+        executor = AutoExecutor(folder / "slurm", ask["cluster"], slurm_max_num_timeout=ask["max_requeues"])
+        executor.update_parameters(
+            name=config["name"],
+            nodes=hardware["num_nodes"],
+            tasks_per_node=hardware["devices"] if several else 1,
+            gpus_per_node=0 if hardware["accelerator"] == "cpu" else hardware["devices"],
+            **_asked(ask),
+        )
+        job = executor.submit(Job(folder, several, config["trust"] or []))
+    except ImportError:
+        raise HardwareError("hardware.slurm needs submitit: pip install 'ftcore[slurm]'.") from None
+    except (RuntimeError, OSError, ValueError, NameError) as error:  # submitit's own for a refused or missing sbatch
+        raise HardwareError(f"SLURM did not take the job: {str(error).strip().splitlines()[-1]}") from None
+    print(f"Submitted as job {job.job_id}. Everything comes into {folder}\nFollow it with: tail -F {job.paths.stdout}")
+
+
+def _asked(ask: Slurm) -> dict[str, Any]:
+    """What is set, in submitit's names."""
+    wanted = {
+        "timeout_min": ask["timeout_min"],
+        "cpus_per_task": ask["cpus_per_task"],
+        "mem_gb": ask["mem_gb"],
+        "slurm_partition": ask["partition"],
+        "slurm_account": ask["account"],
+        "slurm_additional_parameters": ask["additional"] or None,
+    }
+    return {key: value for key, value in wanted.items() if value is not None}
+
+
+@dataclass
+class Job:
+    """One process of a job: the command that goes on with the run in `folder`."""
+
+    folder: Path
+    several: bool
+    trust: list[str]
+    process: Any = field(default=None, repr=False)
+
+    def __call__(self) -> None:
+        """Run it to its end, with its exit code."""
+        words = [
+            f"resume={self.folder}",
+            "hardware.slurm=null",
+            *([f"trust=[{','.join(self.trust)}]"] * bool(self.trust)),
+        ]
+        self.process = subprocess.Popen([sys.executable, "-m", "ftcore", *words], env=self._environment())
+        while (code := self.process.poll()) is None:
+            time.sleep(0.2)
+        if code:
+            sys.exit(code)
+
+    def _environment(self) -> dict[str, str]:
+        if not self.several:
+            return {key: value for key, value in os.environ.items() if key not in ("SLURM_NTASKS", "SLURM_PROCID")}
+        from submitit import JobEnvironment
+        from submitit.helpers import TorchDistributedEnvironment
+
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        return {**os.environ, "TORCHELASTIC_RUN_ID": JobEnvironment().job_id}
+
+    def checkpoint(self) -> Any:
+        """Called by submitit before the job is ended: save, then begin again from there."""
+        from submitit.helpers import DelayedSubmission
+
+        self.process.send_signal(signal.SIGTERM)
+        os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)  # `poll` above may be holding the process's lock
+        return DelayedSubmission(Job(self.folder, self.several, self.trust))

@@ -1,0 +1,54 @@
+"""A learned reward: an earlier run of method=reward, or any sequence classifier with one score, in the training process."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ftcore.config.build import build
+from ftcore.data.layouts import pad
+from ftcore.data.sources import Row
+from ftcore.data.tokens import Encoder
+from ftcore.errors import ModelError
+from ftcore.models.foundation import load_foundation, load_run
+from ftcore.models.logprobs import sequence_scores
+from ftcore.models.weights import is_run
+
+
+class RewardModel:
+    """Scores answers as text, so its tokenizer and template may differ from the policy's.
+
+    Args:
+        path: run folder, local folder or Hugging Face name.
+        encoder: the policy's, whose lengths hold for a model that is no run.
+    """
+
+    def __init__(self, path: str, encoder: Encoder) -> None:
+        if is_run(path):
+            foundation, config = load_run(Path(path).expanduser())
+            settings = build(config["data"])
+        else:
+            foundation, settings = _load(path), encoder.data
+        if foundation.network.config.num_labels != 1 or foundation.new_modules or foundation.network.can_generate():
+            raise ModelError(
+                f"{path} gives no score: a reward model is a run of method=reward or a classifier with one label."
+            )
+        self.network = foundation.network.requires_grad_(False).eval()
+        self.encoder = Encoder(foundation.tokenizer, settings)
+
+    @torch.no_grad()
+    def score(self, rows: list[Row], completions: list[str], batch_size: int, device: Any) -> list[float]:
+        """Score of each completion of its row's prompt, as if it had ended there."""
+        self.network.to(device)
+        examples = [self.encoder.answered(row, text) for row, text in zip(rows, completions, strict=True)]
+        scores: list[float] = []
+        for k in range(0, len(examples), batch_size):
+            batch = pad(examples[k : k + batch_size], self.encoder.tokenizer.pad_token_id or 0)
+            tensors = {key: batch[key].to(device) for key in ("input_ids", "attention_mask")}
+            scores += sequence_scores(self.network, tensors).tolist()
+        return scores
+
+
+def _load(path: str) -> Any:
+    shared: dict[str, Any] = {"package": None, "revision": None, "dtype": "auto", "chat_template": None}
+    return load_foundation("SequenceClassification", path=path, attention="sdpa", random_weights=False, **shared)

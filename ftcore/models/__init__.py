@@ -1,0 +1,1 @@
+"""Foundation models: weights, adapters, sharding, log-probabilities, reference."""

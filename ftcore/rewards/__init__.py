@@ -1,0 +1,1 @@
+"""Reward functions and the worker process that runs them; no torch."""

@@ -1,0 +1,142 @@
+"""Rewards of generated completions: functions that score them, and the process of its own that runs them.
+
+A reward function follows TRL's convention, so functions written for TRL work here and the other way round:
+
+    function(prompts, completions, completion_ids, **columns, **options) -> one number per completion
+
+Everything comes by keyword: lists of texts, lists of token ids, the rows' other columns as parallel lists (None where a
+row lacks the column), and the function's own options. A function names what it needs and ends in `**columns`. None, or
+whatever is no finite number, excludes that completion. Functions run in a worker process because they may hang, crash or
+exit; what they raise is reported by its kind only, since rows may be private.
+"""
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from importlib.util import find_spec
+from typing import Any
+
+from ftcore.errors import ConfigError
+from ftcore.rewards.answers import accepted_answers, choice, is_right, last_number, normalised
+
+Function = Callable[..., Any]
+
+
+Batch = dict[str, list[Any]]  # keyword arguments of a function, one entry a completion
+
+
+Values = list[float | None]
+
+
+TRL = "trl.rewards."
+
+
+def exact_match(completions: list[str], **columns: Any) -> Values:
+    """1 when the completion is an accepted answer, case and punctuation aside, else 0; None for a row without one."""
+    return _judged(completions, columns, normalised)
+
+
+def contains_answer(completions: list[str], **columns: Any) -> Values:
+    """1 when the completion holds an accepted answer as whole words, else 0; None for a row without one."""
+    return [float(is_right(*pair)) if pair[1] else None for pair in _with_answers(completions, columns)]
+
+
+def multiple_choice(completions: list[str], **columns: Any) -> Values:
+    """1 when the completion gives the answer's letter (`B`, `(B)`, `The answer is B.`), else 0; None without a letter."""
+    return _judged(completions, columns, choice)
+
+
+def numeric_answer(completions: list[str], **columns: Any) -> Values:
+    """1 when the completion's last number equals the answer's (1,234.5 or #### -7), else 0; None without a number."""
+    return _judged(completions, columns, last_number)
+
+
+def length(completions: list[str], *, limit: int, **columns: Any) -> Values:
+    """0 up to `limit` words, then falling evenly to -1 at twice as many; never None."""
+    if limit <= 0:
+        raise ValueError("limit must be above 0")
+    return [max(-1.0, min(0.0, 1 - len(text.split()) / limit)) for text in completions]
+
+
+def repetition(completions: list[str], *, n: int = 3, **columns: Any) -> Values:
+    """Minus the share of runs of `n` words that came before, in [-1, 0]; never None."""
+    if not isinstance(n, int) or n < 1:
+        raise ValueError("n must be a whole number above 0")
+    words = [text.lower().split() for text in completions]
+    runs = [[tuple(row[k : k + n]) for k in range(len(row) - n + 1)] for row in words]
+    return [len(set(row)) / len(row) - 1 if row else 0.0 for row in runs]
+
+
+def format(completions: list[str], *, pattern: str, **columns: Any) -> Values:
+    """1 when the regular expression `pattern` matches the whole completion (a dot also a line break), else 0; never None."""
+    expression = re.compile(pattern, re.DOTALL)
+    return [float(expression.fullmatch(text) is not None) for text in completions]
+
+
+def _judged(completions: list[str], columns: dict[str, Any], essence: Callable[[str], Any]) -> Values:
+    """1 where a completion and an accepted answer are essentially equal, else 0; None where no answer has the essence."""
+    compared = []
+    for text, accepted in _with_answers(completions, columns):
+        right = {essence(answer) for answer in accepted} - {None}
+        compared.append(float(essence(text) in right) if right else None)
+    return compared
+
+
+def _with_answers(completions: list[str], columns: dict[str, Any]) -> Iterable[tuple[str, list[str]]]:
+    absent = [None] * len(completions)
+    sources = zip(columns.get("answer", absent), columns.get("completion", absent), strict=True)
+    answers = [accepted_answers({"answer": answer, "completion": completion}) or [] for answer, completion in sources]
+    return zip(completions, answers, strict=True)
+
+
+OWN = (exact_match, contains_answer, multiple_choice, numeric_answer, length, repetition, format)
+
+
+FUNCTIONS: dict[str, Function] = {function.__name__: function for function in OWN}
+
+
+def check_reward(name: str, options: dict[str, Any], trust: list[str]) -> None:
+    """Raise `ConfigError` for what is wrong with a reward before anything is imported for it."""
+    if name in FUNCTIONS:
+        _check_options(name, options)
+    elif "." not in name:
+        match = get_close_matches(name, FUNCTIONS, n=1, cutoff=0.5)
+        raise ConfigError(
+            f"There is no reward {name!r}{f'; did you mean {match[0]!r}?' if match else '.'} ftcore has {', '.join(FUNCTIONS)}; "
+            f"a function of your own is named with its module, as in my_package.{name}, and trust=[my_package]."
+        )
+    elif name.rpartition(".")[0] == TRL.rstrip("."):
+        if find_spec("trl") is None:
+            raise ConfigError(f"Reward {name!r} needs TRL: pip install 'ftcore[trl]'.")
+    elif not any(name.startswith(f"{module}.") for module in trust):
+        raise ConfigError(
+            f"Reward {name!r} runs code that is not ftcore's. If you trust it, say so: trust=[{name.split('.')[0]}]."
+        )
+
+
+def _check_options(name: str, options: dict[str, Any]) -> None:
+    function = FUNCTIONS[name]
+    known = inspect.getfullargspec(function).kwonlyargs
+    if unknown := sorted(set(options) - set(known)):
+        raise ConfigError(f"Reward {name!r} has no option {', '.join(unknown)}; it has: {', '.join(known) or 'none'}.")
+    try:
+        function([], **options)
+    except Exception as error:
+        raise ConfigError(f"Reward {name!r}: {error}.") from None
+
+
+def locate_reward(name: str, trust: list[str]) -> Function:
+    """The function of that name: ftcore's, TRL's or a trusted module's, which is imported. Else `ConfigError`."""
+    if name in FUNCTIONS:
+        return FUNCTIONS[name]
+    check_reward(name, {}, trust)
+    module, _, attribute = name.rpartition(".")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"Reward {name!r} cannot be imported: {type(error).__name__}: {error}.") from None
+    if not callable(function):
+        raise ConfigError(f"Reward {name!r} is no function.")
+    return function

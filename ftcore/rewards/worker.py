@@ -1,0 +1,211 @@
+"""The worker process that runs reward functions, under a time limit: they may hang, crash or exit."""
+
+import ctypes
+import math
+import multiprocessing
+import os
+import signal
+import sys
+from collections import Counter
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from typing import Any, Self
+
+from ftcore.errors import ConfigError, RewardError, is_private
+from ftcore.rewards.functions import FUNCTIONS, TRL, Batch, Function, Values, check_reward, locate_reward
+
+Outcome = float | str  # the value of one completion, or why it has none
+
+
+START_LIMIT = 300  # seconds for importing the functions' modules
+
+
+ROWS_TO_JUDGE = 16  # with fewer rows seen, a share of failures says little
+
+
+class Rewards:
+    """Weighted reward functions in a worker process, which starts at the first use and again after it was killed.
+
+    `options`: keyword options by function; `time_limit`: seconds for one function on one batch; `max_failed_share`: the
+    largest share of rows that a function may leave without a number; `trust`: modules whose functions may run.
+    `seen` counts rows, `failed` those without a number by function, `reasons` holds the last reason for it.
+    Use it from one thread that stays: the worker ends with the thread that started it.
+    """
+
+    def __init__(
+        self, names: list[str], weights: list[float], options: dict[str, dict[str, Any]], *, time_limit: float,
+        max_failed_share: float, trust: list[str],
+    ) -> None:  # fmt: skip
+        if not len(weights) == len(names) == len(set(names)):
+            counts = f"{len(names)} rewards ({len(set(names))} different) and {len(weights)} weights"
+            raise ConfigError(f"Name each reward once, and as many weights; given are {counts}.")
+        if unused := sorted(set(options) - set(names)):
+            raise ConfigError(
+                f"Options for {', '.join(unused)}: not among the {len(names)} rewards {', '.join(names)}."
+            )
+        for name in names:
+            check_reward(name, options.get(name, {}), trust)
+        self.names, self.weights, self.time_limit, self.max_failed_share = names, weights, time_limit, max_failed_share
+        self.seen, self.failed, self.reasons = 0, Counter[str](), dict[str, str]()
+        self._jobs = [(name, options.get(name, {}), trust) for name in names]
+        self._worker: tuple[SpawnProcess, Connection] | None = None
+
+    def score(
+        self, prompts: list[str], completions: list[str], completion_ids: list[list[int]], rows: list[dict[str, Any]]
+    ) -> tuple[Values, dict[str, Values]]:
+        """Weighted sums, None where a function gave no number, and each function's values by its name.
+
+        Raises `RewardError` once a function has failed for more than the allowed share of all rows seen.
+        """
+        assert len(prompts) == len(completions) == len(completion_ids) == len(rows)
+        batch: Batch = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
+        columns = dict.fromkeys(key for row in rows for key in row if key not in {"prompt", *batch})
+        batch |= {key: [row.get(key) for row in rows] for key in columns}
+        outcomes = {name: self._outcomes(name, batch) for name in self.names}
+        self._count(outcomes, len(rows))
+        values = {name: [None if isinstance(v, str) else v for v in column] for name, column in outcomes.items()}
+        terms = zip(*values.values(), strict=True) if values else [()] * len(rows)
+        return [self._total(numbers) for numbers in terms], values
+
+    def close(self) -> None:
+        """End the worker, and what it started, at once."""
+        if self._worker:
+            process, pipe = self._worker
+            assert process.pid
+            with suppress(OSError):  # it does not lead a group yet
+                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
+            process.join()
+            pipe.close()
+            self._worker = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _total(self, terms: tuple[float | None, ...]) -> float | None:
+        numbers = [weight * value for weight, value in zip(self.weights, terms, strict=True) if value is not None]
+        return float(sum(numbers)) if len(numbers) == len(terms) else None
+
+    def _count(self, outcomes: dict[str, list[Outcome]], rows: int) -> None:
+        self.seen += rows
+        bad = {name: [v for v in column if isinstance(v, str)] for name, column in outcomes.items()}
+        self.failed.update({name: len(reasons) for name, reasons in bad.items()})
+        self.reasons |= {name: reasons[-1] for name, reasons in bad.items() if reasons}
+        for name, reasons in bad.items():
+            judged = self.seen >= ROWS_TO_JUDGE or len(reasons) == rows
+            if judged and self.failed[name] > self.max_failed_share * self.seen:
+                raise RewardError(
+                    f"Reward {name!r} gave no number for {self.failed[name]} of {self.seen} completions, a larger share than "
+                    f"{self.max_failed_share:g} (max_failed_share); the last reason: {self.reasons[name]}. ftcore's functions "
+                    f"return None for rows without a fitting `answer`; a function of your own must accept every column "
+                    f"(**columns) and return one number per completion, in time."
+                )
+
+    def _outcomes(self, name: str, batch: Batch) -> list[Outcome]:
+        if self._worker is None:
+            self._start()
+        reply = self._ask((name, batch), self.time_limit)
+        return [reply] * len(batch["completions"]) if isinstance(reply, str) else reply
+
+    def _start(self) -> None:
+        """Start the worker and wait until it has imported the functions; `ConfigError` when it cannot."""
+        context = multiprocessing.get_context("spawn")
+        pipe, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(theirs,), name="rewards", daemon=True)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C must not meet a half-started worker
+        try:
+            process.start()
+        finally:
+            theirs.close()
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        self._worker = process, pipe
+        reply = self._ask(self._jobs, START_LIMIT)
+        if isinstance(reply, str):
+            self.close()
+            raise ConfigError(f"The rewards cannot be loaded: {reply}.")
+
+    def _ask(self, message: Any, limit: float) -> list[Outcome] | str:
+        """The worker's reply; when there is none in time, the worker is ended and the reason is returned."""
+        assert self._worker
+        pipe, reply, reason = self._worker[1], None, f"time limit of {limit:g} s"
+        try:
+            pipe.send(message)
+            reply = pipe.recv() if pipe.poll(limit) else None
+        except (EOFError, OSError):
+            reason = "the process that ran it ended"
+        finally:  # also when interrupted: a late reply would be taken for that to the next message
+            if reply is None:
+                self.close()
+        return reason if reply is None else reply
+
+
+def _bound(name: str, options: dict[str, Any], trust: list[str]) -> Function:
+    """The function with its options, which come before columns of the same name, taking texts."""
+    function = locate_reward(name, trust)
+    if name in FUNCTIONS:
+        options = {**(function.__kwdefaults__ or {}), **options}
+    if name.startswith(f"{TRL}get_"):  # makes a function of its options
+        try:
+            function, options = function(**options), {}
+        except Exception as error:
+            raise ConfigError(f"Reward {name!r}: {error}.") from None
+    given = _conversations if name.startswith(TRL) else dict[str, Any]
+    return lambda **batch: function(**{**given(batch), **options})
+
+
+def _conversations(batch: Batch) -> Batch:
+    roles = {"prompts": "user", "completions": "assistant"}
+    return batch | {key: [[{"role": role, "content": text}] for text in batch[key]] for key, role in roles.items()}
+
+
+def _work(pipe: Connection) -> None:
+    """The worker: import the functions, then answer batches until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.setsid()  # heads a group, so that what functions start can be ended with it
+    if sys.platform == "linux":  # a hanging function would not notice that the parent is gone
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if is_private():  # functions may print what they judge
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    sys.stdout = sys.stderr  # what functions print stands apart from what the program prints
+    with suppress(EOFError, OSError):
+        try:
+            functions = {name: _bound(name, options, trust) for name, options, trust in pipe.recv()}
+        except ConfigError as error:
+            return pipe.send(str(error).rstrip("."))
+        pipe.send([])
+        while True:
+            name, batch = pipe.recv()
+            pipe.send(_guarded(functions[name], batch))
+
+
+def _guarded(function: Function, batch: Batch) -> list[Outcome]:
+    """What a function makes of a batch; when it raises, of each row alone, so that only the guilty are excluded."""
+    count = len(batch["completions"])
+    try:
+        return _checked(function(**batch), count)
+    except BaseException as error:
+        if count == 1:
+            return [type(error).__name__]
+    rows = ({key: [column[k]] for key, column in batch.items()} for k in range(count))
+    return [outcome for row in rows for outcome in _guarded(function, row)]
+
+
+def _checked(values: Any, count: int) -> list[Outcome]:
+    values = values.tolist() if hasattr(values, "tolist") else values
+    if not isinstance(values, list | tuple):
+        return [f"returned {type(values).__name__}, no list"] * count
+    if len(values) != count:
+        return [f"returned {len(values)} values for {count} completions"] * count
+    return [_number_or_reason(value) for value in values]
+
+
+def _number_or_reason(value: Any) -> Outcome:
+    kind, number = "None" if value is None else type(value).__name__, math.nan
+    if hasattr(value, "__float__"):
+        with suppress(Exception):  # a tensor of several numbers, an integer that is too large
+            number = float(value)
+    return number if math.isfinite(number) else f"returned {kind}, no finite number"

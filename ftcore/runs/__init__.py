@@ -1,0 +1,1 @@
+"""Around the processes of a run: start, launch, stages."""

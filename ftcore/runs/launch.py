@@ -1,0 +1,140 @@
+"""Starts the processes of a run: in this one when one is enough, else by torch's elastic launcher.
+
+Lightning finds the environment that the launcher set and starts nothing itself, so command lines are never replayed.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from ftcore.errors import HardwareError, OutOfMemory, Stopped, error_for_exit_code
+from ftcore.machine import torchrun as outside
+from ftcore.machine.hardware import micro_batch, smaller
+from ftcore.settings import Config
+
+# What a process of several says to the one that started it, which may try again (ENOMEM).
+OUT_OF_MEMORY = 12
+
+
+def launch(config: Config, folder: Path, records: Any = None) -> None:
+    """Run `ftcore.train.run.run(config, folder)` in the machine's processes. The first failure is raised as its own error kind.
+
+    `records` that are read already serve when this process is the only one. Where a device's memory is full, the run goes on with
+    the next smaller micro-batch size, then with activation checkpointing, as far as these are ours to choose.
+    """
+    hardware, ours = config["hardware"], config["micro_batch_size"] == "auto"
+    sizes = {
+        "global_batch_size": config["global_batch_size"],
+        "processes": hardware["devices"] * hardware["num_nodes"],
+    }
+    rows = micro_batch(micro_batch_size=config["micro_batch_size"], **sizes)
+    while True:
+        try:
+            settings = {"most_rows": rows} if ours else {"micro_batch_size": rows}
+            return _launch({**config, **settings}, folder, hardware["devices"], records)
+        except OutOfMemory as error:
+            less = smaller(micro_batch_size=rows, **sizes) if ours else None
+            if not less and config["hardware"]["activation_checkpointing"] != "auto":
+                raise
+            if less:
+                rows, chosen = less, f"micro_batch_size={less}"
+            else:
+                config = {**config, "hardware": {**config["hardware"], "activation_checkpointing": True}}
+                chosen = "hardware.activation_checkpointing=true"
+            print(f"{error} Going on with {chosen}.", file=sys.stderr)
+
+
+def _launch(config: Config, folder: Path, devices: int, records: Any) -> None:
+    import ftcore.runs.preload  # noqa: F401 (first, since it imports faster than its parts)
+    from ftcore.train.checkpoint import newest
+    from ftcore.train.run import run
+
+    start = newest(folder)
+    if outside.started():
+        kept = outside.tell((config, folder, start))
+        run(config, folder, records, start)
+        del kept
+        return
+    if devices == 1:
+        run(config, folder, records, start)
+        return
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    settings = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=devices,
+        run_id=folder.name,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",  # passed on to the processes
+    )
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // devices, 1)))
+    try:
+        elastic_launch(settings, _rank)(config, folder, start, True)
+    except SignalException as signal:
+        sys.exit(128 + signal.sigval)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode > 128:
+            raise Stopped(failure.exitcode, f"Process {rank} of {devices}: its message stands above.") from None
+        if failure.exitcode == OUT_OF_MEMORY:
+            raise OutOfMemory(f"Process {rank} of {devices}: its message stands above.") from None
+        kind = error_for_exit_code(failure.exitcode)
+        if kind.exit_code != failure.exitcode:
+            raise HardwareError(f"Process {rank} of {devices} ended with exit code {failure.exitcode}.") from None
+        raise kind(f"Process {rank} of {devices}: its message stands above.") from None
+
+
+def check(hardware: Config) -> None:
+    """Refuse a number of processes that is not there, before anything is read. Raises `HardwareError`."""
+    wanted = hardware["devices"] * hardware["num_nodes"]
+    if outside.started():
+        if outside.world_size() != wanted:
+            raise HardwareError(
+                f"{outside.world_size()} processes were started, and hardware.devices x hardware.num_nodes = "
+                f"{hardware['devices']} x {hardware['num_nodes']} = {wanted}."
+            )
+    elif int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+        raise HardwareError(
+            "ftcore starts the processes of a machine itself: run it in one SLURM task, or let it submit: hardware=slurm."
+        )
+    elif hardware["num_nodes"] > 1 and not hardware["slurm"]:
+        raise HardwareError(
+            "A run on several machines is started on each of them by torchrun:\n"
+            f"  torchrun --nnodes={hardware['num_nodes']} --nproc-per-node={hardware['devices']} --rdzv-backend=c10d "
+            "--rdzv-endpoint=<first machine>:29500 -m ftcore ...\nor by SLURM: hardware=slurm."
+        )
+
+
+def follow() -> None:
+    """What a process does that was started from outside and is not the first."""
+    if plan := outside.told():
+        _rank(*plan, ours=False)
+
+
+def _rank(config: Config, folder: Path, start: Path | None, ours: bool) -> None:
+    """One process of several; prints its own error, because only its exit code reaches the launcher, which may be `ours`."""
+    from torch.distributed import DistError
+
+    import ftcore.runs.preload  # noqa: F401
+    from ftcore.errors import FtcoreError, storage_errors, traced
+    from ftcore.train.run import run
+
+    try:
+        with storage_errors():
+            run(config, folder, start=start)
+    except FtcoreError as error:
+        print(f"{type(error).__name__} (process {os.environ['RANK']}): {error}", file=sys.stderr, flush=True)
+        sys.exit(OUT_OF_MEMORY if ours and isinstance(error, OutOfMemory) else error.exit_code)
+    except Exception as error:  # a fault of ours: nobody else would show it
+        lost = isinstance(error, DistError) or "gloo" in str(error)  # what went wrong is in another process
+        shown = f"{str(error).split('. ')[0]}" if lost else traced(error)
+        print(f"Process {os.environ['RANK']}: {shown}", file=sys.stderr, flush=True)
+        sys.exit(1)

@@ -1,0 +1,1 @@
+"""Recipes of others: pack, lock, replay, check."""

@@ -1,0 +1,1 @@
+"""Many runs from one command: grid, TPE, their pool and report."""

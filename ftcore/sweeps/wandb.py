@@ -1,0 +1,82 @@
+"""The same sweep by W&B: its server chooses, agents on any number of machines run our jobs."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ftcore.errors import ConfigError, FtcoreError
+from ftcore.settings import Config
+from ftcore.sweeps.job import folder_of
+from ftcore.sweeps.sweep import read_sweep
+
+FILE = "wandb-sweep.yaml"
+
+
+class NotRegistered(FtcoreError):  # noqa: N818
+    """W&B's server did not take the sweep."""
+
+    exit_code = 1
+
+
+def wandb_sweep(words: list[str], config_dirs: tuple[Path, ...]) -> None:
+    """Write the W&B form of a sweep and, with a key at hand and not `dry_run`, register it.
+
+    Raises `ConfigError` for a search that is none, `NotRegistered` when the server does not take it.
+    """
+    from ftcore.train.loggers import has_key
+
+    fixed, searched, config = read_sweep(words, config_dirs)
+    logger = config["logger"]
+    if not logger:
+        raise ConfigError("wandb_sweep needs logger=wandb: its server reads each job's score there.")
+    flags = [f"--config-dir={folder.resolve()}" for folder in config_dirs]
+    settings = as_wandb(config, searched, [*flags, *(word for word in fixed if not word.startswith("dry_run="))])
+    folder = folder_of(config, searched)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / FILE
+    file.write_text(yaml.safe_dump(settings, sort_keys=False))
+    if config["dry_run"] or logger["mode"] == "offline" or not has_key():
+        print(f"Written, not registered: {file}\nRegister it with: wandb sweep --project {logger['project']} {file}")
+    else:
+        _register(settings, logger)
+
+
+def as_wandb(config: Config, searched: Config, words: list[str]) -> Config:
+    """What W&B calls a sweep configuration (docs.wandb.ai/guides/sweeps/sweep-config-keys)."""
+    goal = {"name": config["sweep"]["objective"], "goal": config["sweep"]["direction"]}
+    return {
+        "name": config["name"],
+        "project": config["logger"]["project"],
+        "method": "bayes" if config["sampler"] == "tpe" else "grid",
+        "metric": goal,
+        "parameters": {key: _parameter(key, values, config["sampler"]) for key, values in searched.items()},
+        "command": ["${env}", "${interpreter}", "-m", "ftcore", *words, "${args_no_hyphens}"],
+    }
+
+
+def _parameter(key: str, values: Any, sampler: str) -> Config:
+    if isinstance(values, list):
+        return {"values": values}
+    if sampler == "grid" or not isinstance(values, dict) or not {"low", "high"} <= values.keys():
+        raise ConfigError(f"search.{key} must be a list of values, or for sampler=tpe a range with low and high.")
+    found: Config = {"min": values["low"], "max": values["high"]}
+    whole = all(isinstance(values[word], int) for word in {"low", "high", "step"} & values.keys())
+    stepped = "step" in values or (whole and values.get("log"))
+    kind = "log_uniform_values" if values.get("log") else "int_uniform" if whole and not stepped else "uniform"
+    return {**found, "distribution": f"q_{kind}" if stepped else kind} | (
+        {"q": values.get("step", 1)} if stepped else {}
+    )
+
+
+def _register(settings: Config, logger: Config) -> None:
+    import wandb
+
+    try:
+        number = wandb.sweep(settings, entity=logger["entity"], project=logger["project"])
+    except Exception as error:  # of wandb, requests or its service: there is no common class
+        raise NotRegistered(
+            f"W&B did not take the sweep: {type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from None
+    owner = f"{logger['entity']}/" if logger["entity"] else ""
+    print(f"Start as many agents as you like, each with: wandb agent {owner}{logger['project']}/{number}")

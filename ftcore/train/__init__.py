@@ -1,0 +1,1 @@
+"""Inside the processes of a run: prepare, fit, callbacks, checkpoints, loggers."""

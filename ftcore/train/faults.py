@@ -1,0 +1,121 @@
+"""Faults on demand: what happens to a run, or on a cluster, when a process dies, raises, hangs, or the disk is full?
+
+`FTCORE_FAULTS="kill process=1 step=3 point=save"` in the environment, several joined by ";". Kinds: kill (SIGKILL), raise, hang,
+nan (the loss of that step), out_of_memory (in a forward pass of more than one row) and disk_full. Points: step (before its
+first forward pass) and save (while its checkpoint is written). A process that is left out means the first one; `seed=7` strikes
+only in runs of that seed, one job of a sweep.
+"""
+
+import errno
+import os
+import signal
+import time
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from lightning import Trainer
+from lightning.pytorch import Callback
+
+from ftcore.errors import ConfigError
+from ftcore.machine.processes import rank_and_world
+from ftcore.methods.base import Method
+from ftcore.train import checkpoint
+
+VARIABLE = "FTCORE_FAULTS"
+
+
+PLACES = ("process", "step", "seed")
+
+
+Kind = Literal["kill", "raise", "hang", "nan", "out_of_memory", "disk_full"]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault, and where it strikes."""
+
+    kind: str
+    step: int
+    process: int = 0
+    point: str = "step"
+    seed: int | None = None
+
+    def strike(self) -> None:
+        """Do what the kind says."""
+        if self.kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif self.kind == "raise":
+            raise RuntimeError(f"a fault that was asked for: {self}")
+        elif self.kind == "disk_full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        elif self.kind == "hang":
+            time.sleep(10**6)
+
+
+def parse(text: str) -> list[Fault]:
+    """The faults of the environment variable. Raises `ConfigError` for one that cannot be.
+
+    >>> parse("kill process=1 step=3 point=save")
+    [Fault(kind='kill', step=3, process=1, point='save', seed=None)]
+    """
+    faults = []
+    for one in filter(None, map(str.strip, text.split(";"))):
+        kind, *words = one.split()
+        place = dict(word.split("=", 1) for word in words if "=" in word)
+        point = place.pop("point", "step")
+        numbers = {key: int(value) for key, value in place.items() if key in PLACES and value.isdecimal()}
+        if (
+            kind not in get_args(Kind)
+            or point not in ("step", "save")
+            or "step" not in numbers
+            or len(numbers) < len(place)
+        ):
+            raise ConfigError(f"{VARIABLE}: {one!r} is no fault; one is 'kill process=1 step=3 point=save'.")
+        faults.append(Fault(kind, point=point, **numbers))
+    return faults
+
+
+def asked_for(seed: int) -> list[Callback]:
+    """The callback that strikes the faults of the environment in a run of this seed; none when there are none."""
+    faults = [fault for fault in parse(os.environ.get(VARIABLE, "")) if fault.seed in (None, seed)]
+    return [Faults(faults)] if faults else []
+
+
+class Faults(Callback):
+    """Strikes the faults of this process."""
+
+    def __init__(self, faults: list[Fault]) -> None:
+        self.faults = faults
+
+    def on_fit_start(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
+        """Put the faults that are not between two batches where they belong."""
+        write, loss = checkpoint.write_mine, method.loss
+
+        def write_with_faults(*given: Any) -> Any:
+            files = write(*given)
+            self._strike("save", trainer.global_step)
+            return files
+
+        def loss_with_faults(batch: Any) -> Any:
+            terms, kinds = loss(batch), {fault.kind for fault in self._here("step", trainer.global_step + 1)}
+            if "out_of_memory" in kinds and len(batch["ids"]) > 1:
+                raise torch.OutOfMemoryError
+            if "nan" in kinds:
+                terms = {name: term._replace(values=term.values * float("nan")) for name, term in terms.items()}
+            return terms
+
+        checkpoint.write_mine, method.loss = write_with_faults, loss_with_faults  # type: ignore[assignment, method-assign]
+
+    def on_train_batch_start(self, trainer: Trainer, method: Method, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        """Strike before the step's first micro-batch."""
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._strike("step", trainer.global_step + 1)
+
+    def _strike(self, point: str, step: int) -> None:
+        for fault in self._here(point, step):
+            fault.strike()
+
+    def _here(self, point: str, step: int) -> list[Fault]:
+        rank, _ = rank_and_world()
+        return [f for f in self.faults if (f.process, f.point, f.step) == (rank, point, step)]

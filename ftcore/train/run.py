@@ -1,0 +1,173 @@
+"""One run from config to summary.json, to be read from top to bottom."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch.utils.data import DataLoader
+
+from ftcore.config.build import build
+from ftcore.console import quiet
+from ftcore.data import Records
+from ftcore.data.steps import TrainBatches
+from ftcore.data.token_cache import lengths
+from ftcore.errors import ConfigError, OutOfMemory
+from ftcore.evaluate.base_scores import scores_file
+from ftcore.evaluate.tables import side_by_side, spread
+from ftcore.files import write_json, write_lines
+from ftcore.machine.hardware import keep_freed_memory, smaller
+from ftcore.machine.provenance import made_with
+from ftcore.models import sharding
+from ftcore.models.foundation import parameter_counts, save_model
+from ftcore.settings import Config
+from ftcore.train import faults, report
+from ftcore.train.before_after import BeforeAfter
+from ftcore.train.callbacks import KeepBest, ProgressBar, RetentionGuard, StepMetrics, Watchdog, peak_memory_gb
+from ftcore.train.ledger import Ledger
+from ftcore.train.loggers import JSONLines
+from ftcore.train.prepare import Job, prepare
+from ftcore.train.profile import Profile
+from ftcore.train.resume import Checkpoints
+
+TRAINER_DEFAULTS = {
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 1,
+}
+
+
+def run(config: Config, folder: Path, records: Records | None = None, start: Path | None = None) -> None:
+    """Train, compare with the base model, save. Called in every process of the run; `start` is a checkpoint to go on from.
+
+    Writes into `folder`: metrics.jsonl, checkpoints/, model/, samples.jsonl and, last, summary.json.
+    """
+    started = time.perf_counter()
+    quiet()
+    keep_freed_memory()
+    job = prepare(config, records)
+    if job.batches.rank == 0:
+        report.plan(config, job.method, job.records, job.batches)
+    if config["dry_run"]:
+        return
+
+    # The comparison runs at the fit's start and end, inside its processes.
+    scores = folder / "base.json", scores_file(config, job.method, job.held_out)
+    steps, compare = StepMetrics(), BeforeAfter(job.held_out, config["evaluate"], *scores)
+    keeper = Checkpoints(folder, config["checkpoints"], job.batches, job.records)
+    loggers: list[Any] = [JSONLines(folder)]
+    if config["logger"] and job.batches.rank == 0:
+        loggers.append(build(config["logger"], folder, config))
+    machine = build(config["hardware"])
+    if machine["strategy"] == "fsdp":
+        machine["strategy"] = sharding.strategy(machine)
+    trainer = lightning.Trainer(
+        **machine,
+        max_steps=job.batches.steps,
+        max_epochs=1,  # one pass over batches that know the epochs themselves
+        accumulate_grad_batches=job.batches.accumulation,
+        val_check_interval=min(config["validate_every"] or job.batches.steps, job.batches.steps)
+        * job.batches.accumulation,
+        limit_val_batches=1.0 if job.validation and config["validate_every"] else 0,
+        logger=loggers,
+        callbacks=[
+            steps,
+            *_watching(config, folder, job),
+            keeper,
+            *([compare] if config["evaluate"]["enabled"] else []),
+        ],
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+        **{**TRAINER_DEFAULTS, **config["trainer"]},
+    )
+    if start:
+        keeper.resume(trainer, start)
+    try:
+        trainer.fit(job.method, job.batches, job.validation)
+    except torch.OutOfMemoryError:
+        raise OutOfMemory(out_of_memory(config, job.batches)) from None
+    sharding.assemble(job.method.network)
+
+    if trainer.is_global_zero:
+        figures = _figures(job, steps, compare, started)  # before adapters are merged for saving
+        save_model(job.method.foundation, folder / "model")
+        samples = side_by_side(compare.base_answers, compare.tuned_answers)
+        shown = {"samples": spread(samples, config["evaluate"]["samples"])}
+        summary = {"name": config["name"], **compare.scores(), **figures, "made_with": made_with(config), **shown}
+        write_lines(folder / "samples.jsonl", samples)
+        write_json(folder / "summary.json", summary)
+        report.finish(config, folder, summary, samples, loggers)
+
+
+def _figures(job: Job, steps: StepMetrics, compare: BeforeAfter, started: float) -> Config:
+    """What the run took."""
+    trained, parameters = parameter_counts(job.method.network)
+    return {
+        "steps": job.method.trainer.global_step,
+        "tokens": steps.tokens,
+        "tokens_per_second": steps.tokens / max(steps.training_seconds, 1e-9),
+        "seconds": time.perf_counter() - started,
+        "seconds_training": steps.training_seconds,
+        "seconds_comparing": compare.seconds,
+        "peak_memory_gb": peak_memory_gb(),
+        "parameters_trained": trained,
+        "parameters": parameters,
+        "processes": job.batches.world_size,
+        "data_sha256": job.records.content_hash,
+    }
+
+
+def out_of_memory(config: Config, batches: TrainBatches) -> str:
+    """What filled the memory, and what would fit, with the arithmetic."""
+    rows, processes = batches.micro_batch_size, batches.world_size
+    sizes = {"global_batch_size": batches.global_batch_size, "processes": processes}
+    longest = max(lengths(batches.examples))
+    message = f"The memory of a device is full with {rows} rows of up to {longest:,} tokens in a forward pass."
+    if less := smaller(micro_batch_size=rows, **sizes):
+        accumulation = batches.global_batch_size // (less * processes)
+        message += (
+            f" micro_batch_size={less} keeps every number: {batches.global_batch_size} = {less} x {processes} processes x "
+            f"{accumulation} micro-batches."
+        )
+    return (
+        f"{message} Less memory also takes hardware.activation_checkpointing=true, a smaller data.max_length or rank."
+    )
+
+
+def _watching(config: Config, folder: Path, job: Job) -> list[Any]:
+    """Callbacks that look at the run, and those that a setting or the environment asks for."""
+    found = [*_selection(config, folder, job.validation), *_guard(config, job), ProgressBar(leave=True)]
+    if config["profile"]:
+        found.append(Profile(folder, job.batches.steps, job.method.updates))
+    if config["ledger"]:
+        found.append(Ledger(folder, job.batches.rank))
+    if config["hang_timeout"]:
+        found.append(Watchdog(config["hang_timeout"]))
+    return [*faults.asked_for(config["seed"]), *found]
+
+
+def _selection(config: Config, folder: Path, validation: DataLoader | None) -> list[Any]:
+    """Callbacks that choose the weights and stop early, by one metric."""
+    key = config["keep_best"]
+    if key == "last":
+        return []
+    if not validation:
+        raise ConfigError(
+            f"keep_best={key}, but there is no validation row: set data.validation_share=0.1 or a file of them."
+        )
+    return [KeepBest(folder, key, config["patience"])]
+
+
+def _guard(config: Config, job: Job) -> list[Any]:
+    """The callback that watches the probe, where a limit is set."""
+    keep = config["retention"]
+    if not keep["max_rise"]:
+        return []
+    if not job.held_out.probe:
+        raise ConfigError(
+            "retention.max_rise needs general text to look at and a model that predicts it: set evaluate.probe."
+        )
+    size = config["evaluate"]["batch_size"] // 4 or 1
+    return [RetentionGuard(job.held_out.probe, keep["max_rise"], keep["check_every"], keep["action"], size)]

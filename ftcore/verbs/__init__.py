@@ -1,0 +1,1 @@
+"""What works on finished runs and on data."""

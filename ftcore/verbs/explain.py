@@ -1,0 +1,274 @@
+"""Where a value comes from: `python -m ftcore explain key=method.beta method=dpo`.
+
+The config is composed and checked as for a run. Hydra says of which files and in which order; these are read once more, with
+their lines and comments, and every place that sets a key is kept, so that what was replaced can be told too.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ftcore.config.build import locate, options, schemas
+from ftcore.config.check import closest, describe
+from ftcore.config.compose import load_config, read_overrides
+from ftcore.config.recipe_rules import recipe_folders, staged_recipes
+from ftcore.errors import ConfigError
+from ftcore.files import resources
+from ftcore.settings import FILES, GROUPS, OF_THE_COMMAND, Config
+
+# libyaml is ten times as fast where it is there.
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One place that sets a key; `comment` is what stands above it: in conf/ what the key means, elsewhere why it is set."""
+
+    path: str
+    value: Any
+    source: str
+    comment: str = ""
+    in_conf: bool = False
+
+
+def explain(overrides: list[str], config_dirs: tuple[Path, ...] = ()) -> None:
+    """Print value, source, replaced values, type and meaning of every key that `key=` names."""
+    keys, words = _asked(overrides)
+    config = load_config(words, config_dirs)
+    known = dict(_nodes(config))
+    for key in keys:
+        if key not in known:
+            raise ConfigError(f"key={key}: this config has no such key{_meant(key, list(known))}")
+    history = [*_of_files(config, words, config_dirs), *_of_run(config, words), *_of_command_line(words)]
+    for k, key in enumerate(keys):
+        print(end="\n" * bool(k))
+        if isinstance(known[key], Mapping) and known[key]:
+            _print_table(key, known, history)
+        else:
+            _print_key(key, config, known[key], history)
+
+
+def _asked(overrides: list[str]) -> tuple[list[str], list[str]]:
+    """The keys to explain, and the words that make the config."""
+    asked = [word.partition("=")[2] for word in overrides if word.startswith("key=")]
+    keys = [key for text in asked for key in re.split(r"[\s,]+", text.strip(" []")) if key]
+    if not keys:
+        raise ConfigError(
+            "Which key? Write key=method.lr, key=[method.lr,seed] or a whole group, key=method, and after it the words of "
+            "the run: python -m ftcore explain key=method.lr method=dpo."
+        )
+    return list(dict.fromkeys(keys)), [word for word in overrides if not word.startswith("key=")]
+
+
+def _nodes(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of every mapping and every value below `node`."""
+    for key, value in node.items():
+        inner = f"{path}.{key}".strip(".")
+        yield inner, value
+        if isinstance(value, Mapping):
+            yield from _nodes(value, inner)
+
+
+def _meant(key: str, known: list[str]) -> str:
+    same = [path for path in known if path.rpartition(".")[2] == key.rpartition(".")[2]]
+    return f"; did you mean {same[0]!r}?" if same else closest(key, known)
+
+
+def _of_files(config: Config, words: list[str], config_dirs: tuple[Path, ...]) -> Iterator[Setting]:
+    """What the files of conf/, recipes/ and sweeps/ set, the ones that replace others last."""
+    named = [(o.key_or_group, str(o.value())) for o in read_overrides(words) if o.key_or_group in FILES and o.value()]
+    choices = {group: option for group, option in config["choices"].items() if group not in FILES} | dict(named)
+    # With run=, an option of then may be gone.
+    lines = [f"{group}={option}" for group, option in choices.items() if option in options(group, config_dirs)]
+    with staged_recipes(named, config_dirs) as staged:
+        if search := [*staged.search_path, *config_dirs]:
+            lines.append(f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in search)}]")
+        with initialize_config_dir(str(resources() / "conf"), version_base="1.3"):
+            loader = GlobalHydra.instance().config_loader()
+            parts = loader.compute_defaults_list("config", lines, RunMode.RUN).defaults
+    for part in parts:
+        path, package = str(part.config_path), part.package or ""
+        if package.split(".")[0] == "hydra":
+            continue
+        group = path.split("/")[0]
+        folders = recipe_folders(config_dirs, group) if group in FILES else [resources() / "conf", *config_dirs]
+        inside = path.removeprefix(f"{group}/") if group in FILES else path
+        file = next((f for folder in folders if (f := folder / f"{inside}.yaml").is_file()), None)
+        if file:
+            yield from _of_file(file, package, in_conf=group not in FILES)
+
+
+def _of_file(file: Path, package: str = "", in_conf: bool = False) -> Iterator[Setting]:
+    """Every key that a file sets, placed below `package`, and the options that it chooses."""
+    shown = file.relative_to(resources()) if file.is_relative_to(resources()) else file
+    text = file.read_text(encoding="utf-8")
+    lines, root, loader = text.splitlines(), yaml.compose(text, LOADER), yaml.SafeLoader("")
+    if not isinstance(root, yaml.MappingNode):
+        return
+    if package:
+        yield Setting(package, {}, f"{shown}:1", _comment(lines, _end_of_header(lines)), in_conf)
+    for path, key, node in _yaml_nodes(root, package):
+        number = key.start_mark.line
+        if key.value == "defaults" and node in [value for _, value in root.value]:
+            yield from _choices(node, str(shown))
+        else:
+            value = loader.construct_object(node, deep=True)
+            yield Setting(path, value, f"{shown}:{number + 1}", _comment(lines, number), in_conf)
+
+
+def _yaml_nodes(node: yaml.Node, path: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
+        inner = f"{path}.{key.value}".strip(".")
+        yield inner, key, value
+        if key.value != "defaults":
+            yield from _yaml_nodes(value, inner)
+
+
+def _choices(defaults: yaml.Node, shown: str) -> Iterator[Setting]:
+    """Lines of a defaults list such as `- method: sft` and `- override /method: dpo`."""
+    for entry in defaults.value:
+        for key, option in entry.value if isinstance(entry, yaml.MappingNode) else []:
+            group = key.value.removeprefix("override").strip(" /")
+            if group in GROUPS:
+                value = None if option.value in ("null", "") else option.value
+                yield Setting(f"choices.{group}", value, f"{shown}:{key.start_mark.line + 1}")
+
+
+def _end_of_header(lines: list[str]) -> int:
+    return next((k for k, line in enumerate(lines) if not line.startswith("#")), len(lines))
+
+
+def _comment(lines: list[str], end: int) -> str:
+    """The comment lines right above line number `end`, counted from 0."""
+    start = end
+    while start and lines[start - 1].lstrip().startswith("#"):
+        start -= 1
+    return "\n".join(line.strip().lstrip("# ") for line in lines[start:end] if "@package" not in line)
+
+
+def _of_run(config: Config, words: list[str]) -> Iterator[Setting]:
+    """With `run=` or `resume=`: what that run's config.yaml gives."""
+    named = config["run"] or (config["resume"] if config["resume"] != "auto" else None)
+    if not named:
+        return
+    chosen = {o.key_or_group for o in read_overrides(words) if o.key_or_group in GROUPS}
+    for setting in _of_file(Path(named).expanduser() / "config.yaml"):
+        top, _, rest = setting.path.partition(".")
+        if top not in {*chosen, *OF_THE_COMMAND} and not (top == "choices" and rest in chosen):
+            yield setting
+
+
+def _of_command_line(words: list[str]) -> Iterator[Setting]:
+    for override in read_overrides(words):
+        name, value, source = override.key_or_group, override.value(), f"command line, {override.input_line}"
+        yield Setting(f"choices.{name}" if name in GROUPS else name, value, source)
+        for path, inner in _nodes(value, name) if isinstance(value, Mapping) else ():
+            yield Setting(path, inner, source)
+
+
+def _settings_of(key: str, value: Any, history: list[Setting]) -> list[Setting]:
+    """The places that set a key or, with something that is no mapping, all around it; newest first."""
+    found = [
+        s
+        for s in reversed(history)
+        if s.path == key or (key.startswith(f"{s.path}.") and not isinstance(s.value, Mapping))
+    ]
+    if key == "name" and value != found[0].value:
+        found.insert(0, Setting(key, value, "ftcore, from the chosen method, data and model"))
+    return found or [Setting(key, value, "ftcore")]
+
+
+def _print_table(key: str, known: Config, history: list[Setting]) -> None:
+    """All keys below a group or mapping, with value and source."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    head, about = key, _meaning(key, history[::-1])
+    if option := known.get(f"choices.{key}"):
+        chosen = _settings_of(f"choices.{key}", option, history)[0].source
+        head = f"{key}={option}  ({chosen})"
+    print("\n    ".join([head, *about.splitlines()]))
+    table = Table("key", "value", "set by")
+    for path, value in known.items():
+        if path.startswith(f"{key}.") and not (isinstance(value, Mapping) and value):
+            source = _settings_of(path, value, history)[0].source
+            table.add_row(*(Text(text, overflow="fold") for text in (path, _shown(value), source)))
+    console.print(table)
+
+
+def _print_key(key: str, config: Config, value: Any, history: list[Setting]) -> None:
+    """One key: who set it, what was there before, what it may be and what it means."""
+    newest, *before = _settings_of(key, value, history)
+    written = f" (written {newest.value})" if "${" in str(newest.value) else ""
+    print(f"{key} = {_shown(value)}{written}")
+    _print_lines("set by", [newest.source])
+    _print_lines("replaced", [f"{_shown(setting.value)}, {setting.source}" for setting in before])
+    _print_lines("type", [_type(key, config)])
+    _print_lines("meaning", _meaning(key, [newest, *before]).splitlines())
+    _print_lines("said there", newest.comment.splitlines() if not newest.in_conf else [])
+
+
+def _print_lines(title: str, lines: list[str]) -> None:
+    for k, line in enumerate(lines):
+        print(f"  {'' if k else title:<10} {line}")
+
+
+def _meaning(key: str, newest_first: list[Setting]) -> str:
+    """The comment of the nearest file of conf/ that has one."""
+    return next((s.comment for s in newest_first if s.path == key and s.in_conf and s.comment), "")
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _type(key: str, config: Config) -> str:
+    """Type and range of a key in words."""
+    everything, parts = schemas(), key.split(".")
+    schema, node = everything["top"], config[parts[0]]
+    if len(parts) > 1 and isinstance(node, Mapping) and "_target_" in node:
+        target, parts = node["_target_"], parts[1:]
+        schema = everything["targets"].get(target) or _schema_of_users(node)
+        if parts == ["_target_"]:
+            return "text: the class or function that gets the other keys"
+    definitions, found = schema.get("$defs", {}), schema
+    for part in parts:
+        found = _below(found, part, definitions)
+    return describe(_resolved(found, definitions)) if found else "anything"
+
+
+def _schema_of_users(node: Mapping[str, Any]) -> Config:
+    from ftcore.config.schema import schema_of
+
+    return schema_of(locate(node))
+
+
+def _below(schema: Config, part: str, definitions: Config) -> Config:
+    """The schema of one key of a mapping; {} where it is free."""
+    schema = _resolved(schema, definitions)
+    for branch in schema.get("anyOf", [schema]):
+        if part in branch.get("properties", {}):
+            return branch["properties"][part]
+        if branch.get("additionalProperties"):
+            return branch["additionalProperties"] if isinstance(branch["additionalProperties"], dict) else {}
+    return {}
+
+
+def _resolved(schema: Config, definitions: Config) -> Config:
+    """The same schema with its references looked up, one level deep."""
+    if "$ref" in schema:
+        return definitions[schema["$ref"].rpartition("/")[2]]
+    if "anyOf" in schema:
+        return {"anyOf": [_resolved(branch, definitions) for branch in schema["anyOf"]]}
+    return schema

@@ -1,0 +1,155 @@
+"""What ftcore keeps on the disk, and how to get rid of it: `python -m ftcore storage [delete=checkpoints] [yes=true]`.
+
+Kept are foundation weights, tokenised rows, the base model's scores and log-probabilities, activations and stages in
+FTCORE_HOME, and runs with their checkpoints in `output_dir`. Nothing outside these two is ever deleted, nor what a running
+process holds, what another run needs, or the checkpoints of a run that can still go on.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from ftcore.config.check import closest
+from ftcore.errors import ConfigError
+from ftcore.files import home
+
+# Folders of FTCORE_HOME and what is in them.
+KEPT = {
+    "models": "weights",
+    "rows": "rows",
+    "scores": "scores",
+    "references": "references",
+    "activations": "activations",
+    "stages": "stages",
+}
+
+
+KINDS = ("weights", "rows", "scores", "references", "activations", "stages", "runs", "checkpoints")
+
+
+WORDS = ("output_dir", "delete", "yes")
+
+
+console = Console(soft_wrap=True, highlight=False)
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something on the disk: what kind, where, in which of the two folders, who holds it, why it stays ("" when it need not)."""
+
+    kind: str
+    path: Path
+    root: Path
+    lock: Path
+    stays: str = ""
+
+    @property
+    def files(self) -> list[Path]:
+        """Its files; links are not followed."""
+        if self.path.is_file():
+            return [self.path]
+        return [] if self.path.is_symlink() else [f for f in self.path.rglob("*") if f.is_file() and not f.is_symlink()]
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        return sum(file.stat().st_size for file in self.files)
+
+
+def storage(words: list[str], config_dirs: tuple[Path, ...]) -> None:
+    """List what is kept, or delete some of it. Raises `ConfigError` for words and names that are none."""
+    given = dict(word.split("=", 1) for word in words)
+    for name in given.keys() - set(WORDS):
+        raise ConfigError(f"storage takes {', '.join(WORDS)}, not {name}{closest(name, WORDS)}")
+    items = list(_items(Path(given.get("output_dir", "runs")).expanduser().resolve()))
+    if "delete" not in given:
+        console.print(_table(items))
+        console.print(f"Delete with: storage delete=checkpoints (or {', '.join(KEPT.values())}, or one of the paths)")
+        return
+    chosen = [item for name in given["delete"].strip("[]").split(",") for item in _named(name.strip(), items)]
+    _delete(chosen, given.get("yes", "false").lower() == "true")
+
+
+def _items(output_dir: Path) -> Iterator[Item]:
+    runs = sorted(file.parent for file in output_dir.rglob("config.yaml") if not file.is_symlink())
+    configs = {run: (run / "config.yaml").read_text(errors="replace") for run in runs}
+    for folder, kind in KEPT.items():
+        for path in sorted((home() / folder).glob("*")):
+            if path.suffix != ".lock":
+                lock = path.with_name(f"{path.name}.lock")
+                yield Item(kind, path, home().resolve(), lock, _needed(path, configs) if kind == "stages" else "")
+    for run in runs:
+        finished, lock = (run / "summary.json").is_file(), run / ".lock"
+        yield Item("runs", run, output_dir, lock, _needed(run, configs))
+        if (run / "checkpoints").is_dir():
+            yield Item("checkpoints", run / "checkpoints", output_dir, lock, "" if finished else "the run can go on")
+
+
+def _needed(path: Path, configs: dict[Path, str]) -> str:
+    users = [run for run, text in configs.items() if run != path and str(path) in text]
+    return f"{users[-1]} needs it" if users else ""
+
+
+def _table(items: list[Item]) -> Table:
+    """A line for each item, and the sum of each kind."""
+    table = Table()
+    for title in ("kind", "where", "why it stays"):
+        table.add_column(title, overflow="fold")
+    for title in ("size", "files", "last used"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for kind in KINDS:
+        found = [item for item in items if item.kind == kind]
+        for item in found:
+            used = max((file.stat().st_atime for file in item.files), default=0.0)
+            when = time.strftime("%Y-%m-%d", time.localtime(used)) if used else ""
+            table.add_row(kind, str(item.path), item.stays, decimal(item.size), str(len(item.files)), when)
+        table.add_row(f"[bold]{kind}[/]", "", "", decimal(sum(item.size for item in found)), "", "", end_section=True)
+    return table
+
+
+def _named(name: str, items: list[Item]) -> list[Item]:
+    """The items of a kind, or the one of a path."""
+    if name == "runs":
+        raise ConfigError("delete=runs would delete every result: name the run folders.")
+    path = Path(os.path.abspath(Path(name).expanduser()))  # a link stays a link
+    found = [item for item in items if name == item.kind or path == item.path]
+    if not found and name not in KINDS:
+        raise ConfigError(f"delete={name} is neither a kind nor a path of the list{closest(name, KINDS)}")
+    return found
+
+
+def _delete(chosen: list[Item], yes: bool) -> None:
+    freed = 0
+    for item in chosen:
+        with ExitStack() as held:
+            stays = item.stays
+            try:
+                held.enter_context(FileLock(item.lock, timeout=0))
+            except Timeout:
+                stays = "in use"
+            size = 0 if stays else item.size
+            done = f"stays ({stays})" if stays else "deleted" if yes else "would go"
+            console.print(f"{done}: {item.path}, {decimal(item.size)}", markup=False)
+            freed += size
+            if yes and not stays:
+                _remove(item)
+    console.print(f"{decimal(freed)} {'freed' if yes else 'to free. Do it with yes=true'}.")
+
+
+def _remove(item: Item) -> None:
+    """Move it aside first, so that nothing half deleted is ever taken for whole."""
+    if item.path.is_symlink() or item.path.is_file():
+        item.path.unlink()
+    elif item.path.resolve().is_relative_to(item.root) and item.path.resolve() != item.root:
+        aside = item.path.with_name(f".{item.path.name}.deleted")
+        item.path.rename(aside)
+        shutil.rmtree(aside)
