@@ -1,6 +1,7 @@
 """The text of --help, read from the shipped conf/."""
 
 from ftcore.config.build import options
+from ftcore.config.yaml_source import choices, read
 from ftcore.files import resources
 from ftcore.settings import GROUPS
 
@@ -42,7 +43,7 @@ def print_help() -> None:
     for words, meaning in VERBS:
         print(f"    {words:<27}{meaning}")
     print("\nGroups and their options (the default first):")
-    defaults = _defaults()
+    defaults = {group: option for group, option, _ in choices(read(resources() / "conf" / "config.yaml").entries)}
     for group in GROUPS:
         names = options(group)
         default = defaults.get(group)
@@ -51,10 +52,3 @@ def print_help() -> None:
     for words, meaning in EXAMPLES:
         print(f"    {words:<40}{meaning}")
     print(f"\nEvery key with its meaning: {resources() / 'conf'}. The composed config: python -m ftcore --cfg job.")
-
-
-def _defaults() -> dict[str, str | None]:
-    import yaml
-
-    entries = yaml.safe_load((resources() / "conf" / "config.yaml").read_text())["defaults"]
-    return {group: option for entry in entries if isinstance(entry, dict) for group, option in entry.items()}

@@ -5,12 +5,10 @@ options are chosen and is stricter.
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ftcore.config.recipe_rules import OVERRIDE_GROUPS
+from ftcore.config.yaml_source import Entry, read
 from ftcore.files import PACKAGE, resources
 
 Schema = dict[str, Any]
@@ -28,7 +26,7 @@ OF_THE_COMMAND_LINE = ("trust", "choices", "verb", "run", "other", "prompt", "re
 
 def build(schema: Schema) -> str:
     """The content of recipe.schema.json from that of schema.json."""
-    properties = _described(schema["top"]["properties"], _comments([CONF / "config.yaml"]))
+    properties = _described(schema["top"]["properties"], _comments(read(CONF / "config.yaml").entries))
     for group in OVERRIDE_GROUPS:
         properties[group] = _group(schema, group)
     for key in OF_THE_COMMAND_LINE:
@@ -50,35 +48,24 @@ def build(schema: Schema) -> str:
 
 def _group(schema: Schema, group: str) -> Schema:
     """All keys of all options of a group."""
-    files = sorted((CONF / group).glob("*.yaml"))
-    targets = {(yaml.safe_load(file.read_text()) or {}).get("_target_") for file in files}
+    entries = [entry for file in sorted((CONF / group).glob("*.yaml")) for entry in read(file).entries]
+    targets = {entry.value for entry in entries if entry.path == "_target_"}
     found: dict[str, list[Schema]] = {}
     for target in sorted(targets & schema["targets"].keys()):
         for key, value in schema["targets"][target]["properties"].items():
             if value not in found.setdefault(key, []):
                 found[key].append(value)
     properties = {key: values[0] if len(values) == 1 else {"anyOf": values} for key, values in found.items()}
-    return {"type": "object", "properties": _described(properties, _comments(files)), "additionalProperties": False}
+    return {"type": "object", "properties": _described(properties, _comments(entries)), "additionalProperties": False}
 
 
 def _described(properties: Schema, comments: dict[str, str]) -> Schema:
     return {k: {**value, "description": comments[k]} if k in comments else value for k, value in properties.items()}
 
 
-def _comments(files: list[Path]) -> dict[str, str]:
-    """First-level key of conf/ -> the comment above it."""
-    found: dict[str, str] = {}
-    for file in files:
-        above: list[str] = []
-        for line in file.read_text().splitlines():
-            if line.startswith("#"):
-                above.append(line.lstrip("# "))
-            elif line and not line[0].isspace() and ":" in line:
-                found.setdefault(line.split(":")[0], " ".join(above))
-                above = []
-            else:
-                above = []
-    return found
+def _comments(entries: list[Entry]) -> dict[str, str]:
+    """Key of conf/ -> the comment above it, in the first file that has the key."""
+    return {entry.path: entry.comment.replace("\n", " ") for entry in reversed(entries)}
 
 
 def _choice() -> Schema:

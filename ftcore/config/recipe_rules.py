@@ -15,6 +15,7 @@ from pathlib import Path
 
 import yaml
 
+from ftcore.config.yaml_source import Entry, choices, entries, scalars
 from ftcore.errors import ConfigError
 from ftcore.files import resources
 
@@ -92,10 +93,11 @@ def _stage(group: str, name: str | Path, config_dirs: tuple[Path, ...], private:
         content = stream.read(MAX_BYTES + 1)
     root = _parse(file, content)
     _check(file, root)
-    for path, line in _key_lines(file, root):
-        staged.lines[path] = f"{file}:{line}"
-    staged.chosen |= _options(root)
-    staged.required |= set(_required(root))
+    keys = _inner_first(root)
+    staged.lines |= {key.path: f"{file}:{key.line}" for key in keys}
+    staged.chosen |= {group: str(option) for group, option, _ in choices(keys)}
+    # Composing alone would keep the value that conf/ has for them.
+    staged.required |= {key.path for key in keys if key.node.value == "???" and not key.in_list}
     (private / group).mkdir(exist_ok=True)
     (private / group / f"{name}.yaml").write_bytes(content)
 
@@ -132,21 +134,34 @@ def _check(file: Path, root: yaml.MappingNode) -> None:
                 _check_default(f"{file}:{entry.start_mark.line + 1}", entry)
         if key.value == "search":
             _check_search(file, value)
-    for path, line in _key_lines(file, root):
-        key = path.removeprefix("search.")  # what is searched is set
-        if COMMAND_LINE.fullmatch(key):
-            why = (
-                "is not allowed; it is given on the command line only" if key == path else "is not a key to be searched"
-            )
-            raise ConfigError(f"{file}:{line}: {path} {why}.")
-        if re.fullmatch(r"_\w+_", key.rsplit(".", 1)[-1].strip()):
-            raise ConfigError(f"{file}:{line}: {path!r} is not allowed; recipes are data and name no code.")
+    _check_keys(file, root)
     _check_scalars(file, root)
+
+
+def _check_keys(file: Path, root: yaml.MappingNode) -> None:
+    for key in entries(root):
+        word = key.key.value
+        if key.key.tag != TEXT or not word.isprintable() or key.repeated:  # `<<` has a tag of its own
+            raise ConfigError(f"{file}:{key.line}: a key of a recipe is a plain word, and there once.")
+    for key in _inner_first(root):
+        where, path = f"{file}:{key.line}", key.path
+        name = path.removeprefix("search.")  # what is searched is set
+        if COMMAND_LINE.fullmatch(name):
+            searched = name != path
+            why = "is not a key to be searched" if searched else "is not allowed; it is given on the command line only"
+            raise ConfigError(f"{where}: {path} {why}.")
+        if re.fullmatch(r"_\w+_", name.rsplit(".", 1)[-1].strip()):
+            raise ConfigError(f"{where}: {path!r} is not allowed; recipes are data and name no code.")
+
+
+def _inner_first(root: yaml.MappingNode) -> list[Entry]:
+    """Every key, after those inside it: messages name the innermost key that is wrong."""
+    return sorted(entries(root), key=lambda key: (key.node.end_mark.index, -key.key.start_mark.index))
 
 
 def _check_scalars(file: Path, root: yaml.Node) -> None:
     """Refuse text that something else would read as more than text, and numbers that take Python long."""
-    for node in _scalars(root):
+    for node in scalars(root):
         where = f"{file}:{node.start_mark.line + 1}"
         if "${" in node.value.replace("\\", ""):  # an override's `$\\{` is one too
             raise ConfigError(f"{where}: ${{...}} is not allowed; recipes are data and refer to nothing.")
@@ -168,22 +183,6 @@ def _check_default(where: str, entry: yaml.Node) -> None:
         )
 
 
-def _options(root: yaml.MappingNode) -> dict[str, str]:
-    """Group -> option of a checked recipe's defaults."""
-    entries = [entry for key, value in root.value if key.value == "defaults" for entry in value.value]
-    pairs = [entry.value[0] for entry in entries if isinstance(entry, yaml.MappingNode)]
-    return {key.value.removeprefix("override /"): option.value for key, option in pairs}
-
-
-def _required(node: yaml.Node, prefix: str = "") -> Iterator[str]:
-    """Keys whose value is `???`. Composing alone would keep the value that conf/ has for them."""
-    for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
-        path = f"{prefix}.{key.value}".strip(".")
-        if value.value == "???":
-            yield path
-        yield from _required(value, path)
-
-
 def _check_search(file: Path, search: yaml.Node) -> None:
     """Searched values become words of a command line: a key is a plain one, and no text is read as a mapping."""
     for key, _ in search.value if isinstance(search, yaml.MappingNode) else []:
@@ -191,34 +190,8 @@ def _check_search(file: Path, search: yaml.Node) -> None:
             raise ConfigError(
                 f"{file}:{key.start_mark.line + 1}: search.{key.value} is not a key that can be searched."
             )
-    for node in _scalars(search):
+    for node in scalars(search):
         if "{" in node.value:
             raise ConfigError(
                 f"{file}:{node.start_mark.line + 1}: a searched value is a number, a word or a list of them."
             )
-
-
-def _scalars(node: yaml.Node) -> Iterator[yaml.ScalarNode]:
-    """Every key and value below `node`."""
-    if isinstance(node, yaml.ScalarNode):
-        yield node
-    for item in node.value if isinstance(node, yaml.CollectionNode) else []:
-        for part in item if isinstance(item, tuple) else (item,):
-            yield from _scalars(part)
-
-
-def _key_lines(file: Path, node: yaml.Node, prefix: str = "") -> Iterator[tuple[str, int]]:
-    """(dotted path, line) of every key below `node`, deepest first within a branch."""
-    known = set[str]()
-    for item in node.value if isinstance(node, yaml.CollectionNode) else []:
-        if isinstance(node, yaml.SequenceNode):
-            yield from _key_lines(file, item, prefix)
-            continue
-        key, value = item
-        line = key.start_mark.line + 1
-        if key.tag != TEXT or not key.value.isprintable() or key.value in known:  # `<<` has a tag of its own
-            raise ConfigError(f"{file}:{line}: a key of a recipe is a plain word, and there once.")
-        known.add(key.value)
-        path = f"{prefix}.{key.value}".strip(".")
-        yield from _key_lines(file, value, path)
-        yield path, line

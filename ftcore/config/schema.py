@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pkgutil import resolve_name
 from typing import Any, get_type_hints
 
-import yaml
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
+from ftcore.config.yaml_source import read
 from ftcore.files import PACKAGE, resources
 from ftcore.settings import TopLevel
 
@@ -53,8 +53,8 @@ def schema_of(target: Callable[..., Any]) -> dict[str, Any]:
 
 def shipped_targets() -> list[str]:
     """Every `_target_` in the shipped conf/."""
-    nodes = (yaml.safe_load(file.read_text()) for file in sorted((resources() / "conf").glob("*/*.yaml")))
-    return sorted({node["_target_"] for node in nodes if node and "_target_" in node})
+    sources = map(read, (resources() / "conf").glob("*/*.yaml"))
+    return sorted({target for source in sources if (target := source.value("_target_"))})
 
 
 def build() -> str:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
@@ -23,12 +22,10 @@ from ftcore.config.build import locate, options, schemas
 from ftcore.config.check import closest, describe
 from ftcore.config.compose import load_config, read_overrides
 from ftcore.config.recipe_rules import recipe_folders, staged_recipes
+from ftcore.config.yaml_source import choices, read
 from ftcore.errors import ConfigError
 from ftcore.files import resources
 from ftcore.settings import FILES, GROUPS, OF_THE_COMMAND, Config
-
-# libyaml is ten times as fast where it is there.
-LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -88,9 +85,9 @@ def _meant(key: str, known: list[str]) -> str:
 def _of_files(config: Config, words: list[str], config_dirs: tuple[Path, ...]) -> Iterator[Setting]:
     """What the files of conf/, recipes/ and sweeps/ set, the ones that replace others last."""
     named = [(o.key_or_group, str(o.value())) for o in read_overrides(words) if o.key_or_group in FILES and o.value()]
-    choices = {group: option for group, option in config["choices"].items() if group not in FILES} | dict(named)
+    chosen = {group: option for group, option in config["choices"].items() if group not in FILES} | dict(named)
     # With run=, an option of then may be gone.
-    lines = [f"{group}={option}" for group, option in choices.items() if option in options(group, config_dirs)]
+    lines = [f"{group}={option}" for group, option in chosen.items() if option in options(group, config_dirs)]
     with staged_recipes(named, config_dirs) as staged:
         if search := [*staged.search_path, *config_dirs]:
             lines.append(f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in search)}]")
@@ -112,49 +109,16 @@ def _of_files(config: Config, words: list[str], config_dirs: tuple[Path, ...]) -
 def _of_file(file: Path, package: str = "", in_conf: bool = False) -> Iterator[Setting]:
     """Every key that a file sets, placed below `package`, and the options that it chooses."""
     shown = file.relative_to(resources()) if file.is_relative_to(resources()) else file
-    text = file.read_text(encoding="utf-8")
-    lines, root, loader = text.splitlines(), yaml.compose(text, LOADER), yaml.SafeLoader("")
-    if not isinstance(root, yaml.MappingNode):
-        return
+    source = read(file)
     if package:
-        yield Setting(package, {}, f"{shown}:1", _comment(lines, _end_of_header(lines)), in_conf)
-    for path, key, node in _yaml_nodes(root, package):
-        number = key.start_mark.line
-        if key.value == "defaults" and node in [value for _, value in root.value]:
-            yield from _choices(node, str(shown))
-        else:
-            value = loader.construct_object(node, deep=True)
-            yield Setting(path, value, f"{shown}:{number + 1}", _comment(lines, number), in_conf)
-
-
-def _yaml_nodes(node: yaml.Node, path: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
-    for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
-        inner = f"{path}.{key.value}".strip(".")
-        yield inner, key, value
-        if key.value != "defaults":
-            yield from _yaml_nodes(value, inner)
-
-
-def _choices(defaults: yaml.Node, shown: str) -> Iterator[Setting]:
-    """Lines of a defaults list such as `- method: sft` and `- override /method: dpo`."""
-    for entry in defaults.value:
-        for key, option in entry.value if isinstance(entry, yaml.MappingNode) else []:
-            group = key.value.removeprefix("override").strip(" /")
-            if group in GROUPS:
-                value = None if option.value in ("null", "") else option.value
-                yield Setting(f"choices.{group}", value, f"{shown}:{key.start_mark.line + 1}")
-
-
-def _end_of_header(lines: list[str]) -> int:
-    return next((k for k, line in enumerate(lines) if not line.startswith("#")), len(lines))
-
-
-def _comment(lines: list[str], end: int) -> str:
-    """The comment lines right above line number `end`, counted from 0."""
-    start = end
-    while start and lines[start - 1].lstrip().startswith("#"):
-        start -= 1
-    return "\n".join(line.strip().lstrip("# ") for line in lines[start:end] if "@package" not in line)
+        yield Setting(package, {}, f"{shown}:1", source.head, in_conf)
+    for entry in source.entries:
+        if not entry.in_list and entry.path != "defaults":
+            path = f"{package}.{entry.path}".strip(".")
+            yield Setting(path, entry.value, f"{shown}:{entry.line}", entry.comment, in_conf)
+    for group, option, line in choices(source.entries):
+        if group in GROUPS:
+            yield Setting(f"choices.{group}", option, f"{shown}:{line}")
 
 
 def _of_run(config: Config, words: list[str]) -> Iterator[Setting]:
