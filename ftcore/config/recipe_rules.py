@@ -92,8 +92,8 @@ def _stage(group: str, name: str | Path, config_dirs: tuple[Path, ...], private:
     with file.open("rb") as stream:
         content = stream.read(MAX_BYTES + 1)
     root = _parse(file, content)
-    _check(file, root)
     keys = _inner_first(root)
+    _check(file, root, keys)
     staged.lines |= {key.path: f"{file}:{key.line}" for key in keys}
     staged.chosen |= {group: str(option) for group, option, _ in choices(keys)}
     # Composing alone would keep the value that conf/ has for them.
@@ -126,7 +126,7 @@ def _parse(file: Path, content: bytes) -> yaml.MappingNode:
     return root
 
 
-def _check(file: Path, root: yaml.MappingNode) -> None:
+def _check(file: Path, root: yaml.MappingNode, keys: list[Entry]) -> None:
     """Refuse what could run code or reach outside the known groups."""
     for key, value in root.value:
         if key.value == "defaults":
@@ -134,17 +134,15 @@ def _check(file: Path, root: yaml.MappingNode) -> None:
                 _check_default(f"{file}:{entry.start_mark.line + 1}", entry)
         if key.value == "search":
             _check_search(file, value)
-    _check_keys(file, root)
+    _check_keys(file, keys)
     _check_scalars(file, root)
 
 
-def _check_keys(file: Path, root: yaml.MappingNode) -> None:
-    for key in entries(root):
-        word = key.key.value
-        if key.key.tag != TEXT or not word.isprintable() or key.repeated:  # `<<` has a tag of its own
-            raise ConfigError(f"{file}:{key.line}: a key of a recipe is a plain word, and there once.")
-    for key in _inner_first(root):
+def _check_keys(file: Path, keys: list[Entry]) -> None:
+    for key in keys:
         where, path = f"{file}:{key.line}", key.path
+        if key.key.tag != TEXT or not key.key.value.isprintable() or key.repeated:  # `<<` has a tag of its own
+            raise ConfigError(f"{where}: a key of a recipe is a plain word, and there once.")
         name = path.removeprefix("search.")  # what is searched is set
         if COMMAND_LINE.fullmatch(name):
             searched = name != path
