@@ -7,19 +7,24 @@ processes may share them, and one that is killed leaves none in halves.
 
 import functools
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ftcore.files import whole_file
 
+# What a transformer block gives: hidden states (B, T, H), in some architectures with other things beside them.
+BlockOutput = Tensor | tuple[Tensor, ...]
+
 
 class KeptActivations:
-    """Hidden states (tokens, H) by row, in a folder that holds at most `limit` bytes."""
+    """Hidden states (T, H), without padding, by row, in a folder that holds at most `limit` bytes."""
 
     def __init__(self, folder: Path, limit: float) -> None:
         self.folder, self.room = folder, limit
@@ -57,7 +62,7 @@ class FrozenPart:
         kept: where their outputs are.
     """
 
-    def __init__(self, network: Any, blocks: list[Any], kept: KeptActivations) -> None:
+    def __init__(self, network: PreTrainedModel, blocks: list[nn.Module], kept: KeptActivations) -> None:
         self.kept = kept
         # Whether blocks of this architecture give more than hidden states, once one was seen.
         self.in_tuple: bool | None = None
@@ -67,9 +72,9 @@ class FrozenPart:
         network.register_forward_pre_hook(self._begin, with_kwargs=True)
         network.register_forward_hook(self._end, always_call=True)
         for block in blocks:
-            block.forward = functools.partial(self._pass, block.forward, block is blocks[-1])
+            block.forward = functools.partial(self._pass, block.forward, block is blocks[-1])  # type: ignore[method-assign]
 
-    def _begin(self, _: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+    def _begin(self, _: nn.Module, args: tuple[object, ...], given: dict[str, Any]) -> None:
         """Look up the rows of a padded batch. Decoding and rows that hold several sequences are computed as ever."""
         mask, ids = given.get("attention_mask"), given.get("input_ids")
         if ids is None or mask is None or mask.ndim != 2 or given.get("position_ids") is not None:
@@ -80,10 +85,12 @@ class FrozenPart:
         self.rows = [_name(row[:n]) for row, n in zip(ids.cpu(), self.lengths, strict=True)]
         self.known = [self.kept.get(row) for row in self.rows]
 
-    def _end(self, *_: Any) -> None:
+    def _end(self, *_: object) -> None:
         self.rows = []
 
-    def _pass(self, forward: Any, last: bool, hidden: Tensor, *args: Any, **given: Any) -> Any:
+    def _pass(
+        self, forward: Callable[..., BlockOutput], last: bool, hidden: Tensor, *args: object, **given: object
+    ) -> BlockOutput:
         """A block's forward pass, or none where every row is known."""
         if not self.rows:
             return forward(hidden, *args, **given)
@@ -94,12 +101,12 @@ class FrozenPart:
         if not last:
             return output
         self.in_tuple = isinstance(output, tuple)
-        hidden = output[0] if self.in_tuple else output
+        hidden = output[0] if isinstance(output, tuple) else output
         for row, n, states, computed in zip(self.rows, self.lengths, self.known, hidden, strict=True):
             if states is None:
                 self.kept.put(row, computed[:n])
         hidden = self._placed(hidden)
-        return (hidden, *output[1:]) if self.in_tuple else hidden
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     def _placed(self, hidden: Tensor) -> Tensor:
         """`hidden` (B, T, H) with what is known in its place: a row has the states that it had the first time."""
@@ -114,7 +121,7 @@ def _name(ids: Tensor) -> str:
     return hashlib.blake2b(ids.numpy().tobytes(), digest_size=12).hexdigest()
 
 
-def keep_activations(network: Any, blocks: list[Any], kept: KeptActivations) -> bool:
+def keep_activations(network: PreTrainedModel, blocks: list[nn.Module], kept: KeptActivations) -> bool:
     """Let a network keep what its frozen `blocks` give; False where that is not the same every time."""
     dropout = any(isinstance(m, torch.nn.Dropout) and m.p for m in network.modules())
     dropout |= any(getattr(m, "attention_dropout", 0) for m in network.modules())

@@ -16,7 +16,7 @@ from ftcore.kernels.matmul import times
 class LoraLinear(Linear):
     """peft's layer, which also does what this one does not: dropout, DoRA, several adapters, other precisions, merging."""
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Output (..., out) of `x` (..., in)."""
         autocast = torch.is_autocast_enabled(x.device.type)
         if args or kwargs or autocast or x.dtype != self.base_layer.weight.dtype or not self.is_plain():
@@ -49,11 +49,11 @@ class _Updated(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor | None, b: Tensor | None, scale: float
     ) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        y = times(rows, w)
+        rows = x.reshape(-1, x.shape[-1])  # (rows, in)
+        y = times(rows, w)  # (rows, out)
         inner = None
         if a is not None and b is not None:
-            inner = rows @ a.T
+            inner = rows @ a.T  # (rows, rank)
             y.addmm_(inner, b.T, alpha=scale)
         ctx.save_for_backward(rows if a is not None else None, w, a, b, inner)
         ctx.scale, ctx.shape = scale, x.shape
@@ -62,11 +62,11 @@ class _Updated(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, w, a, b, inner = ctx.saved_tensors
-        slope = grads[0].reshape(-1, len(w))
+        slope = grads[0].reshape(-1, len(w))  # (rows, out)
         to_x = times(slope, w.T) if ctx.needs_input_grad[0] else None
         to_a = to_b = None
         if a is not None:
-            reduced = (slope @ b).mul_(ctx.scale)
+            reduced = (slope @ b).mul_(ctx.scale)  # (rows, rank)
             to_x = None if to_x is None else to_x.addmm_(reduced, a)
             to_a, to_b = reduced.T @ rows, (slope.T @ inner).mul_(ctx.scale)
         return None if to_x is None else to_x.view(ctx.shape), None, None, to_a, to_b, None

@@ -5,7 +5,6 @@ The products of generation have few rows each, so reading the weights is what ta
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +14,12 @@ from ftcore.kernels.matmul import onednn_takes
 
 # Bytes of copies above which there are none. Not a share of free memory, which changes from run to run, and last digits with it.
 LARGEST = 4 * 2**30
-
-
 # Rows for which oneDNN chooses the layout.
 ROWS = 64
 
 
 @contextmanager
-def packed(network: Any) -> Iterator[None]:
+def packed(network: nn.Module) -> Iterator[None]:
     """Inside, linear layers of `network` in float32 on a CPU multiply by such copies, made at its beginning; no gradients."""
     layers = [layer for layer in dict.fromkeys(_linear_layers(network)) if onednn_takes(layer.weight)]
     if sum(layer.weight.nbytes for layer in layers) > LARGEST or torch.is_autocast_enabled("cpu"):
@@ -30,14 +27,14 @@ def packed(network: Any) -> Iterator[None]:
     with torch.no_grad():
         try:
             for layer in layers:
-                layer.forward = _Product(layer)  # type: ignore[method-assign]
+                layer.forward = _Product(layer)  # type: ignore[assignment,method-assign]
             yield
         finally:
             for layer in layers:
                 vars(layer).pop("forward", None)
 
 
-def _linear_layers(module: nn.Module) -> Iterator[Any]:
+def _linear_layers(module: nn.Module) -> Iterator[nn.Linear | LoraLinear]:
     if type(module) is nn.Linear or (isinstance(module, LoraLinear) and module.is_plain()):
         yield module
     else:
@@ -48,7 +45,7 @@ def _linear_layers(module: nn.Module) -> Iterator[Any]:
 class _Product:
     """What a linear layer gives for x (..., in), as long as its weights stay."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: nn.Linear | LoraLinear) -> None:
         weight = layer.updated_weight() if isinstance(layer, LoraLinear) else layer.weight
         self.size, self.bias = len(weight), layer.bias
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)

@@ -11,14 +11,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
 from ftcore.kernels.matmul import Times, times
 
 # Tokens in a piece. Logits of 256 tokens over 50,000 words are 50 MB.
 PIECE = 256
-
-
-_PLAIN: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+_PLAIN: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
 def target_scores(
@@ -46,10 +45,10 @@ def _logged(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, entropies: bool
 ) -> tuple[Tensor, Tensor]:
     """A piece for autograd, by the operations of `_scored`: policy and reference that are equal give equal values."""
-    logits = Times.apply(hidden, weight).float()
+    logits = Times.apply(hidden, weight).float()  # (N, V)
     logits = logits / temperature if temperature != 1 else logits
-    top = logits.detach().amax(-1, keepdim=True)
-    shifted = logits - top
+    top = logits.detach().amax(-1, keepdim=True)  # (N, 1)
+    shifted = logits - top  # so that no exponential overflows
     likely = shifted.exp()
     total = likely.sum(-1, keepdim=True)
     with torch.no_grad():
@@ -58,6 +57,7 @@ def _logged(
 
 
 def _entropies(likely: Tensor, shifted: Tensor, total: Tensor) -> Tensor:
+    """Entropies (N,) from exp(`shifted`) (N, V), `shifted` (N, V) and the sum (N, 1) of the first."""
     return total.log()[:, 0] - (likely * shifted).sum(-1) / total[:, 0]
 
 
@@ -70,7 +70,7 @@ class _TargetScores(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         slopes = bool(ctx.needs_input_grad[0])
         parts = [_scored(h, weight, y, temperature, entropies, slopes) for h, y in _pieces(hidden, targets)]
-        logps, information, gradient = map(torch.cat, zip(*parts, strict=True))
+        logps, information, gradient = map(torch.cat, zip(*parts, strict=True))  # (N,), (N,) or (0,), (N, H) or (0,)
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(information)
         return logps, information
@@ -85,23 +85,23 @@ def _scored(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, entropies: bool, slopes: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities, entropies and gradients of a piece; its logits are overwritten step by step."""
-    logits = times(hidden, weight).float()
+    logits = times(hidden, weight).float()  # (N, V)
     if temperature != 1:
         logits.div_(temperature)
     chosen = logits.gather(-1, targets[:, None])
-    top = logits.amax(-1, keepdim=True)
+    top = logits.amax(-1, keepdim=True)  # (N, 1)
     shifted = logits.sub_(top)
-    likely = shifted.exp() if entropies else shifted.exp_()
+    likely = shifted.exp() if entropies else shifted.exp_()  # (N, V), not yet divided by `total`
     total = likely.sum(-1, keepdim=True)
     information = _entropies(likely, shifted, total) if entropies else total.new_zeros(0)
     gradient = hidden.new_zeros(0)
     if slopes:
-        mean = times(likely.to(weight.dtype), weight.T).float() / total
+        mean = times(likely.to(weight.dtype), weight.T).float() / total  # (N, H): W^T p
         gradient = ((weight[targets].float() - mean) / temperature).to(hidden.dtype)
     return (chosen - top - total.log())[:, 0], information, gradient
 
 
-def plain_weight(network: Any) -> Tensor | None:
+def plain_weight(network: PreTrainedModel) -> Tensor | None:
     """Weight (V, H) of the output projection where it alone makes the logits; None for bias, soft caps, scales and shares."""
     head = network.get_output_embeddings()
     if type(head) is not torch.nn.Linear or head.bias is not None or type(head.weight) is not torch.nn.Parameter:
@@ -112,7 +112,7 @@ def plain_weight(network: Any) -> Tensor | None:
 
 
 @torch.no_grad()
-def _projects_only(network: Any, head: torch.nn.Linear) -> bool:
+def _projects_only(network: PreTrainedModel, head: torch.nn.Linear) -> bool:
     """Whether logits are the projection of the last hidden state: asked with a state so large that any cap would show."""
     random = torch.Generator().manual_seed(0)
     large = (1000 * torch.randn(1, 1, head.in_features, generator=random)).to(head.weight.device)
