@@ -5,12 +5,11 @@ network and token ids, so another engine can take its place.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 
 @dataclass(slots=True)
@@ -29,7 +28,7 @@ class Completion:
 
 @torch.no_grad()
 def sample(
-    network: Any,
+    network: PreTrainedModel,
     prompts: list[list[int]],
     seeds: list[int],
     *,
@@ -45,40 +44,50 @@ def sample(
     A prompt's draws come from its seed alone, so they do not depend on which prompts share its batch or process.
     """
     device = next(network.parameters()).device
+    # 1. Draw all random numbers first: (completions, max_new_tokens), group_size completions for each prompt.
     draws = torch.from_numpy(
         np.concatenate([np.random.default_rng(seed).random((group_size, max_new_tokens)) for seed in seeds])
     ).to(device)
     completions = [Completion([], [], []) for _ in range(len(prompts) * group_size)]
-    active = torch.arange(len(completions), device=device)
-    logits, cache, mask = _prompt_pass(network, prompts, group_size, pad_id)
+    active = torch.arange(len(completions), device=device)  # (B,): the completion of each row of the batch
+    # 2. What the prompts say of the first token, and their keys and values.
+    logits, cache, mask = _prompt_pass(network, prompts, group_size, pad_id)  # logits (B, V), mask (B, T)
     for step in range(max_new_tokens):
+        # 3. One more token (B,) for each row.
         tokens, logps, sampled_logps = _draw(logits, draws[active, step], temperature, top_p)
         _append(completions, active, tokens, logps, sampled_logps, end_ids)
+        # 4. Rows whose token ends them leave the batch: B shrinks.
         going = ~torch.isin(tokens, torch.tensor(end_ids, device=device))
         if step == max_new_tokens - 1 or not going.any():
             break
         if not going.all():
             active, tokens, mask = active[going], tokens[going], mask[going]
             cache.batch_select_indices(going.nonzero()[:, 0])
+        # 5. What the new tokens say of the next: T grows by one.
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        logits = (
-            network(
-                input_ids=tokens[:, None],
-                attention_mask=mask,
-                position_ids=mask.sum(1, keepdim=True) - 1,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            .logits[:, -1]
-            .float()
-        )
+        logits = _next_logits(network, tokens, mask, cache)
     return [completions[k : k + group_size] for k in range(0, len(completions), group_size)]
 
 
-def _prompt_pass(network: Any, prompts: list[list[int]], group_size: int, pad_id: int) -> tuple[Tensor, Any, Tensor]:
-    """Logits after each prompt, the cache and the attention mask, each repeated for the rows of its group."""
+def _next_logits(network: PreTrainedModel, tokens: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
+    """Logits (B, V) after `tokens` (B,), the last ones of `mask` (B, T)."""
+    output = network(
+        input_ids=tokens[:, None],
+        attention_mask=mask,
+        position_ids=mask.sum(1, keepdim=True) - 1,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return output.logits[:, -1].float()  # (B, 1, V) -> (B, V)
+
+
+def _prompt_pass(
+    network: PreTrainedModel, prompts: list[list[int]], group_size: int, pad_id: int
+) -> tuple[Tensor, DynamicCache, Tensor]:
+    """Logits (B, V) after each prompt, the cache and the attention mask (B, T), each repeated for the rows of its group."""
     device, longest = next(network.parameters()).device, max(map(len, prompts))
+    # Padded on the left, so that every prompt ends in the last column.
     ids = torch.tensor([[pad_id] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
     output = network(
@@ -90,22 +99,22 @@ def _prompt_pass(network: Any, prompts: list[list[int]], group_size: int, pad_id
         logits_to_keep=1,
     )
     output.past_key_values.batch_repeat_interleave(group_size)
-    logits = output.logits[:, -1].float()
+    logits = output.logits[:, -1].float()  # (prompts, V)
     return logits.repeat_interleave(group_size, 0), output.past_key_values, mask.repeat_interleave(group_size, 0)
 
 
 def _draw(logits: Tensor, draws: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens (n,) by inversion of the cumulative distribution at `draws`, their log-probabilities before and after top-p."""
-    logps, order = (logits if temperature == 1 else logits / temperature).log_softmax(-1), None
+    """Tokens (B,) by inversion of the cumulative distribution at `draws` (B,), their log-probabilities before and after top-p."""
+    logps, order = (logits if temperature == 1 else logits / temperature).log_softmax(-1), None  # (B, V)
     if top_p < 1:
-        logps, order = logps.sort(descending=True, dim=-1)
+        logps, order = logps.sort(descending=True, dim=-1)  # from here on words by rank
     likely = logps.double().exp()
-    cumulative = likely.cumsum(-1)
-    kept = torch.full_like(draws, logps.shape[-1]).long()[:, None]
+    cumulative = likely.cumsum(-1)  # (B, V)
+    kept = torch.full_like(draws, logps.shape[-1]).long()[:, None]  # (B, 1): how many words may be drawn, all of them
     if top_p < 1:
-        kept = (cumulative - likely < top_p).sum(-1, keepdim=True)
-    mass = cumulative.gather(-1, kept - 1)
-    place = torch.searchsorted(cumulative, draws[:, None] * mass).clamp(max=kept - 1)
+        kept = (cumulative - likely < top_p).sum(-1, keepdim=True)  # or those that begin below top_p
+    mass = cumulative.gather(-1, kept - 1)  # (B, 1): their probability together
+    place = torch.searchsorted(cumulative, draws[:, None] * mass).clamp(max=kept - 1)  # (B, 1)
     chosen = logps.gather(-1, place)[:, 0]
     tokens = place if order is None else order.gather(-1, place)
     return tokens[:, 0], chosen, chosen - mass[:, 0].log().float()
