@@ -1,10 +1,10 @@
 """The rows of every optimizer step, a function of seed, epoch, position and lengths alone, and their micro-batches."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from itertools import chain, count, islice
 from math import ceil
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -12,10 +12,24 @@ from ftcore.data.layouts import Batch, T
 from ftcore.data.token_cache import lengths
 from ftcore.data.tokens import Example
 
-# Draws the rows of the next step, and what a method makes of them: itself, or rollouts, or masked words.
+
+class Trainable(Protocol):
+    """What steps are made of: an example, a pair of them, or a completion with its reward."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def trained(self) -> int:
+        """Number of tokens with loss."""
+
+    @property
+    def truncated(self) -> bool:
+        """Whether it was cut."""
+
+
+E = TypeVar("E", bound=Trainable)
+# Draws the rows of the next step, of which a method's `prepare` makes what it trains on: the rows, or completions of them.
 Draw = Callable[[], list[Any]]
-
-
 # Steps whose rows are sorted by length together: fewer padding tokens, order still random across windows.
 WINDOW = 16
 
@@ -33,7 +47,7 @@ def steps_of_epoch(lengths: Sequence[int], global_batch_size: int, seed: int, ep
     return [steps[k] for k in random.permutation(len(steps))]
 
 
-class TrainBatches:
+class TrainBatches(Generic[E]):
     """The micro-batches of a whole run for one process; accumulation is their number per step.
 
     Args:
@@ -51,13 +65,13 @@ class TrainBatches:
 
     def __init__(
         self,
-        examples: Sequence[Any],
-        collate: Callable[[list[Any]], Batch],
-        counts: Callable[[Any], dict[str, int]],
+        examples: Sequence[Sized],
+        collate: Callable[[list[E]], Batch],
+        counts: Callable[[E], dict[str, int]],
         retention: Sequence[Example] = (),
-        prepare: Callable[[Draw, np.random.Generator], list[Any]] = lambda draw, _: draw(),
+        prepare: Callable[[Draw, np.random.Generator], list[E]] = lambda draw, _: draw(),
         collate_text: Callable[[list[Example]], Batch] | None = None,
-        arrange: Callable[[list[Any]], list[Any]] | None = None,
+        arrange: Callable[[list[E]], list[E]] | None = None,
         *,
         retention_rows: int,
         retention_every: int,
@@ -71,7 +85,8 @@ class TrainBatches:
         world_size: int,
     ) -> None:
         self.examples, self.collate, self.counts, self.steps = examples, collate, counts, steps
-        self.collate_text, self.arrange = collate_text or collate, arrange or longest_first
+        self.collate_text: Callable[[list[Any]], Batch] = collate_text or collate
+        self.arrange = arrange or longest_first
         self.prepare, self.updates, self.rows_per_step = prepare, updates, rows_per_step or global_batch_size
         self.retention, self.retention_rows, self.retention_every = retention, retention_rows, retention_every
         self.global_batch_size, self.micro_batch_size, self.seed = global_batch_size, micro_batch_size, seed
@@ -92,7 +107,7 @@ class TrainBatches:
         general = _forever(self._general, len(self.retention), shown)
         draws = ceil(len(sizes) / self.rows_per_step)
         order = _forever(lambda epoch: steps_of_epoch(sizes, self.rows_per_step, self.seed, epoch), draws, self.draws)
-        prepared: list[Any] = []
+        prepared: list[E] = []
         for step in range(self.first_step, self.steps):
             if step % self.updates == 0:
                 random = np.random.default_rng([self.seed, step, 2])
@@ -108,7 +123,7 @@ class TrainBatches:
         self.epoch, self.draws = self.draws // draws_of_epoch, self.draws + 1
         return [self.examples[row] for row in rows]
 
-    def _micro_batches(self, rows: list[Any], retention: list[Example]) -> Iterator[Batch]:
+    def _micro_batches(self, rows: list[E], retention: list[Example]) -> Iterator[Batch]:
         totals: Counter[str] = Counter(retention=sum(sum(example.completion_mask) for example in retention))
         for row in rows:
             totals.update(self.counts(row))
@@ -116,8 +131,9 @@ class TrainBatches:
         for k in range(self.accumulation):
             share = k * self.world_size + self.rank
             mine = _share(rows, share, self.micro_batch_size)
-            batch = self.collate(mine) | {"counts": dict(totals), "row_counts": [self.counts(row) for row in mine]}
-            batch |= {"epoch": self.epoch, "facts": [(row.trained, row.truncated) for row in mine]}
+            batch = self.collate(mine)
+            batch["counts"], batch["row_counts"] = dict(totals), [self.counts(row) for row in mine]
+            batch["epoch"], batch["facts"] = self.epoch, [(row.trained, row.truncated) for row in mine]
             general = _share(retention, share, ceil(len(retention) / (self.accumulation * self.world_size)))
             # With several processes each takes part in every forward pass, if only with a masked token.
             if general or (retention and self.world_size > 1):
@@ -125,7 +141,7 @@ class TrainBatches:
             yield batch
 
 
-def longest_first(rows: list[Any]) -> list[Any]:
+def longest_first(rows: list[E]) -> list[E]:
     """Rows by length, so that those side by side need little padding."""
     return sorted(rows, key=lambda row: -len(row))
 

@@ -54,6 +54,14 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
+class Labelled(Example):
+    """A prompt with an answer, whether that is good, and z of its step once it is known (methods/kto.py)."""
+
+    good: bool = False
+    z: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Pair:
     """Two answers to one prompt, the better one first, and by how much it is better at least (reward models)."""
 
@@ -117,6 +125,11 @@ class Encoder:
         for row, tokens in zip(rows, self._encode([_turns(row) for row in rows]), strict=True):
             if example := self._fitted(row, *(tokens if every_turn else _last_answer(*tokens))):
                 yield row, example
+
+    def labelled(self, rows: Iterable[Row]) -> list[Labelled]:
+        """Prompt and answer with the label."""
+        pairs = [(row["label"], e) for row, e in self.answered_rows(rows)]
+        return [Labelled(e.id, e.input_ids, e.completion_mask, None, e.truncated, good) for good, e in pairs]
 
     def pairs(self, rows: Iterable[Row]) -> list[Pair]:
         """Pairs of examples, loss on the answers alone; a pair loses both when one of them is dropped."""
