@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from ftcore import __version__
 from ftcore.data.tokens import Example
 from ftcore.files import home
 from ftcore.models.weights import file_marks, weights_folder
+from ftcore.settings import Config
 
 RECORD = np.dtype([("content", "<i8"), ("value", "<f4")])
 
@@ -45,7 +45,7 @@ class ReferenceSums:
         self.known = dict(zip(records["content"].tolist(), records["value"].tolist(), strict=True))
 
     def __call__(self, contents: list[int], compute: Callable[[], Tensor]) -> Tensor:
-        """Values (B,) of a batch; `compute` gives all of them and is called when one is not known."""
+        """Values (S,) of a batch's sequences; `compute` gives all of them and is called when one is not known."""
         new = [content for content in contents if content not in self.known]
         if not contents or new:
             values = compute()
@@ -77,12 +77,12 @@ def content_of(example: Example) -> int:
     return int.from_bytes(hashlib.blake2b(said, digest_size=8).digest(), "little", signed=True)
 
 
-def reference_file(config: dict[str, Any]) -> Path:
+def reference_file(config: Config) -> Path:
     """The file of everything with the same base model, computed in the same way."""
     return home() / "references" / base_name(config)
 
 
-def base_name(config: dict[str, Any]) -> str:
+def base_name(config: Config) -> str:
     """A name for the base model and the way in which this machine computes it."""
     model, hardware = config["model"], config["hardware"]
     folder = weights_folder(model["path"], model["package"], model["revision"])
