@@ -2,38 +2,28 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from rich.progress import track
 
 from ftcore.console import console
-from ftcore.data.layouts import in_batches, pad
+from ftcore.data.layouts import T, in_batches, pad
 from ftcore.data.sources import Row
 from ftcore.data.tokens import Example
 from ftcore.errors import is_private
 from ftcore.kernels.packed_weights import packed
 from ftcore.machine.processes import gathered, rank_and_world
-from ftcore.methods.base import Averages, Method
+from ftcore.methods.base import Averages, HeldOut, Method
 from ftcore.models.logprobs import completion_logps
 from ftcore.rewards.answers import accepted_answers, is_right
 from ftcore.rollout.greedy import generate
+from ftcore.settings import Evaluate
 
 Scores = dict[str, Any]
 
 
-@dataclass
-class HeldOut:
-    """What both models are scored on: held-out rows with their encodings, sentences with a gap, and the general-text probe."""
-
-    rows: list[Row]
-    examples: list[Any]
-    cloze: list[Row]
-    probe: list[Example]
-
-
-def score(method: Method, held_out: HeldOut, settings: dict[str, Any], label: str) -> tuple[Scores, list[Row]]:
+def score(method: Method, held_out: HeldOut, settings: Evaluate, label: str) -> tuple[Scores, list[Row]]:
     """Scores of a method's network and its answers (id, prompt, expected, answer, right) to the held-out rows.
 
     Every term of the method's loss averaged over the held-out rows (loss: nats per token where it is a likelihood, then
@@ -68,8 +58,8 @@ def probe_perplexity(method: Method, probe: list[Example], size: int, label: str
     if not probe:
         return None
     total, count = 0.0, 0
-    for examples in _batches(_by_length(probe), size, label):
-        logps = completion_logps(method.network, method.placed(pad(examples, method.pad_id)))
+    for examples in _batches(sorted(probe, key=len), size, label):
+        logps = completion_logps(method.network, method.placed(pad(examples, method.pad_id)))  # (N,)
         total, count = total - logps.double().sum().item(), count + len(logps)
     sums = gathered((total, count))
     return math.exp(min(sum(part[0] for part in sums) / max(sum(part[1] for part in sums), 1), 700))
@@ -84,7 +74,7 @@ def changes(base: Scores, tuned: Scores) -> dict[str, Any]:
     return {"accuracy_gain": gain, "probe_perplexity_rise": tuned["probe_perplexity"] / probe - 1 if probe else None}
 
 
-def _answers(method: Method, held_out: HeldOut, settings: dict[str, Any], label: str) -> list[Row]:
+def _answers(method: Method, held_out: HeldOut, settings: Evaluate, label: str) -> list[Row]:
     """Generated answers to the held-out rows, in their order."""
     if not method.network.can_generate() or not any("prompt" in row for row in held_out.rows):
         return []
@@ -110,19 +100,15 @@ def _answered(row: Row, answer: str) -> Row:
     }
 
 
-def _averages(method: Method, examples: list[Any], size: int, label: str) -> dict[str, Any]:
+def _averages(method: Method, examples: list[Any], size: int, label: str) -> Scores:
     """Each term of the loss averaged over held-out rows and processes."""
     sums = Averages()
-    for batch in _batches(_by_length(examples), size, label):
+    for batch in _batches(sorted(examples, key=len), size, label):
         sums.add(method.held_out_terms(batch))
     return {"loss": None, **sums.over_processes()} if examples else {"loss": None}
 
 
-def _by_length(examples: list[Any]) -> list[Any]:
-    return sorted(examples, key=len)
-
-
-def _batches(items: list[Any], size: int, label: str) -> Iterator[list[Any]]:
+def _batches(items: list[T], size: int, label: str) -> Iterator[list[T]]:
     """This process's share of the batches, with a progress bar on the first process."""
     rank, world = rank_and_world()
     mine = in_batches(items, size)[rank::world]

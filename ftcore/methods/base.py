@@ -8,21 +8,24 @@ the whole optimizer step, so micro-batches, accumulation and processes never cha
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import lightning
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le, Lt
 from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from ftcore.data.layouts import Batch, pad, share_prompts
+from ftcore.data.layouts import Batch, T, pad, share_prompts
 from ftcore.data.sources import Row
-from ftcore.data.steps import Draw, longest_first
+from ftcore.data.steps import Draw, E, longest_first
 from ftcore.data.tokens import Encoder, Example
 from ftcore.errors import NumericalError
 from ftcore.machine.processes import gathered
@@ -32,6 +35,8 @@ from ftcore.models.logprobs import logits_at, row_sums, sequence_sums
 from ftcore.models.reference import ReferenceSums, content_of
 from ftcore.models.sharding import shard, sync_gradients, unsharded, whole
 
+B = TypeVar("B", bound=Batch)
+
 
 class Term(NamedTuple):
     """One term of a loss: values, how many things they add up to, what those are (a key of `counts`), its weight in the total.
@@ -40,7 +45,7 @@ class Term(NamedTuple):
     logged like the others.
     """
 
-    values: Tensor
+    values: Tensor  # (N,), (S,), (P,) or ()
     size: int
     per: str
     weight: float = 1.0
@@ -51,8 +56,18 @@ class Term(NamedTuple):
         return self.values.sum()
 
 
-class Method(lightning.LightningModule):
-    """Base class of all methods.
+@dataclass
+class HeldOut:
+    """What models are scored on: held-out rows with their encodings, sentences with a gap, and the general-text probe."""
+
+    rows: list[Row]
+    examples: list[Any]
+    cloze: list[Row]
+    probe: list[Example]
+
+
+class Method(lightning.LightningModule, Generic[E, B]):
+    """Base class of all methods. `E` is what one trains on (an example, a pair, a completion), `B` a batch of them.
 
     Args:
         foundation: network and tokenizer, adapter applied.
@@ -100,38 +115,38 @@ class Method(lightning.LightningModule):
     # What a method defines.
 
     def encode(self, rows: list[Row]) -> list[Any]:
-        """Rows to examples: token sequences with their loss masks, or pairs of them."""
+        """Rows to examples: token sequences with their loss masks, pairs of them, or prompts that `prepare` answers."""
         raise NotImplementedError
 
-    def counts(self, example: Any) -> dict[str, int]:
+    def counts(self, example: E) -> dict[str, int]:
         """What an example adds to the counts that terms are divided by, known from its mask alone."""
         raise NotImplementedError
 
-    def loss(self, batch: Batch) -> dict[str, Term]:
+    def loss(self, batch: B) -> dict[str, Term]:
         """Terms of the loss of one micro-batch, as sums."""
         raise NotImplementedError
 
     # What a method may define.
 
     @classmethod
-    def architecture_of(cls, node: dict[str, Any]) -> str:
+    def architecture_of(cls, node: Mapping[str, object]) -> str:
         """The transformers auto class that the config node of this method needs, without `AutoModelFor`."""
         return "CausalLM"
 
     @classmethod
-    def control_tokens(cls, node: dict[str, Any], tokenizer: Any) -> tuple[str, ...]:
+    def control_tokens(cls, node: Mapping[str, object], tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
         """Control tokens that the tokenizer must have; those it lacks are added."""
         return ()
 
-    def collate(self, examples: list[Any]) -> Batch:
+    def collate(self, examples: list[E]) -> B:
         """Examples side by side, padded on the right."""
-        return self.collate_text(examples)
+        return self.collate_text(examples)  # type: ignore[arg-type,return-value]  # what is no `Example` needs its own
 
-    def arrange(self, rows: list[Any]) -> list[Any]:
+    def arrange(self, rows: list[E]) -> list[E]:
         """The rows of a step in the order in which micro-batches and processes take their share."""
         return longest_first(rows)
 
-    def prepare(self, draw: Draw, random: np.random.Generator) -> list[Any]:
+    def prepare(self, draw: Draw, random: np.random.Generator) -> list[E]:
         """What to train on in a step: by default the rows that it draws. `random` is the same in every process."""
         return draw()
 
@@ -139,21 +154,21 @@ class Method(lightning.LightningModule):
         """General text with loss, for the probe and the retention term."""
         return self.encoder.texts(rows, length)
 
-    def held_out_scores(self, held_out: Any, answers: list[Row], batch_size: int) -> dict[str, float]:
+    def held_out_scores(self, held_out: HeldOut, answers: list[Row], batch_size: int) -> dict[str, float]:
         """Scores of held-out rows beside the terms of the loss."""
         return {}
 
-    def validation_terms(self, batch: Batch) -> dict[str, Term]:
+    def validation_terms(self, batch: B) -> dict[str, Term]:
         """Terms to average over validation rows."""
         return self.loss(batch)
 
-    def held_out_terms(self, examples: list[Any]) -> dict[str, Term]:
+    def held_out_terms(self, examples: list[E]) -> dict[str, Term]:
         """Terms to average over held-out rows."""
         return self.loss(self.placed(self.collate(examples)))
 
     # What the base class does with it.
 
-    def rows_of_step(self, draw: Draw, random: np.random.Generator) -> list[Any]:
+    def rows_of_step(self, draw: Draw, random: np.random.Generator) -> list[E]:
         """`prepare` in the precision that the step will have."""
         with self.at_own_pace(), self.trainer.precision_plugin.forward_context():
             return self.prepare(draw, random)
@@ -165,7 +180,7 @@ class Method(lightning.LightningModule):
             for network in self._networks():
                 shard(network, mesh, device, self.trainer.precision_plugin.precision)
 
-    def _networks(self) -> list[Any]:
+    def _networks(self) -> list[torch.nn.Module]:
         copies = [self.foundation.frozen_copy] if self.foundation.frozen_copy else []
         return [*self.children(), *copies]
 
@@ -175,7 +190,7 @@ class Method(lightning.LightningModule):
         with unsharded(self._networks()), torch.compiler.set_stance("force_eager"):
             yield
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: B, batch_idx: int) -> None:
         """Gradients of several processes are added up once a step."""
         for network in self.children():
             sync_gradients(network, (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0)
@@ -192,21 +207,23 @@ class Method(lightning.LightningModule):
 
     def collate_text(self, examples: Sequence[Example]) -> Batch:
         """Single sequences, padded on the right."""
-        return pad(examples, self.pad_id) | self._contents(examples)
+        return self._with_contents(pad(examples, self.pad_id), examples)
 
     def collate_answers(self, examples: Sequence[Example]) -> Batch:
         """Sequences of which some begin with the same prompt: that is computed once, where the architecture allows it."""
         if not examples or not self.shares_prompts:
             return self.collate_text(examples)
         width = self.network.config.get_text_config().hidden_size
-        return share_prompts(examples, self.pad_id, width) | self._contents(examples)
+        return self._with_contents(share_prompts(examples, self.pad_id, width), examples)
 
-    def _contents(self, examples: Sequence[Example]) -> Batch:
-        return {"contents": [content_of(example) for example in examples]} if self.has_reference else {}
+    def _with_contents(self, batch: Batch, examples: Sequence[Example]) -> Batch:
+        if self.has_reference:
+            batch["contents"] = [content_of(example) for example in examples]
+        return batch
 
     @torch.no_grad()
     def reference_sums(self, batch: Batch) -> Tensor:
-        """Summed log-probability (B,) of each sequence's tokens with loss under the base model."""
+        """Summed log-probability (S,) of each sequence's tokens with loss under the base model."""
 
         def compute() -> Tensor:
             with self.foundation.base_view() as base:
@@ -221,16 +238,16 @@ class Method(lightning.LightningModule):
         """Whether the network takes a mask of who sees whom."""
         return takes_any_mask(self.network)
 
-    def placed(self, batch: Batch) -> Batch:
+    def placed(self, batch: T) -> T:
         """The batch where the network is."""
-        return move_data_to_device(batch, self.network_device)
+        return move_data_to_device(batch, self.network_device)  # type: ignore[no-any-return]
 
     @property
     def network_device(self) -> torch.device:
         """Where the network is, also outside a Trainer."""
         return next(self.network.parameters()).device
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: B, batch_idx: int) -> Tensor:
         """Weighted sum of each term's sum over its count in the whole step.
 
         Lightning divides by the number of micro-batches and data-parallel strategies by the number of processes; both are
@@ -255,7 +272,7 @@ class Method(lightning.LightningModule):
         """KL from the base model's next-token distribution on general text: what keeps it from forgetting."""
         positions = batch["completion_mask"]
         with torch.no_grad(), self.foundation.base_view() as base:
-            reference = logits_at(base, batch, positions)
+            reference = logits_at(base, batch, positions)  # (N, V)
         divergence = token_kl(logits_at(self.network, batch, positions), reference)
         return Term(divergence, len(reference), "retention", self.retention_weight)
 
@@ -263,7 +280,7 @@ class Method(lightning.LightningModule):
         for name, value in {"loss": loss, **shares}.items():
             self.step_metrics[name] = self.step_metrics.get(name, torch.zeros((), device=loss.device)) + value.detach()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: B, batch_idx: int) -> None:
         """Add up each term over the validation rows."""
         with self.at_own_pace():
             self._validation.add(self.validation_terms(batch))
@@ -279,7 +296,7 @@ class Method(lightning.LightningModule):
         for logger in self.trainer.loggers:
             logger.log_metrics(averages, step=self.trainer.global_step)
 
-    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
         """Clip by the global norm and keep the norm for the log; a step whose norm is not finite is left out."""
         self.grad_norm = whole(torch.nn.utils.clip_grad_norm_(self.trained_parameters(), self.max_grad_norm))
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of float16, which skips such a step by itself
@@ -314,7 +331,7 @@ class Method(lightning.LightningModule):
         """Parameters that the optimizer changes."""
         return [p for p in self.parameters() if p.requires_grad]
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with decay on matrices only; the schedule is a function of the step."""
         matrices = [p for p in self.trained_parameters() if p.ndim >= 2]
         vectors = [p for p in self.trained_parameters() if p.ndim < 2]
@@ -343,7 +360,7 @@ def losses_by_row(terms: dict[str, Term], batch: Batch) -> list[float]:
     losses = torch.zeros(len(batch["ids"]), device=batch["input_ids"].device)
     for term in terms.values():
         if term.weight and term.values.ndim:
-            per_row = len(term.values) == len(losses)
+            per_row = len(term.values) == len(losses)  # else one for each token with loss
             sums = term.values if per_row else row_sums(term.values, batch)[: len(losses)]
             sizes = torch.tensor([counts.get(term.per, 0) for counts in batch["row_counts"]], device=losses.device)
             losses += term.weight * sums / sizes.clamp(min=1)

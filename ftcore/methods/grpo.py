@@ -23,7 +23,7 @@ from ftcore.data.sources import Row
 from ftcore.data.steps import Draw
 from ftcore.methods.base import Term
 from ftcore.methods.losses import clipped_policy_loss, kl_estimate
-from ftcore.methods.online import OnlineMethod, Parts, Sample
+from ftcore.methods.online import OnlineMethod, Parts, Rollouts, Sample
 from ftcore.methods.reward_model import RewardModel
 from ftcore.models.logprobs import row_numbers, row_sums, token_scores
 from ftcore.rewards.worker import Rewards
@@ -31,7 +31,13 @@ from ftcore.rewards.worker import Rewards
 Advantage = Literal["group", "group_no_std", "rloo", "reinforce"]
 
 
-class GRPO(OnlineMethod):
+class GroupedRollouts(Rollouts):
+    """What the KL term needs too."""
+
+    ref_logps: Tensor  # (N,): under the base model
+
+
+class GRPO(OnlineMethod[GroupedRollouts]):
     """Reinforces the completions that score above the others of their prompt."""
 
     token_names = ("old_logps", "ref_logps", "advantages")
@@ -98,33 +104,35 @@ class GRPO(OnlineMethod):
                 one.tokens["advantages"] = [value] * len(one.completion.ids)
         return [one for group in groups for one in group]
 
-    def loss(self, batch: Batch) -> dict[str, Term]:
+    def loss(self, batch: GroupedRollouts) -> dict[str, Term]:
         """Clipped policy loss with the KL term, and what the policy is doing."""
-        logps, entropies, _ = token_scores(self.network, batch, self.temperature, entropies=True)
+        logps, entropies, _ = token_scores(self.network, batch, self.temperature, entropies=True)  # (N,) each
         log_ratio = self._log_ratio(logps - batch["old_logps"], batch)
         kl = kl_estimate(logps, batch["ref_logps"])
         losses = clipped_policy_loss(log_ratio, batch["advantages"], self.clip_low, self.clip_high) + self.beta * kl
         return {"policy": self._aggregated(losses, batch), **self._metrics(entropies, log_ratio, kl, batch)}
 
     def _log_ratio(self, log_ratio: Tensor, batch: Batch) -> Tensor:
+        """Log-ratio (N,) that each token's advantage is weighted by: its own, or its sequence's."""
         if self.ratio == "token":
             return log_ratio
-        rows, sums = row_numbers(batch), row_sums(log_ratio, batch)
+        rows, sums = row_numbers(batch), row_sums(log_ratio, batch)  # (N,), (S,)
         if self.ratio == "sequence_mean":
             sums = sums / row_sums(torch.ones_like(log_ratio), batch).clamp(min=1)
-        return sums[rows]
+        return sums[rows]  # (S,) -> (N,)
 
     def _aggregated(self, losses: Tensor, batch: Batch) -> Term:
+        """The tokens' losses (N,) as one term; what it is divided by depends on `aggregate`."""
         n = len(batch["ids"])
         if self.aggregate == "tokens":
             return Term(losses, len(losses), "tokens")
         if self.aggregate == "budget":
             return Term(losses, n * self.max_new_tokens, "budget")
         lengths = row_sums(torch.ones_like(losses), batch).clamp(min=1)
-        return Term((row_sums(losses, batch) / lengths)[:n], n, "sequences")
+        return Term((row_sums(losses, batch) / lengths)[:n], n, "sequences")  # (S,)
 
     @torch.no_grad()
-    def _metrics(self, entropies: Tensor, log_ratio: Tensor, kl: Tensor, batch: Batch) -> dict[str, Term]:
+    def _metrics(self, entropies: Tensor, log_ratio: Tensor, kl: Tensor, batch: Rollouts) -> dict[str, Term]:
         ratio, up = log_ratio.exp(), batch["advantages"] > 0
         values = {
             "entropy": entropies,

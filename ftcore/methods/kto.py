@@ -5,8 +5,8 @@ KL(policy || reference) from prompts with another prompt's answer: the mean of t
 over the whole optimizer step (over the batch where rows are only scored).
 """
 
-from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from ftcore.data.layouts import Batch, in_batches
 from ftcore.data.sources import Row
 from ftcore.data.steps import Draw
-from ftcore.data.tokens import Example
+from ftcore.data.tokens import Labelled
 from ftcore.data.transforms import mismatched
 from ftcore.machine.processes import shared_out
 from ftcore.methods.base import Method, Term
@@ -26,15 +26,15 @@ from ftcore.models.logprobs import sequence_sums
 Weight = Annotated[float, Ge(0)]
 
 
-@dataclass(frozen=True, slots=True)
-class Labelled(Example):
-    """A prompt with an answer, whether that is good, and z once it is known."""
+class LabelledBatch(Batch):
+    """Answers with their labels, and z or what it is estimated from."""
 
-    good: bool = False
-    z: float | None = None
+    good: Tensor  # True for good answers, one for each of `ids`
+    z: float | None
+    others: NotRequired[Batch]  # where z is None: the prompts with other rows' answers
 
 
-class KTO(Method):
+class KTO(Method[Labelled, LabelledBatch]):
     """Raises good answers and lowers bad ones relative to the base model; no pairs needed."""
 
     record_type = "unpaired"
@@ -48,19 +48,19 @@ class KTO(Method):
 
     def encode(self, rows: list[Row]) -> list[Labelled]:
         """Prompt and answer with the label."""
-        pairs = [(row["label"], e) for row, e in self.encoder.answered_rows(rows)]
-        return [Labelled(e.id, e.input_ids, e.completion_mask, None, e.truncated, good) for good, e in pairs]
+        return self.encoder.labelled(rows)
 
     def counts(self, example: Labelled) -> dict[str, int]:
         """One row, good or bad."""
         return {"rows": 1, "good": int(example.good), "bad": int(not example.good)}
 
-    def collate(self, examples: list[Labelled]) -> Batch:
+    def collate(self, examples: list[Labelled]) -> LabelledBatch:
         """Answers, with the step's z, or where it is not known with the answers of other rows."""
-        batch = self.collate_text(examples) | {"good": torch.tensor([e.good for e in examples], dtype=torch.bool)}
-        if examples and examples[0].z is None:
-            return batch | {"others": self.collate_text(mismatched(examples, self.encoder.max_length))}
-        return batch | {"z": examples[0].z if examples else 0.0}
+        good = torch.tensor([e.good for e in examples], dtype=torch.bool)
+        batch: LabelledBatch = {**self.collate_text(examples), "good": good, "z": examples[0].z if examples else 0.0}
+        if batch["z"] is None:
+            batch["others"] = self.collate_text(mismatched(examples, self.encoder.max_length))
+        return batch
 
     def prepare(self, draw: Draw, random: np.random.Generator) -> list[Labelled]:
         """The step's rows with its z."""
@@ -72,13 +72,15 @@ class KTO(Method):
 
     @torch.no_grad()
     def _fixed_ratios(self, batch: Batch) -> Tensor:
+        """Log-ratio (S,) of each answer to the base model, without gradient."""
         batch = self.placed(batch)
         return (sequence_sums(self.network, batch) - self.reference_sums(batch)).cpu()
 
-    def loss(self, batch: Batch) -> dict[str, Term]:
+    def loss(self, batch: LabelledBatch) -> dict[str, Term]:
         """Each row's loss, and the implicit rewards of good and bad rows."""
-        n, good = len(batch["ids"]), batch["good"]
-        z = float(self._fixed_ratios(batch["others"]).mean().clamp(min=0)) if "others" in batch else batch["z"]
+        n, good, z = len(batch["ids"]), batch["good"], batch["z"]
+        z = float(self._fixed_ratios(batch["others"]).mean().clamp(min=0)) if z is None else z
+        # A batch without rows has one that is masked.
         ratios = (sequence_sums(self.network, batch) - self.reference_sums(batch))[:n]
         sign, weight = torch.where(good, 1.0, -1.0), torch.where(good, self.desirable_weight, self.undesirable_weight)
         rewards = self.beta * ratios.detach()

@@ -23,7 +23,7 @@ def negative_log_likelihood(logps: Tensor) -> Tensor:
 
 
 def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0, smoothing: float = 0.0) -> Tensor:
-    """-log of the probability (n,) that the chosen answer beats the rejected one by `margin`: sigmoid of the difference.
+    """-log of the probability (P,) that the chosen answer beats the rejected one by `margin`: sigmoid of the difference.
 
     `smoothing` is the assumed share of swapped labels (conservative DPO, Mitchell 2023).
 
@@ -35,7 +35,7 @@ def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0
 
 
 def log_odds(mean_logps: Tensor) -> Tensor:
-    """log(p / (1 - p)) (n,) of p = exp(mean log-probability per token), as ORPO compares answers. Finite also where p is 1."""
+    """log(p / (1 - p)) (P,) of p = exp(mean log-probability per token), as ORPO compares answers. Finite also where p is 1."""
     mean_logps = mean_logps.clamp(max=-torch.finfo(mean_logps.dtype).eps)
     return mean_logps - (-torch.expm1(mean_logps)).log()
 
@@ -66,7 +66,7 @@ def generalized_advantages(rewards: Tensor, values: Tensor, gamma: float, lam: f
 
     Schulman et al. 2016, "High-dimensional continuous control using generalized advantage estimation", eq. 16.
     """
-    following = torch.cat([values[1:], values.new_zeros(1)])
+    following = torch.cat([values[1:], values.new_zeros(1)])  # (T,): V_{t+1}
     errors, advantages, last = rewards + gamma * following - values, torch.zeros_like(rewards), rewards.new_zeros(())
     for t in reversed(range(len(rewards))):
         last = errors[t] + gamma * lam * last

@@ -4,22 +4,24 @@ Before each round of updates the policy answers the step's prompts, `group_size`
 come together, so advantages and counts are those of the whole step whatever the machine.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Generic, TypedDict, TypeVar, cast
 
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le
+from torch import Tensor
 
 from ftcore.console import console
-from ftcore.data.layouts import Batch, in_batches
+from ftcore.data.layouts import Batch, in_batches, is_shared
 from ftcore.data.sources import Row
 from ftcore.data.steps import Draw
 from ftcore.data.tokens import Example, Prompt
 from ftcore.kernels.packed_weights import packed
 from ftcore.machine.hardware import memory_of
 from ftcore.machine.processes import rank_and_world, shared_out
-from ftcore.methods.base import Method, Term
+from ftcore.methods.base import HeldOut, Method, Term
 from ftcore.models.logprobs import completion_logps
 from ftcore.rollout.greedy import generate
 from ftcore.rollout.sample import Completion, sample
@@ -53,12 +55,29 @@ class Sample:
         return not self.completion.finished
 
 
-class OnlineMethod(Method):
+class Rollouts(Batch):
+    """Completions behind their prompts, and a number for each of their tokens."""
+
+    old_logps: Tensor  # (N,): under the policy that sampled them
+    advantages: Tensor  # (N,)
+
+
+class Prompts(TypedDict):
+    """Prompts that are validated on, as they are in the data."""
+
+    ids: list[str]
+    rows: list[Row]
+
+
+R = TypeVar("R", bound=Rollouts)
+
+
+class OnlineMethod(Method[Sample, R], Generic[R]):
     """Base class of methods that score what the policy writes."""
 
     record_type = "prompt"
     rows_recur = False
-    # Per-token numbers that the loss reads from a batch.
+    # Per-token numbers that the loss reads from a batch: the columns of `R`.
     token_names: ClassVar[tuple[str, ...]]
 
     def __init__(
@@ -102,13 +121,14 @@ class OnlineMethod(Method):
         """Tokens of the completion, the completion, and the tokens it could have had."""
         return {"tokens": len(sample.completion.ids), "sequences": 1, "budget": self.max_new_tokens}
 
-    def collate(self, examples: list[Any]) -> Batch:
+    def collate(self, examples: list[Any]) -> R | Prompts:  # type: ignore[override]  # it is given prompts to validate on
         """Padded samples and their per-token numbers in the order of `completion_logps`. Prompts stay rows."""
         if examples and isinstance(examples[0], Prompt):
-            return {"ids": [prompt.id for prompt in examples], "rows": [prompt.row for prompt in examples]}
+            return Prompts(ids=[prompt.id for prompt in examples], rows=[prompt.row for prompt in examples])
         batch = self.collate_answers([e.example for e in examples])
         numbers = {name: [x for e in in_order(examples, batch) for x in e.tokens[name]] for name in self.token_names}
-        return batch | {name: torch.tensor(values) for name, values in numbers.items()}
+        columns = {name: torch.tensor(values) for name, values in numbers.items()}  # (N,) each
+        return cast(R, {**batch, **columns})
 
     def prepare(self, draw: Draw, random: np.random.Generator) -> list[Sample]:
         """The step's prompts answered, scored and compared."""
@@ -141,10 +161,13 @@ class OnlineMethod(Method):
         return sample.reward is not None and (sample.completion.finished or not self.mask_unfinished)
 
     def _answer(self, share: list[tuple[Prompt, int]]) -> list[list[Sample]]:
+        """Groups of this process's prompts, each given with its seed."""
         samples: list[Sample] = []
+        # 1. Sample and score, as many completions together as rollout_batch_size allows.
         with packed(self.network):
             for chunk in in_batches(share, max(self.rollout_batch_size // self.group_size, 1)):
                 samples += self._scored(chunk, self.group_size)
+        # 2. Compare with the base model outside `packed`: in the micro-batches and by the layers that train.
         for batch in in_batches(samples, self.micro_batch_size):
             self.annotate(batch)
         return in_batches(samples, self.group_size)
@@ -180,7 +203,7 @@ class OnlineMethod(Method):
             return add_numbers(samples, "ref_logps", [x for s in samples for x in s.completion.logps])
         batch = self.sequences(samples)
         with self.foundation.base_view() as base:
-            logps = completion_logps(base, batch, self.temperature)
+            logps = completion_logps(base, batch, self.temperature)  # (N,)
         add_numbers(in_order(samples, batch), "ref_logps", logps.tolist())
 
     def sequences(self, samples: list[Sample]) -> Batch:
@@ -209,11 +232,11 @@ class OnlineMethod(Method):
             "completions/excluded": _mean([not self.trains(s) for s in samples]),
         }
 
-    def held_out_terms(self, examples: list[Any]) -> dict[str, Term]:
+    def held_out_terms(self, examples: Sequence[object]) -> dict[str, Term]:
         """None: held-out prompts have no completion but the model's own."""
         return {}
 
-    def held_out_scores(self, held_out: Any, answers: list[Row], batch_size: int) -> dict[str, float]:
+    def held_out_scores(self, held_out: HeldOut, answers: list[Row], batch_size: int) -> dict[str, float]:
         """Rewards of one sampled answer to each held-out prompt, drawn from the same seeds for every model."""
         if not held_out.examples:
             return {}
@@ -223,7 +246,7 @@ class OnlineMethod(Method):
             samples = shared_out(chunks, lambda share: [self._scored(chunk, 1) for chunk in share])
         return reward_means([sample for chunk in samples for sample in chunk])
 
-    def validation_terms(self, batch: Batch) -> dict[str, Term]:
+    def validation_terms(self, batch: Prompts) -> dict[str, Term]:  # type: ignore[override]
         """Mean reward of greedy answers; it counts negatively, so that a lower val/loss is better."""
         if not batch["ids"]:
             return {}  # at the end, when the others still have rows
@@ -243,7 +266,7 @@ def add_numbers(samples: list[Sample], name: str, values: list[float]) -> None:
 
 def in_order(samples: list[Sample], batch: Batch) -> list[Sample]:
     """The samples as their tokens follow each other in a batch of them."""
-    return [samples[k] for k in batch.get("order", range(len(samples)))]
+    return [samples[k] for k in batch["order"]] if is_shared(batch) else samples
 
 
 def _example(prompt: Prompt, completion: Completion) -> Example:
@@ -254,10 +277,10 @@ def _example(prompt: Prompt, completion: Completion) -> Example:
 def reward_means(samples: list[Sample]) -> dict[str, float]:
     """Mean and standard deviation of the rewards, and the mean of each of their parts, over those that have one."""
     rewards = [sample.reward for sample in samples if sample.reward is not None]
-    parts = {name: [s.parts[name] for s in samples if s.parts[name] is not None] for name in samples[0].parts}
+    parts = {name: [x for s in samples if (x := s.parts[name]) is not None] for name in samples[0].parts}
     spread = float(np.std(rewards)) if rewards else 0.0
     return {"reward": _mean(rewards), "reward_std": spread} | {f"rewards/{k}": _mean(v) for k, v in parts.items()}
 
 
-def _mean(values: list[Any]) -> float:
+def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else 0.0

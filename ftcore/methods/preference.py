@@ -19,14 +19,20 @@ Beta = Annotated[float, Gt(0)]
 
 
 class Answers(NamedTuple):
-    """One side of n pairs: summed log-probabilities (n,), the base model's or zeros, and numbers of tokens (n,)."""
+    """One side of P pairs."""
 
-    logps: Tensor
-    ref_logps: Tensor
-    lengths: Tensor
+    logps: Tensor  # (P,), summed over the answer's tokens
+    ref_logps: Tensor  # (P,), the same under the base model, or zeros
+    lengths: Tensor  # (P,), numbers of tokens
 
 
-class PairMethod(Method):
+class PairBatch(Batch):
+    """The chosen answers of P pairs, then the rejected ones: S = 2P; `ids` are those of the pairs."""
+
+    margins: Tensor  # (P,): by how much the chosen answer is better, at least (reward models)
+
+
+class PairMethod(Method[Pair, PairBatch]):
     """Base class of methods on pairs of answers to one prompt."""
 
     record_type = "preference"
@@ -39,11 +45,11 @@ class PairMethod(Method):
         """One pair, and the tokens of its chosen answer."""
         return {"pairs": 1, "tokens": sum(pair.chosen.completion_mask[1:])}
 
-    def collate(self, pairs: list[Pair]) -> Batch:
+    def collate(self, pairs: list[Pair]) -> PairBatch:
         """The chosen answers, then the rejected ones."""
         both = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
         margins = torch.tensor([pair.margin for pair in pairs])
-        return self.collate_answers(both) | {"ids": [pair.id for pair in pairs], "margins": margins}
+        return {**self.collate_answers(both), "ids": [pair.id for pair in pairs], "margins": margins}
 
 
 class PreferenceMethod(PairMethod):
@@ -57,17 +63,17 @@ class PreferenceMethod(PairMethod):
         self.beta = beta
 
     def reward(self, answers: Answers) -> Tensor:
-        """Implicit reward (n,) of answers."""
+        """Implicit reward (P,) of answers."""
         raise NotImplementedError
 
     def pair_loss(self, chosen: Answers, rejected: Answers) -> Tensor:
-        """Loss (n,) of each pair."""
+        """Loss (P,) of each pair."""
         raise NotImplementedError
 
-    def loss(self, batch: Batch) -> dict[str, Term]:
+    def loss(self, batch: PairBatch) -> dict[str, Term]:
         """The pairs' loss, the chosen answers' likelihood where it has weight, and the metrics of the DPO authors."""
-        n, logps = len(batch["ids"]), completion_logps(self.network, batch)
-        sums, lengths = row_sums(logps, batch), row_sums(torch.ones_like(logps), batch)
+        n, logps = len(batch["ids"]), completion_logps(self.network, batch)  # P pairs; (N,)
+        sums, lengths = row_sums(logps, batch), row_sums(torch.ones_like(logps), batch)  # (S,), the chosen ones first
         ref_sums = self.reference_sums(batch) if self.has_reference else torch.zeros_like(sums)
         chosen, rejected = (Answers(sums[k], ref_sums[k], lengths[k]) for k in (slice(n), slice(n, 2 * n)))
         terms = {"pairs": Term(self.pair_loss(chosen, rejected), n, "pairs")}

@@ -5,14 +5,14 @@ step. The centring term keeps scores around zero (Eisenstein et al. 2023, arXiv:
 sequence classifier with one label.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from ftcore.data.layouts import Batch
 from ftcore.methods.base import Term
 from ftcore.methods.losses import bradley_terry
-from ftcore.methods.preference import PairMethod
+from ftcore.methods.preference import PairBatch, PairMethod
 from ftcore.models.logprobs import sequence_scores
 
 
@@ -24,14 +24,14 @@ class Reward(PairMethod):
         self.centering = centering
 
     @classmethod
-    def architecture_of(cls, node: dict[str, Any]) -> str:
+    def architecture_of(cls, node: Mapping[str, object]) -> str:
         """A model with a score instead of a vocabulary."""
         return "SequenceClassification"
 
-    def loss(self, batch: Batch) -> dict[str, Term]:
+    def loss(self, batch: PairBatch) -> dict[str, Term]:
         """Loss of the score differences; scores and accuracy as metrics."""
-        n, scores = len(batch["ids"]), sequence_scores(self.network, batch)
-        chosen, rejected = scores[:n], scores[n : 2 * n]
+        n, scores = len(batch["ids"]), sequence_scores(self.network, batch)  # P pairs; (S,)
+        chosen, rejected = scores[:n], scores[n : 2 * n]  # (P,) each
         losses = bradley_terry(chosen, rejected, batch["margins"]) + self.centering * (chosen + rejected) ** 2
         values = {
             "rewards/chosen": chosen,

@@ -1,16 +1,16 @@
 """A learned reward: an earlier run of method=reward, or any sequence classifier with one score, in the training process."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 
 from ftcore.config.build import build
 from ftcore.data.layouts import pad
 from ftcore.data.sources import Row
 from ftcore.data.tokens import Encoder
 from ftcore.errors import ModelError
-from ftcore.models.foundation import load_foundation, load_run
+from ftcore.models.foundation import Foundation, load_foundation, load_run
 from ftcore.models.logprobs import sequence_scores
 from ftcore.models.weights import is_run
 
@@ -37,18 +37,19 @@ class RewardModel:
         self.encoder = Encoder(foundation.tokenizer, settings)
 
     @torch.no_grad()
-    def score(self, rows: list[Row], completions: list[str], batch_size: int, device: Any) -> list[float]:
+    def score(self, rows: list[Row], completions: list[str], batch_size: int, device: torch.device) -> list[float]:
         """Score of each completion of its row's prompt, as if it had ended there."""
         self.network.to(device)
         examples = [self.encoder.answered(row, text) for row, text in zip(rows, completions, strict=True)]
         scores: list[float] = []
         for k in range(0, len(examples), batch_size):
             batch = pad(examples[k : k + batch_size], self.encoder.tokenizer.pad_token_id or 0)
-            tensors = {key: batch[key].to(device) for key in ("input_ids", "attention_mask")}
-            scores += sequence_scores(self.network, tensors).tolist()
+            scores += sequence_scores(self.network, move_data_to_device(batch, device)).tolist()
         return scores
 
 
-def _load(path: str) -> Any:
-    shared: dict[str, Any] = {"package": None, "revision": None, "dtype": "auto", "chat_template": None}
-    return load_foundation("SequenceClassification", path=path, attention="sdpa", random_weights=False, **shared)
+def _load(path: str) -> Foundation:
+    return load_foundation(
+        "SequenceClassification", path=path, package=None, revision=None, dtype="auto", chat_template=None,
+        attention="sdpa", random_weights=False,
+    )  # fmt: skip

@@ -12,16 +12,22 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from ftcore.data.layouts import Batch
 from ftcore.data.sources import Row
 from ftcore.methods.base import Term
 from ftcore.methods.losses import clipped_policy_loss, clipped_value_loss, generalized_advantages, whitened
-from ftcore.methods.online import OnlineMethod, Parts, Sample, add_numbers, in_order
+from ftcore.methods.online import OnlineMethod, Parts, Rollouts, Sample, add_numbers, in_order
 from ftcore.methods.reward_model import RewardModel
 from ftcore.models.logprobs import hidden_at, predicted, token_scores
 
 
-class RLHF(OnlineMethod):
+class ValuedRollouts(Rollouts):
+    """What the value loss needs too."""
+
+    old_values: Tensor  # (N,): predicted when the tokens were sampled
+    returns: Tensor  # (N,): what the values should have been
+
+
+class RLHF(OnlineMethod[ValuedRollouts]):
     """Raises the reward model's score of what the policy writes, at a price for moving away from where it began."""
 
     token_names = ("old_logps", "advantages", "old_values", "returns")
@@ -59,7 +65,7 @@ class RLHF(OnlineMethod):
         """Add the values that the policy expects before each token."""
         super().annotate(samples)
         batch = self.sequences(samples)
-        hidden = hidden_at(self.network, batch, predicted(batch)[0])
+        hidden = hidden_at(self.network, batch, predicted(batch)[0])  # (N, H)
         add_numbers(in_order(samples, batch), "old_values", self._values(hidden).tolist())
 
     def advise(self, groups: list[list[Sample]]) -> list[Sample]:
@@ -68,15 +74,15 @@ class RLHF(OnlineMethod):
         if not samples:
             return []
         for one in samples:
-            values = torch.tensor(one.tokens["old_values"])
+            values = torch.tensor(one.tokens["old_values"])  # (T,), of this completion
             advantages = generalized_advantages(self._token_rewards(one), values, self.gamma, self.lam)
             one.tokens |= {"advantages": advantages.tolist(), "returns": (advantages + values).tolist()}
-        together = torch.tensor([x for one in samples for x in one.tokens["advantages"]])
+        together = torch.tensor([x for one in samples for x in one.tokens["advantages"]])  # (N,), of the whole step
         add_numbers(samples, "advantages", whitened(together).tolist())
         return samples
 
     def _token_rewards(self, one: Sample) -> Tensor:
-        """Price of the KL at each token, and at the last one the score."""
+        """Price (T,) of the KL at each token, and at the last one the score."""
         logps, ref_logps = torch.tensor(one.tokens["old_logps"]), torch.tensor(one.tokens["ref_logps"])
         rewards = -self.beta * (logps - ref_logps)
         assert one.reward is not None
@@ -84,12 +90,13 @@ class RLHF(OnlineMethod):
         return rewards
 
     def _values(self, hidden: Tensor) -> Tensor:
+        """Values (N,) that the head reads from last hidden states (N, H)."""
         return self.value_head(hidden.to(self.value_head.weight.dtype))[:, 0].float()
 
-    def loss(self, batch: Batch) -> dict[str, Term]:
+    def loss(self, batch: ValuedRollouts) -> dict[str, Term]:
         """Clipped policy loss and clipped value loss, averaged over the step's tokens."""
         scores = token_scores(self.network, batch, self.temperature, entropies=True)
-        log_ratio, values = scores.logps - batch["old_logps"], self._values(scores.hidden)
+        log_ratio, values = scores.logps - batch["old_logps"], self._values(scores.hidden)  # (N,) each
         policy = clipped_policy_loss(log_ratio, batch["advantages"], self.clip, self.clip)
         value = clipped_value_loss(values, batch["old_values"], batch["returns"], self.value_clip)
         n = len(log_ratio)

@@ -6,16 +6,19 @@ suffix (Bavarian et al. 2022, arXiv:2207.14255). masked: a share of the words is
 arXiv:1810.04805). Held-out text is scored as it is, or with the same words masked for every model.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Gt, Le
+from transformers import PreTrainedTokenizerBase
 
 from ftcore.data.sources import Row
 from ftcore.data.steps import Draw
 from ftcore.data.tokens import Example
 from ftcore.data.transforms import OBJECTIVES, fim_tokens
 from ftcore.errors import ConfigError
+from ftcore.methods.base import HeldOut
 from ftcore.methods.cloze import cloze_accuracy
 from ftcore.methods.sft import SFT
 
@@ -39,12 +42,12 @@ class SelfSupervised(SFT):
             raise ConfigError("method.packing needs a causal objective: an encoder would read packed texts as one.")
 
     @classmethod
-    def architecture_of(cls, node: dict[str, Any]) -> str:
+    def architecture_of(cls, node: Mapping[str, object]) -> str:
         """Masked words are an encoder's work."""
         return "MaskedLM" if node["objective"] == "masked" else "CausalLM"
 
     @classmethod
-    def control_tokens(cls, node: dict[str, Any], tokenizer: Any) -> tuple[str, ...]:
+    def control_tokens(cls, node: Mapping[str, object], tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
         """The three tokens of fill-in-the-middle."""
         return fim_tokens(tokenizer) if node["objective"] == "fill_in_the_middle" else ()
 
@@ -61,6 +64,6 @@ class SelfSupervised(SFT):
         """New cuts or masks every time a text comes by."""
         return [self.transform(example, random) for example in draw()]
 
-    def held_out_scores(self, held_out: Any, answers: list[Row], batch_size: int) -> dict[str, float]:
+    def held_out_scores(self, held_out: HeldOut, answers: list[Row], batch_size: int) -> dict[str, float]:
         """Share of sentences whose missing word is found among four."""
-        return {"cloze": cloze_accuracy(self, held_out.cloze, batch_size)} if held_out.cloze else {}
+        return {"cloze": cloze_accuracy(self, self.masked, held_out.cloze, batch_size)} if held_out.cloze else {}

@@ -14,7 +14,7 @@ from ftcore.methods.losses import negative_log_likelihood
 from ftcore.models.logprobs import completion_logps
 
 
-class SFT(Method):
+class SFT(Method[Example, Batch]):
     """Cross-entropy on completions."""
 
     record_type = "prompt_completion"
@@ -37,5 +37,5 @@ class SFT(Method):
 
     def loss(self, batch: Batch) -> dict[str, Term]:
         """Negative log-likelihood of the completion tokens."""
-        logps = completion_logps(self.network, batch)
+        logps = completion_logps(self.network, batch)  # (N,)
         return {"nll": Term(negative_log_likelihood(logps), len(logps), "tokens")}

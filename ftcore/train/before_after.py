@@ -15,6 +15,7 @@ from ftcore.evaluate.score import HeldOut, Scores, changes, score
 from ftcore.files import whole_file
 from ftcore.machine.hardware import memory_of
 from ftcore.methods.base import Method
+from ftcore.settings import Evaluate
 
 
 class BeforeAfter(Callback):
@@ -23,7 +24,7 @@ class BeforeAfter(Callback):
     The base model's scores wait in `file`, so that a run that goes on need not find them again, and in `shared` for other runs.
     """
 
-    def __init__(self, held_out: HeldOut, settings: dict[str, Any], file: Path, shared: Path | None = None) -> None:
+    def __init__(self, held_out: HeldOut, settings: Evaluate, file: Path, shared: Path | None = None) -> None:
         self.held_out, self.settings, self.file, self.shared = held_out, settings, file, shared
         self.base: Scores = {}
         self.tuned: Scores = {}
