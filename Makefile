@@ -15,7 +15,7 @@ lint:     ## ruff and mypy
 	ruff check . && ruff format --check . && mypy
 golden:   ## write tests/golden anew after a change of the algorithm
 	FTCORE_RECORD=1 pytest tests/test_golden.py
-schema:   ## write ftcore/schema.json, and recipe.schema.json for editors, from the signatures
+schema:   ## write schema.json, recipe.schema.json (for editors) and docs/reference.md anew
 	python -m ftcore.config.schema
 data:     ## write the rows of data=medical from its facts
 	python dev/build_medical.py

@@ -1,4 +1,4 @@
-"""JSON schemas from signatures: `python -m ftcore.config.schema` writes ftcore/schema.json and what editors read.
+"""JSON schemas from signatures: `python -m ftcore.config.schema` writes schema.json, what editors read and docs/reference.md.
 
 Config parameters are the keyword-only parameters of what `_target_` names; what comes before the `*` is given by the
 program. While a class passes `**kwargs` on, its bases' parameters belong to it too. Types are the annotations, ranges their
@@ -75,8 +75,10 @@ def build() -> str:
 
 
 if __name__ == "__main__":
-    from ftcore.config import editor_schema
+    from ftcore.config import editor_schema, reference
 
     content = build()
     (PACKAGE / "schema.json").write_text(content)
     editor_schema.FILE.write_text(editor_schema.build(json.loads(content)))
+    if reference.FILE.parent.is_dir():  # in a checkout
+        reference.FILE.write_text(reference.build(json.loads(content)))
