@@ -1,22 +1,23 @@
-"""Tokenised rows on disk: made once, mapped into memory by every process and later run, kept by all that they depend on.
+"""Tokenised rows on disk: made once, memory-mapped by every process and later run, cached under a hash of all they depend on.
 
-Examples are dataclasses; each of their fields becomes one flat array with the places where its values end.
+A cache is a folder of Arrow IPC files, one of each process that tokenised. Examples are dataclasses: each of their fields is a
+column, `chosen.input_ids` that of a field within a field. Every record batch carries the encoder's counts up to there.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import sys
 import tempfile
-from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, is_dataclass
-from itertools import accumulate, chain
+from dataclasses import asdict, is_dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 from filelock import FileLock
@@ -30,66 +31,36 @@ from ftcore.machine.processes import in_processes
 
 # With fewer rows, tokenising is quicker than looking for it.
 WORTH_KEEPING = 2000
-
-
 CHUNK = 1000
-
-
 # With fewer rows, another process takes longer to start than it saves.
 ROWS_OF_A_WORKER = 10_000
-
-
-INDEX = "index.json"
-
-
 Encode = Callable[[list[Row]], list[Any]]
 
 
-# How a field's values are stored, by its type: array code for writing, dtype for reading.
-CODES = {str: ("B", np.uint8), int: ("q", np.int64), float: ("d", np.float64), bool: ("b", np.bool_)}
-
-
-ITEMS: dict[Any, Callable[[Any], Any]] = {str: str.encode, dict: lambda v: json.dumps(v).encode(), list: lambda v: v}
-
-
-LISTS = {int: ("i", np.int32), bool: ("b", np.bool_)}
-
-
 class Stored(Sequence[Any]):
-    """Examples of a folder, made when they are asked for. `counts` are those of the encoder that made them."""
+    """Examples of a folder, made when they are asked for. `counts` are those of the encoder that made them.
+
+    Raises `StorageError` when the folder is damaged.
+    """
 
     def __init__(self, folder: Path, kind: type) -> None:
-        index = json.loads((folder / INDEX).read_text())
-        self.kind, self.size, self.counts = kind, index["size"], index["counts"]
-        self.fields = (
-            {path: _Read(folder, path, hint, self.size) for path, hint in _leaves(kind).items()} if self.size else {}
-        )
+        self.table, self.counts = _read(folder, kind)
+        self.make_example = _maker(kind, self.table)
 
     def __len__(self) -> int:
-        return self.size
+        return self.table.num_rows
 
     def __getitem__(self, k: Any) -> Any:
         if isinstance(k, slice):
-            return [self[number] for number in range(*k.indices(self.size))]
-        if not 0 <= k < self.size:
+            return [self[number] for number in range(*k.indices(len(self)))]
+        if not 0 <= k < len(self):
             raise IndexError(k)
-        return self._made(self.kind, "", k)
+        return self.make_example(k)
 
     def lengths(self) -> list[int]:
         """Number of tokens of each example."""
-        sides = [path for path in self.fields if path.rpartition(".")[2] == "input_ids"]
-        return np.max([np.diff(self.fields[path].ends, prepend=0) for path in sides], axis=0).tolist()
-
-    def _made(self, kind: Any, prefix: str, k: int) -> Any:
-        hints = get_type_hints(kind)
-        return kind(
-            **{
-                field.name: self._made(hints[field.name], f"{prefix}{field.name}.", k)
-                if is_dataclass(hints[field.name])
-                else self.fields[prefix + field.name].value(hints[field.name], k)
-                for field in fields(kind)
-            }
-        )
+        sides = [self.table[path] for path in self.table.column_names if path.rpartition(".")[2] == "input_ids"]
+        return np.max([np.concatenate([np.diff(part.offsets) for part in side.chunks]) for side in sides], 0).tolist()
 
 
 def stored(rows: list[Row], encode: Encode, encoder: Encoder, settings: Any) -> Sequence[Any]:
@@ -104,14 +75,11 @@ def stored(rows: list[Row], encode: Encode, encoder: Encoder, settings: Any) -> 
         return encode(rows)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):  # of several processes that start together one tokenises, for all
-        if not (folder / INDEX).is_file():
+        if not folder.is_dir():
             _make(folder, type(first[0]), rows, encode, encoder)
-    try:
-        found = Stored(folder, type(first[0]))
-    except (ValueError, LookupError, TypeError):
-        raise StorageError(f"{folder} is damaged. Delete it: its rows are tokenised again.") from None
+    found = Stored(folder, type(first[0]))
     encoder.counts.clear()
-    encoder.counts.update(before + Counter(found.counts))
+    encoder.counts.update(before + found.counts)
     return found
 
 
@@ -135,123 +103,106 @@ def _key(rows: list[Row], encoder: Encoder, vocabulary: str, settings: Any) -> s
 def _make(folder: Path, kind: type, rows: list[Row], encode: Encode, encoder: Encoder) -> None:
     """Write beside the target, then rename. Processes share the rows where there are many and cores for it."""
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix="partial-"))
-    workers = min(len(os.sched_getaffinity(0)), len(rows) // ROWS_OF_A_WORKER) if sys.platform == "linux" else 1
-    bounds = [len(rows) * k // max(workers, 1) for k in range(max(workers, 1) + 1)]
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+    count = max(1, min(cores, len(rows) // ROWS_OF_A_WORKER))
 
     def write(k: int) -> None:
-        (partial / str(k)).mkdir()
         encoder.counts.clear()
-        _write(partial / str(k), kind, rows[bounds[k] : bounds[k + 1]], encode, encoder)
+        own = rows[len(rows) * k // count : len(rows) * (k + 1) // count]
+        _write(partial / f"{k}-of-{count}.arrow", kind, own, encode, encoder)
 
     try:
-        in_processes(write, workers) if workers > 1 else write(0)
-        _joined(partial, [partial / str(k) for k in range(len(bounds) - 1)], kind)
+        in_processes(write, count) if count > 1 else write(0)
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write(folder: Path, kind: type, rows: list[Row], encode: Encode, encoder: Encoder) -> None:
-    columns = {path: _Written(folder, path, hint) for path, hint in _leaves(kind).items()}
-    size = 0
-    for k in range(0, len(rows), CHUNK):
-        chunk = encode(rows[k : k + CHUNK])
-        size += len(chunk)
-        for path, column in columns.items():
-            column.add(list(map(attrgetter(path), chunk)))
-    for column in columns.values():
-        column.close()
-    (folder / INDEX).write_text(json.dumps({"size": size, "counts": encoder.counts}))
+def _write(file: Path, kind: type, rows: list[Row], encode: Encode, encoder: Encoder) -> None:
+    import pyarrow  # only where it is needed: it starts a thread, and a sweep's jobs are forked from a process without any
+
+    schema = _schema(kind)
+    with file.open("wb") as content, pyarrow.ipc.new_file(content, schema) as writer:
+        for k in range(0, len(rows), CHUNK):
+            chunk = encode(rows[k : k + CHUNK])
+            columns = [list(map(_text_of_dict, map(attrgetter(path), chunk))) for path in schema.names]
+            writer.write_batch(pyarrow.record_batch(columns, schema), {"counts": json.dumps(encoder.counts)})
 
 
-def _joined(folder: Path, parts: list[Path], kind: type) -> None:
-    """One folder of several: values one after the other, and where they end counted on."""
-    for path in _leaves(kind):
-        end = 0
-        with (folder / f"{path}.values").open("wb") as values, (folder / f"{path}.ends").open("wb") as ends:
-            for part in parts:
-                with (part / f"{path}.values").open("rb") as own:
-                    shutil.copyfileobj(own, values)
-                marked = np.fromfile(part / f"{path}.ends", np.int64)
-                ends.write(np.where(marked < 0, marked - end, marked + end).tobytes())
-                end += max(-marked[-1] - 1, marked[-1]) if len(marked) else 0
-    found = [json.loads((part / INDEX).read_text()) for part in parts]
-    counts = sum((Counter(one["counts"]) for one in found), Counter())
-    (folder / INDEX).write_text(json.dumps({"size": sum(one["size"] for one in found), "counts": counts}))
-    for part in parts:
-        shutil.rmtree(part)
+def _text_of_dict(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, dict) else value
 
 
-class _Written:
-    """One field's values on their way to a file."""
+def _read(folder: Path, kind: type) -> tuple[Any, Counter[str]]:
+    """Arrow's table of all files, one after the other, and what the encoder counted. Raises `StorageError` for damage."""
+    import pyarrow
 
-    def __init__(self, folder: Path, path: str, hint: Any) -> None:
-        self.values, self.code, self.kind = (folder / f"{path}.values").open("wb"), _code(hint)[0], _plain(hint)
-        self.ends, self.file, self.end = array("q"), folder / f"{path}.ends", 0
-
-    def add(self, values: list[Any]) -> None:
-        """Append values; None takes no room and is told from an empty one by its negative end."""
-        as_items = ITEMS.get(self.kind, lambda value: (value,))
-        items = [() if value is None else as_items(value) for value in values]
-        if self.code in "bB":
-            self.values.write(b"".join(map(bytes, items)))
-        else:
-            array(self.code, chain.from_iterable(items)).tofile(self.values)
-        ends = list(accumulate(map(len, items), initial=self.end))
-        self.ends.extend(-end - 1 if value is None else end for value, end in zip(values, ends[1:], strict=True))
-        self.end = ends[-1]
-
-    def close(self) -> None:
-        """Write where the values end."""
-        self.values.close()
-        self.file.write_bytes(self.ends.tobytes())
+    count = len(os.listdir(folder))
+    try:
+        paths = [str(folder / f"{k}-of-{count}.arrow") for k in range(count)]
+        files = [pyarrow.ipc.open_file(pyarrow.memory_map(path)) for path in paths]
+        table = pyarrow.concat_tables([file.read_all() for file in files])
+        table.validate(full=True)  # or a wrong offset would be read beyond the file
+        if table.schema != _schema(kind):
+            raise ValueError
+        return table, sum(map(_counts, files), Counter())
+    except (pyarrow.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
+        # What the operating system refuses is no damage; Arrow's own OSErrors have no number.
+        if getattr(error, "errno", None) not in (None, errno.ENOENT):
+            raise
+        raise StorageError(f"{folder} is damaged. Delete it: its rows are tokenised again.") from None
 
 
-class _Read:
-    """One field's values, mapped into memory."""
-
-    def __init__(self, folder: Path, path: str, hint: Any, size: int) -> None:
-        marked = np.fromfile(folder / f"{path}.ends", np.int64)
-        self.none, self.ends = marked < 0, np.where(marked < 0, -marked - 1, marked)
-        self.folder, self.path = folder, path
-        held = (folder / f"{path}.values").stat().st_size // np.dtype(_code(hint)[1]).itemsize
-        if len(marked) != size or (np.diff(self.ends, prepend=0) < 0).any() or self.ends[-1] != held:
-            raise ValueError(path)
-        self.values: np.ndarray | None = None
-
-    def value(self, hint: Any, k: int) -> Any:
-        """Value `k` as the type that the field has."""
-        if self.none[k]:
-            return None
-        if self.values is None:
-            file, dtype = self.folder / f"{self.path}.values", _code(hint)[1]
-            self.values = np.memmap(file, dtype, "r") if file.stat().st_size else np.zeros(0, dtype)
-        found = self.values[(self.ends[k - 1] if k else 0) : self.ends[k]]
-        kind = _plain(hint)
-        if kind in (str, dict):
-            text = found.tobytes().decode()
-            return text if kind is str else json.loads(text)
-        return found.tolist() if kind is list else found[0].item()
+def _counts(file: Any) -> Counter[str]:
+    """What the encoder had counted when it wrote a file's last batch."""
+    last = file.get_batch_with_custom_metadata(file.num_record_batches - 1)
+    return Counter(json.loads(last.custom_metadata[b"counts"]))
 
 
-def _leaves(kind: Any, prefix: str = "") -> dict[str, Any]:
+def _schema(kind: type) -> Any:
+    """Arrow's schema of the examples of a class."""
+    import pyarrow as pa
+
+    types: dict[Any, Any] = {
+        str: pa.string(),
+        dict: pa.string(),
+        int: pa.int64(),
+        float: pa.float64(),
+        bool: pa.bool_(),
+    }
+    types |= {list[int]: pa.list_(pa.int32()), list[bool]: pa.list_(pa.bool_())}
+    return pa.schema([(path, types[hint]) for path, hint in _fields(kind).items()])
+
+
+def _fields(kind: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted name -> type of each field that is no dataclass itself."""
     found: dict[str, Any] = {}
     for name, hint in get_type_hints(kind).items():
-        found |= _leaves(hint, f"{prefix}{name}.") if is_dataclass(hint) else {prefix + name: hint}
+        found |= _fields(hint, f"{prefix}{name}.") if is_dataclass(hint) else {prefix + name: _plain(hint)}
     return found
 
 
 def _plain(hint: Any) -> Any:
-    """`list` of `list[int] | None`."""
-    options = [option for option in get_args(hint) if option is not type(None)]
-    inner = options[0] if type(None) in get_args(hint) else hint
-    return getattr(inner, "__origin__", inner)
+    """A type without None, and dict without the types within.
+
+    >>> _plain(list[int] | None), _plain(dict[str, str])
+    (list[int], <class 'dict'>)
+    """
+    if NoneType in get_args(hint):
+        (hint,) = (option for option in get_args(hint) if option is not NoneType)
+    return dict if get_origin(hint) is dict else hint
 
 
-def _code(hint: Any) -> tuple[str, Any]:
-    kind = _plain(hint)
-    if kind is not list:
-        return CODES[str if kind is dict else kind]
-    inner = next(option for option in (hint, *get_args(hint)) if getattr(option, "__origin__", None) is list)
-    return LISTS[get_args(inner)[0]]
+def _maker(kind: Any, table: Any, prefix: str = "") -> Callable[[int], Any]:
+    """A function that makes example `k` of a table."""
+    values: dict[str, Callable[[int], Any]] = {}
+    for name, hint in get_type_hints(kind).items():
+        inner, path = is_dataclass(hint), prefix + name
+        values[name] = _maker(hint, table, f"{path}.") if inner else _reader(table[path], _plain(hint))
+    return lambda k: kind(**{name: value(k) for name, value in values.items()})
+
+
+def _reader(column: Any, hint: Any) -> Callable[[int], Any]:
+    if hint is dict:
+        return lambda k: (text := column[k].as_py()) and json.loads(text)
+    return lambda k: column[k].as_py()
