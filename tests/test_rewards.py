@@ -359,7 +359,7 @@ def test_what_a_hanging_function_started_ends_with_it(folder, tmp_path):
 def test_the_worker_ends_with_its_parent_and_says_nothing(folder, tmp_path, blow):
     pid_file, script = tmp_path / "pid", tmp_path / "script.py"
     script.write_text(f"""
-from ftcore.rewards import Rewards
+from ftcore.rewards.worker import Rewards
 if __name__ == "__main__":
     made = Rewards(["my_rewards.hang"], [1.0], {{}}, time_limit=60, max_failed_share=1.0, trust=["my_rewards"])
     try:

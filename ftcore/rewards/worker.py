@@ -1,26 +1,22 @@
 """The worker process that runs reward functions, under a time limit: they may hang, crash or exit."""
 
-import ctypes
 import math
-import multiprocessing
 import os
-import signal
 import sys
 from collections import Counter
 from contextlib import suppress
+from multiprocessing import Pipe, get_context
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from typing import Any, Self
 
 from ftcore.errors import ConfigError, RewardError, is_private
+from ftcore.machine import isolated
 from ftcore.rewards.functions import FUNCTIONS, TRL, Batch, Function, Values, check_reward, locate_reward
 
 Outcome = float | str  # the value of one completion, or why it has none
 
-
 START_LIMIT = 300  # seconds for importing the functions' modules
-
-
 ROWS_TO_JUDGE = 16  # with fewer rows seen, a share of failures says little
 
 
@@ -49,7 +45,7 @@ class Rewards:
         self.names, self.weights, self.time_limit, self.max_failed_share = names, weights, time_limit, max_failed_share
         self.seen, self.failed, self.reasons = 0, Counter[str](), dict[str, str]()
         self._jobs = [(name, options.get(name, {}), trust) for name in names]
-        self._worker: tuple[SpawnProcess, Connection] | None = None
+        self._worker: tuple[BaseProcess, Connection] | None = None
 
     def score(
         self, prompts: list[str], completions: list[str], completion_ids: list[list[int]], rows: list[dict[str, Any]]
@@ -72,11 +68,7 @@ class Rewards:
         """End the worker, and what it started, at once."""
         if self._worker:
             process, pipe = self._worker
-            assert process.pid
-            with suppress(OSError):  # it does not lead a group yet
-                os.killpg(process.pid, signal.SIGKILL)
-            process.kill()
-            process.join()
+            isolated.end(process)
             pipe.close()
             self._worker = None
 
@@ -113,16 +105,9 @@ class Rewards:
 
     def _start(self) -> None:
         """Start the worker and wait until it has imported the functions; `ConfigError` when it cannot."""
-        context = multiprocessing.get_context("spawn")
-        pipe, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs,), name="rewards", daemon=True)
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C must not meet a half-started worker
-        try:
-            process.start()
-        finally:
-            theirs.close()
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        self._worker = process, pipe
+        pipe, theirs = Pipe()
+        with theirs, isolated.uninterrupted():
+            self._worker = isolated.start(get_context("spawn"), _work, theirs, daemon=True), pipe
         reply = self._ask(self._jobs, START_LIMIT)
         if isinstance(reply, str):
             self.close()
@@ -164,10 +149,6 @@ def _conversations(batch: Batch) -> Batch:
 
 def _work(pipe: Connection) -> None:
     """The worker: import the functions, then answer batches until the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.setsid()  # heads a group, so that what functions start can be ended with it
-    if sys.platform == "linux":  # a hanging function would not notice that the parent is gone
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if is_private():  # functions may print what they judge
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     sys.stdout = sys.stderr  # what functions print stands apart from what the program prints

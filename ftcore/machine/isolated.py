@@ -1,0 +1,56 @@
+"""Processes that can be ended with all they started: each leads a process group of its own.
+
+Ctrl-C reaches none of them: the process that started them ends them, each in its own way.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
+
+PR_SET_PDEATHSIG = 1  # of prctl, on Linux
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait until the block ends: it must not meet a process half started, or one that nobody knows of yet."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def start(
+    context: SpawnContext | ForkServerContext, work: Callable[..., object], *given: object, daemon: bool = False
+) -> BaseProcess:
+    """Start `work(*given)` in a new process, which is returned; call it, and keep the process, inside `uninterrupted`.
+
+    On Linux the process also dies with its parent: the thread that called this, or the fork server.
+    `daemon` is that of multiprocessing: such a process ends with this one, and starts none by multiprocessing.
+    """
+    process = context.Process(target=_lead, args=(work, *given), daemon=daemon)
+    process.start()
+    return process
+
+
+def end(process: BaseProcess) -> None:
+    """End a process and all it started, at once."""
+    assert process.pid
+    with suppress(OSError):  # it leads no group yet, or has left nothing behind
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.join()
+
+
+def _lead(work: Callable[..., object], *given: object) -> None:
+    """In the new process: leave the terminal and its signals, then work."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.setsid()
+    if sys.platform == "linux":  # what hangs would not notice by itself that the parent is gone
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    work(*given)
