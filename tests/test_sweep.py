@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import pytest
 import yaml
@@ -13,6 +14,7 @@ from filelock import FileLock
 
 from ftcore.config.build import options
 from ftcore.sweeps.job import Job
+from ftcore.sweeps.pool import Pool
 from ftcore.sweeps.report import finish
 from ftcore.sweeps.sweep import read_sweep
 from ftcore.train.faults import VARIABLE
@@ -65,6 +67,21 @@ def test_a_job_gives_what_the_same_command_gives_alone(ftcore):
     summary = json.loads(next(alone.cwd.glob("alone/*/*/summary.json")).read_text())
     assert scores["6"]["loss"] == pytest.approx(summary["tuned"]["loss"], rel=1e-6)
     assert scores["5"]["loss"] != pytest.approx(summary["tuned"]["loss"], rel=1e-6)
+
+
+def print_imported(names):
+    print(*(name for name in names if name in sys.modules))
+    return 0
+
+
+def test_a_job_begins_with_everything_imported(tmp_path):
+    """The server of the jobs passes over an ImportError of what it preloads: jobs would only begin later."""
+    names = ["ftcore.train.run", "ftcore.runs.preload"]  # the second is there only if it was imported to its end
+    job = Job(0, names, {}, tmp_path / "job")
+    with closing(Pool(print_imported, size=1)) as pool:
+        pool.start(job)
+        assert pool.wait(60)
+    assert job.log.read_text().split() == names
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from pathlib import Path
 from pkgutil import resolve_name
 
 from ftcore import __version__
@@ -11,10 +10,11 @@ from ftcore.cli.words import split_words
 from ftcore.errors import FtcoreError, is_private, storage_errors, traced
 from ftcore.machine import torchrun as outside
 from ftcore.runs.start import train
+from ftcore.sweeps.job import is_one_job
 
 
-def run_command(words: list[str], job: bool = False) -> int:
-    """Run one command line, or one `job` of a sweep, and return its exit status."""
+def run_command(words: list[str]) -> int:
+    """Run one command line and return its exit status."""
     try:
         if {"-h", "--help", "help"} & set(words):
             from ftcore.cli.help import print_help
@@ -28,7 +28,7 @@ def run_command(words: list[str], job: bool = False) -> int:
             complete(words[1:])
         else:
             with storage_errors():
-                _dispatch(words, job)
+                _dispatch(words)
         return 0
     except FtcoreError as error:
         return _failed(error)
@@ -70,17 +70,16 @@ def _interrupted() -> int:
     return 130
 
 
-def _dispatch(words: list[str], job: bool) -> None:
+def _dispatch(words: list[str]) -> None:
     if words and words[0] in ON_WORDS:
         overrides, config_dirs, _ = split_words(words[1:])
         resolve_name(ON_WORDS[words[0]])(overrides, config_dirs)
         return
     overrides, config_dirs, flags = split_words(words)
-    job = job or "WANDB_SWEEP_ID" in os.environ  # W&B's agent asks for one job at a time
-    if "--multirun" in flags or (any(word.startswith("sweeps=") for word in overrides) and not job):
+    if "--multirun" in flags or (any(word.startswith("sweeps=") for word in overrides) and not is_one_job()):
         from ftcore.sweeps.sweep import sweep
 
-        sweep(overrides, config_dirs)
+        sweep(overrides, config_dirs, run_command)
         return
     from ftcore.config.compose import load_config
 
@@ -93,14 +92,3 @@ def _dispatch(words: list[str], job: bool) -> None:
         train(config)
     else:
         resolve_name(ON_CONFIG[config["verb"]])(config)
-
-
-def run_job(words: list[str], log: Path) -> int:
-    """Run a job in this process, what it prints in a file; its exit status."""
-    from ftcore.cli.command import run_command
-
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as output:
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
-    return run_command(words, job=True)

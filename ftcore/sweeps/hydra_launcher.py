@@ -1,10 +1,11 @@
 """Jobs of a sweep by a launcher plugin of Hydra (joblib, submitit, ray), when the command line names one.
 
-Such a launcher composes each job from Hydra's own config. So it gets a config of two keys, the file that lists the jobs and the
-number of one of them, and the job itself composes as always.
+Such a launcher composes each job from Hydra's own config. So it gets a config of two keys, the file that lists the jobs'
+commands and the number of one of them, and the command itself composes as always.
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import hydra
 
 from ftcore.errors import ConfigError
-from ftcore.sweeps.job import Job, reason
+from ftcore.sweeps.job import ONE_JOB, Job, reason
 
 FILE = "jobs.json"
 
@@ -23,35 +24,32 @@ def run_with_hydra(launcher: list[str], jobs: list[Job], folder: Path) -> dict[i
 
     Raises `ConfigError` when Hydra does not know the launcher.
     """
-    pending = {job.number: job for job in jobs if not job.summary}
+    pending = {job.number: job for job in jobs if not job.finished}
     if not pending:
         return {}
-    listed = {number: [job.words, str(job.log)] for number, job in pending.items()}
+    for job in pending.values():
+        job.folder.mkdir(parents=True, exist_ok=True)
+    listed = {number: {"words": job.words, "folder": str(job.folder)} for number, job in pending.items()}
     (folder / FILE).write_text(json.dumps(listed))
     words = [f"+jobs='{folder / FILE}'", f"+job={','.join(map(str, pending))}", *launcher]
-    quiet = [
-        "hydra/hydra_logging=none",
-        f"hydra.sweep.dir='{folder / 'hydra'}'",
-        "hydra.output_subdir=null",
-        "hydra/job_logging=none",
-    ]
-    done = subprocess.run([sys.executable, "-m", "ftcore.sweeps.hydra_launcher", "-m", *words, *quiet])
+    quiet = ["hydra/hydra_logging=none", "hydra/job_logging=none", "hydra.output_subdir=null"]
+    place = f"hydra.sweep.dir='{folder / 'hydra'}'"
+    done = subprocess.run([sys.executable, "-m", "ftcore.sweeps.hydra_launcher", "-m", *words, *quiet, place])
     if done.returncode and not any(job.log.exists() for job in pending.values()):
         raise ConfigError(
             f"Hydra could not run {' '.join(launcher)}; install its plugin, such as hydra-joblib-launcher."
         )
-    return {number: why for number, job in pending.items() if (why := reason(job, 0 if job.summary else 1))}
+    return {number: why for number, job in pending.items() if (why := reason(job, 0 if job.finished else 1))}
 
 
 @hydra.main(version_base="1.3", config_path=None)
 def _one(config: Any) -> int:
-    from hydra.core.global_hydra import GlobalHydra
-
-    from ftcore.cli.command import run_job
-
-    GlobalHydra.instance().clear()  # the job composes its own config
-    words, log = json.loads(Path(config.jobs).read_text())[str(config.job)]
-    return run_job(words, Path(log))
+    """Run one job where the launcher wants it; its exit status."""
+    listed = json.loads(Path(config.jobs).read_text())[str(config.job)]
+    job = Job(config.job, listed["words"], {}, Path(listed["folder"]))
+    command, environment = [sys.executable, "-m", "ftcore", *job.words], {**os.environ, ONE_JOB: str(job.folder)}
+    with job.log.open("a") as output:
+        return subprocess.run(command, stdout=output, stderr=output, env=environment).returncode
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import signal
 from dataclasses import dataclass
@@ -9,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ftcore.settings import Config
+
+# The folder of the job, where a command is one job of a sweep: a sweep file among its words then starts no sweep.
+ONE_JOB = "FTCORE_SWEEP_JOB"
+ONE_JOB_OF_WANDB = "WANDB_SWEEP_ID"  # set by its agents
 
 ERROR = re.compile(r"^(\w*(?:Error|Stopped|OutOfMemory|Exception)\b.*)", re.MULTILINE)
 
@@ -33,6 +38,11 @@ class Job:
         return any(self.folder.glob("*/slurm"))
 
     @property
+    def finished(self) -> bool:
+        """Whether it needs no process here any more."""
+        return bool(self.summary) or self.submitted
+
+    @property
     def metrics(self) -> Path | None:
         """metrics.jsonl of its newest run."""
         return next(iter(sorted(self.folder.glob("*/metrics.jsonl"), reverse=True)), None)
@@ -45,7 +55,7 @@ class Job:
 
 def reason(job: Job, code: int) -> str:
     """Why a job failed: its own last error, or the signal that ended it."""
-    if not code and (job.summary or job.submitted):
+    if not code and job.finished:
         return ""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
@@ -53,12 +63,21 @@ def reason(job: Job, code: int) -> str:
     return errors[-1] if errors else f"exit code {code}; see {job.log}"
 
 
-def told(value: Any) -> str:
-    """A value as an override says it."""
+def is_one_job() -> bool:
+    """Whether this process runs one job of a sweep."""
+    return ONE_JOB in os.environ or ONE_JOB_OF_WANDB in os.environ
+
+
+def as_word(value: object) -> str:
+    """A value as it stands in an override.
+
+    >>> as_word(True), as_word("lora")
+    ('true', 'lora')
+    """
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def folder_of(config: Config, searched: Config) -> Path:
+def folder_of(config: Config, searched: dict[str, object]) -> Path:
     """The sweep's folder: named by everything that decides its jobs, so that the same command finds it again."""
     decides = {key: value for key, value in config.items() if key not in ("sweep", "logger", "output_dir", "dry_run")}
     said = json.dumps([decides, searched, config["sweep"]["objective"]], default=str)
@@ -66,15 +85,13 @@ def folder_of(config: Config, searched: Config) -> Path:
     return Path(config["output_dir"]).expanduser().resolve() / config["name"] / name
 
 
-def job_of(number: int, changes: dict[str, str], fixed: list[str], flags: list[str], folder: Path) -> Job:
-    """A job: its command goes on where it stopped, in a folder of its own."""
+def job_of(number: int, changes: dict[str, str], shared: list[str], folder: Path) -> Job:
+    """A job of the words that all `shared`: its command goes on where it stopped, in a folder of its own."""
     said = json.dumps(sorted(changes.items()))
     name = f"{number}-{hashlib.sha256(said.encode()).hexdigest()[:6]}"
     own = [f"output_dir={folder}", f"name={name}", "resume=auto"]
-    kept = [word for word in fixed if word.split("=")[0].lstrip("+") not in ("output_dir", "name", "resume")]
-    return Job(
-        number, [*flags, *kept, *(f"{key}={value}" for key, value in changes.items()), *own], changes, folder / name
-    )
+    kept = [word for word in shared if word.split("=")[0].lstrip("+") not in ("output_dir", "name", "resume")]
+    return Job(number, [*kept, *(f"{key}={value}" for key, value in changes.items()), *own], changes, folder / name)
 
 
 def value(summary: Any, key: str) -> Any:

@@ -1,4 +1,4 @@
-"""Jobs of a sweep: a process each, forked from a server that has imported everything, so that a job begins in about a second.
+"""Runs the jobs of a sweep: a process each, forked from a server that has imported everything, so that a job begins in a second.
 
 The server only imports: no tensor is computed and no thread started in it before it forks. A job that raises, is killed or
 takes too long touches no other.
@@ -8,19 +8,25 @@ import os
 import signal
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from multiprocessing import connection, forkserver, get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ftcore.cli.command import run_job
+from ftcore.machine import isolated
 from ftcore.models import weights
-from ftcore.sweeps.job import Job, reason
+from ftcore.settings import Sweep
+from ftcore.sweeps.job import ONE_JOB, Job, reason
 
 GRACE = 10  # seconds that stopped jobs have to save
+
+# Runs a command line and returns its exit status; a function that another process can import.
+RunCommand = Callable[[list[str]], int]
 
 
 @dataclass
@@ -28,7 +34,7 @@ class Running:
     """A job and its process."""
 
     job: Job
-    process: Any
+    process: BaseProcess
     deadline: float
 
 
@@ -45,6 +51,7 @@ def start_server() -> None:
 class Pool:
     """At most `size` jobs at the same time, each ended after `time_limit` seconds. `wait` gives them back as they end."""
 
+    run_command: RunCommand
     size: int
     time_limit: float | None = None
     running: list[Running] = field(default_factory=list)
@@ -60,12 +67,11 @@ class Pool:
     def start(self, job: Job) -> None:
         """Begin a job; there must be room."""
         job.folder.mkdir(parents=True, exist_ok=True)
-        given = (job.words, job.log, self.threads, dict(os.environ), weights.checked)
-        process = self.context.Process(target=_work, args=given)
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # no job that nobody knows of
-        process.start()
-        self.running.append(Running(job, process, time.monotonic() + (self.time_limit or float("inf"))))
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        environment = {**os.environ, ONE_JOB: str(job.folder), "OMP_NUM_THREADS": str(self.threads)}
+        given = (self.run_command, job, self.threads, environment, weights.checked)
+        with isolated.uninterrupted():
+            process = isolated.start(self.context, _work, *given)
+            self.running.append(Running(job, process, time.monotonic() + (self.time_limit or float("inf"))))
 
     @property
     def full(self) -> bool:
@@ -89,8 +95,7 @@ class Pool:
         """Ask a job to save and end."""
         for one in self.running:
             if one.job is job:
-                with suppress(ProcessLookupError):
-                    os.kill(one.process.pid, signal.SIGTERM)
+                one.process.terminate()
 
     def close(self) -> None:
         """Let all jobs save what they have, and end them."""
@@ -102,38 +107,83 @@ class Pool:
                 one.process.join(max(until - time.monotonic(), 0))
         finally:  # also when Ctrl-C comes again
             for one in self.running:
-                _kill(one.process)
+                isolated.end(one.process)
 
     def _ended(self, one: Running, late: bool) -> tuple[Job, str]:
-        _kill(one.process)  # also what it started
+        isolated.end(one.process)  # also what it started
         self.running.remove(one)
         if late:
             return one.job, f"longer than {self.time_limit:,.0f} s"
-        return one.job, reason(one.job, one.process.exitcode)
+        code = one.process.exitcode
+        assert code is not None
+        return one.job, reason(one.job, code)
 
 
-def _kill(process: Any) -> None:
-    try:
-        os.killpg(process.pid, signal.SIGKILL)  # the group of `_work`
-    except (ProcessLookupError, PermissionError):
-        process.kill()
-    process.join()
-
-
-def _work(words: list[str], log: Path, threads: int, environment: dict[str, str], whole: dict[Path, list[Any]]) -> None:
-    """The job, in its process: a group of its own, its share of the cores, the environment of now, weights found `whole`."""
-    os.setsid()
-    weights.checked.update(whole)
+def _work(
+    run_command: RunCommand, job: Job, threads: int, environment: dict[str, str], checked: dict[Path, list[Any]]
+) -> None:
+    """The job, in its process: its share of the cores, the environment of now, weights that the parent has `checked`."""
+    with job.log.open("a") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
     os.environ.clear()
     os.environ.update(environment)
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+    weights.checked.update(checked)
     import torch
 
     torch.set_num_threads(threads)
-    sys.exit(run_job(words, log))
+    sys.exit(run_command(job.words))
 
 
-def progress() -> Progress:
+class Source(Protocol):
+    """Where the jobs of a sweep come from."""
+
+    look_every: float | None = None  # seconds between looks at what runs
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All jobs that there are so far, in order."""
+
+    @property
+    def total(self) -> int:
+        """How many jobs there will be."""
+
+    @property
+    def done(self) -> int:
+        """How many of them need no process any more."""
+
+    def ask(self) -> Job | None:
+        """The next job to run; None when there is no other."""
+
+    def tell(self, job: Job, reason: str) -> str:
+        """Hear that a job has ended, and the reason if it failed. Returns why it counts as failed, "" when it does not."""
+        return reason
+
+    def look(self, pool: Pool) -> None:
+        """Look at the jobs that run, and stop those that are not worth their time."""
+        return None
+
+
+def run_jobs(source: Source, run_command: RunCommand, settings: Sweep) -> dict[int, str]:
+    """Run all jobs of a source, as many at a time as the sweep's settings allow; number -> reason of those that failed."""
+    total, done, failed = source.total, source.done, dict[int, str]()
+    pool = Pool(run_command, min(settings["n_jobs"], max(total - done, 1)), settings["time_limit"])
+    with _progress() as bar, closing(pool):
+        task = bar.add_task("jobs", total=total, completed=done, failed=0)
+        while True:
+            while not pool.full and (job := source.ask()):
+                pool.start(job)
+            if not pool.running:
+                return failed
+            if not (ended := pool.wait(source.look_every)):
+                source.look(pool)
+                continue
+            if why := source.tell(*ended):
+                failed[ended[0].number] = why
+            bar.update(task, advance=1, failed=len(failed))
+
+
+def _progress() -> Progress:
     """How many jobs have ended."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, TextColumn("{task.fields[failed]} failed"))

@@ -4,22 +4,20 @@ All jobs are checked before the first one starts. What a job did is on the disk:
 finished, in the folder that the command's hash names.
 """
 
-import itertools
 import re
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ftcore.config.compose import load_config
 from ftcore.errors import ConfigError, FtcoreError
-from ftcore.models.weights import check_weights
 from ftcore.settings import Config
-from ftcore.sweeps.job import Job, folder_of, job_of, told
-from ftcore.sweeps.pool import Pool, progress, start_server
+from ftcore.sweeps.grid import Grid
+from ftcore.sweeps.job import Job, folder_of
+from ftcore.sweeps.pool import RunCommand, Source, run_jobs, start_server
 
 # What a file may not search: where runs are, whose code they run, what a sweep is.
 NOT_SEARCHED = {"output_dir", "name", "resume", "run", "other", "verb", "trust", "choices", "sweeps", "search", "sampler",
@@ -32,33 +30,40 @@ class SweepFailed(FtcoreError):  # noqa: N818
     exit_code = 1
 
 
-def sweep(words: list[str], config_dirs: tuple[Path, ...]) -> None:
-    """Run every combination. Raises `SweepFailed` when some failed, after all others have ended."""
+def sweep(words: list[str], config_dirs: tuple[Path, ...], run_command: RunCommand) -> None:
+    """Run every combination, each job by `run_command` in a process of its own, or by a launcher of Hydra that `words` name.
+
+    Raises `SweepFailed` when some failed, after all others have ended.
+    """
     from ftcore.sweeps.report import finish
 
     launcher = [word for word in words if re.match(r"hydra[/.]launcher\b", word)]
     fixed, searched, config = read_sweep([word for word in words if word not in launcher], config_dirs)
+    if launcher and config["sampler"] == "tpe":
+        raise ConfigError("sampler=tpe runs its own jobs: leave hydra/launcher out.")
     folder = folder_of(config, searched)
-    if config["logger"] and not config["logger"]["group"]:
+    logger = config["logger"] or {}
+    if "group" in logger and not logger["group"]:  # W&B alone has groups
         fixed = [*fixed, f"logger.group={folder.name}"]  # the jobs are shown together
-    flags = [f"--config-dir={folder}" for folder in config_dirs]
+    shared = [*(f"--config-dir={folder}" for folder in config_dirs), *fixed]
     if not launcher:
         start_server()
-    jobs = [] if config["sampler"] == "tpe" else _checked_jobs(fixed, flags, searched, folder)
+    grid = Grid(searched, shared, config_dirs, folder) if config["sampler"] == "grid" else None
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
-        if config["sampler"] == "tpe":
-            failed, jobs = _optimised(config, fixed, flags, searched, launcher, folder)
+        source = grid or _trials(config, searched, shared, folder)
+        if launcher in ([], ["hydra/launcher=ftcore"]):
+            failed = run_jobs(source, run_command, config["sweep"])
         else:
-            failed = _run(config, jobs, launcher, folder)
-        finish(config, folder, jobs, failed)
+            failed = _run_with_hydra(launcher, source.jobs, folder)
+        finish(config, folder, source.jobs, failed)
     if failed:
         raise SweepFailed(
-            f"{len(failed)} of {len(jobs)} jobs failed; the table says why. The same command again runs only those."
+            f"{len(failed)} of {len(source.jobs)} jobs failed; the table says why. The same command again runs only those."
         )
 
 
-def read_sweep(words: list[str], config_dirs: tuple[Path, ...]) -> tuple[list[str], Config, Config]:
+def read_sweep(words: list[str], config_dirs: tuple[Path, ...]) -> tuple[list[str], dict[str, object], Config]:
     """The words all jobs share, what is searched (key -> list or range), and the checked config of a first job.
 
     Raises `ConfigError` for a search that is none.
@@ -76,39 +81,16 @@ def read_sweep(words: list[str], config_dirs: tuple[Path, ...]) -> tuple[list[st
     return fixed, searched, config
 
 
-def _optimised(
-    config: Config, fixed: list[str], flags: list[str], searched: Config, launcher: list[str], folder: Path
-) -> tuple[dict[int, str], list[Job]]:
-    from ftcore.sweeps.tpe import optimise
+def _trials(config: Config, searched: dict[str, object], shared: list[str], folder: Path) -> Source:
+    from ftcore.sweeps.tpe import Trials  # needs Optuna
 
-    if launcher:
-        raise ConfigError("sampler=tpe runs its own jobs: leave hydra/launcher out.")
-    return optimise(config, fixed, flags, searched, folder)
+    return Trials(config, searched, shared, folder)
 
 
-def _checked_jobs(fixed: list[str], flags: list[str], searched: Config, folder: Path) -> list[Job]:
-    """All jobs of a grid. Raises `FtcoreError` for the first whose config is wrong or whose weights are damaged."""
-    jobs = _jobs(fixed, flags, {key: _listed(key, values) for key, values in searched.items()}, folder)
-    models: list[Config] = []
-    for job in jobs:
-        model = load_config([word for word in job.words if not word.startswith("--")], _folders(flags))["model"]
-        if model not in models:
-            check_weights(model)
-            models.append(model)
-    return jobs
+def _run_with_hydra(launcher: list[str], jobs: list[Job], folder: Path) -> dict[int, str]:
+    from ftcore.sweeps.hydra_launcher import run_with_hydra
 
-
-def _run(config: Config, jobs: list[Job], launcher: list[str], folder: Path) -> dict[int, str]:
-    """Run what is not finished: job number -> why it failed."""
-    if launcher and launcher != ["hydra/launcher=ftcore"]:
-        from ftcore.sweeps.hydra_launcher import run_with_hydra
-
-        return run_with_hydra(launcher, jobs, folder)
-    return run_grid(config, jobs)
-
-
-def _folders(flags: list[str]) -> tuple[Path, ...]:
-    return tuple(Path(flag.split("=", 1)[1]) for flag in flags)
+    return run_with_hydra(launcher, jobs, folder)
 
 
 @contextmanager
@@ -134,36 +116,3 @@ def _split(words: list[str]) -> tuple[list[str], dict[str, list[str]]]:
                 f"{override.input_line!r}: a range without steps needs a file with sampler: tpe (sweeps/)."
             )
     return fixed, swept
-
-
-def _listed(key: str, values: Any) -> list[str]:
-    if not isinstance(values, list) or not values:
-        raise ConfigError(f"search.{key}: sampler=grid needs a list of values; ranges are for sampler=tpe.")
-    return [told(value) for value in values]
-
-
-def _jobs(fixed: list[str], flags: list[str], lists: dict[str, list[str]], folder: Path) -> list[Job]:
-    """Every combination of the lists, the last key changing fastest."""
-    combinations = itertools.product(*lists.values())
-    return [
-        job_of(k, dict(zip(lists, values, strict=True)), fixed, flags, folder) for k, values in enumerate(combinations)
-    ]
-
-
-def run_grid(config: Config, jobs: list[Job]) -> dict[int, str]:
-    """Run the jobs that are not finished; number -> reason of those that failed."""
-    pending = [job for job in jobs if not job.summary and not job.submitted]
-    pool = Pool(min(config["sweep"]["n_jobs"], max(len(pending), 1)), config["sweep"]["time_limit"])
-    failed: dict[int, str] = {}
-    with progress() as bar, closing(pool):
-        task = bar.add_task("jobs", total=len(jobs), completed=len(jobs) - len(pending), failed=0)
-        while pending or pool.running:
-            while pending and not pool.full:
-                pool.start(pending.pop(0))
-            ended = pool.wait()
-            assert ended
-            job, reason = ended
-            if reason:
-                failed[job.number] = reason
-            bar.update(task, advance=1, failed=len(failed))
-    return failed

@@ -6,160 +6,156 @@ failed or were cut off first, then new ones until `sweep.trials` have ended.
 """
 
 import json
-from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from ftcore.errors import ConfigError
 from ftcore.settings import Config
-from ftcore.sweeps.job import Job, job_of, told, value
-from ftcore.sweeps.pool import Pool, progress
+from ftcore.sweeps.job import Job, as_word, job_of, value
+from ftcore.sweeps.pool import Pool, Source
+
+try:
+    import optuna
+except ImportError:
+    raise ConfigError("sampler=tpe needs Optuna: pip install 'ftcore[sweeps]'.") from None
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.pruners import MedianPruner
+from optuna.samplers import TPESampler
+from optuna.storages.journal import JournalFileBackend, JournalStorage
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 RANGE = {"low", "high", "log", "step"}
-
-
 LOOK_EVERY = 1.0  # seconds between looks at the metrics of running jobs
-
-
 KEPT_AS = "job"  # attribute of a trial that repeats an earlier one: the number of that one's job
 
 
-def optimise(
-    config: Config, fixed: list[str], flags: list[str], search: Config, folder: Path
-) -> tuple[dict[int, str], list[Job]]:
-    """Run jobs until `sweep.trials` have ended; (number -> reason of those that failed, all jobs in order).
+class Trials(Source):
+    """Jobs that a study asks for, until `sweep.trials` have ended; `shared` are the words of all jobs.
 
-    Raises `ConfigError` when Optuna is missing or a range cannot be.
+    Those that failed count as ended, so that what always fails does not go on for ever.
+    Raises `ConfigError` for a range that cannot be.
     """
-    optuna = _optuna()
-    spaces = {key: _distribution(optuna, key, values) for key, values in search.items()}
-    study = _study(optuna, config, folder)
-    _again(optuna, study)
 
-    def job_for(trial: Any) -> Job:
-        changes = {key: told(word) for key, word in trial.params.items()}
-        return job_of(trial.user_attrs.get(KEPT_AS, trial.number), changes, fixed, flags, folder)
+    def __init__(self, config: Config, search: dict[str, object], shared: list[str], folder: Path) -> None:
+        self.settings, self.shared, self.folder = config["sweep"], shared, folder
+        self.spaces = {key: _distribution(key, values) for key, values in search.items()}
+        self.study = _study(config, folder)
+        _queue_unfinished(self.study)
+        self.left = self.total - self.done
+        self.look_every = LOOK_EVERY if self.settings["prune"] else None
+        self.running: dict[int, Trial] = {}  # job number -> trial
+        self.pruned: set[int] = set()
 
-    failed = _Search(optuna, study, config["sweep"], spaces, job_for).run()
-    jobs = {(job := job_for(trial)).number: job for trial in study.trials}
-    return failed, [jobs[number] for number in sorted(jobs)]
+    @property
+    def jobs(self) -> list[Job]:
+        """All jobs that there are so far, in order."""
+        jobs = {(job := self._job(trial)).number: job for trial in self.study.trials}
+        return [jobs[number] for number in sorted(jobs)]
+
+    @property
+    def total(self) -> int:
+        """How many jobs there will be."""
+        return self.settings["trials"]
+
+    @property
+    def done(self) -> int:
+        """How many of them have ended and did not fail."""
+        return sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in self.study.trials)
+
+    def ask(self) -> Job | None:
+        """The job that the study wants next; None when there were enough."""
+        if self.left <= 0:
+            return None
+        self.left -= 1
+        trial = self.study.ask(self.spaces)
+        job = self._job(trial)
+        self.running[job.number] = trial
+        return job
+
+    def tell(self, job: Job, reason: str) -> str:
+        """Tell the study what a job gave; returns why it counts as failed, "" when it does not."""
+        trial = self.running.pop(job.number)
+        summary = json.loads(job.summary.read_text()) if job.summary and not reason else None
+        score = value(summary, self.settings["objective"])
+        if job.number in self.pruned:
+            self.study.tell(trial, state=TrialState.PRUNED)
+        elif score is not None:
+            self.study.tell(trial, score)
+        else:
+            self.study.tell(trial, state=TrialState.FAIL)
+            return reason or f"summary.json has no {self.settings['objective']}"
+        return ""
+
+    def look(self, pool: Pool) -> None:
+        """Tell the study what running jobs have measured since, and end those that are behind."""
+        for job in [one.job for one in pool.running if one.job.number not in self.pruned]:
+            trial = self.running[job.number]
+            self._report(trial, job)
+            if trial.should_prune():
+                self.pruned.add(job.number)
+                pool.stop(job)
+
+    def _report(self, trial: Trial, job: Job) -> None:
+        metric, lines = self.settings["prune"], job.metrics.read_text().splitlines() if job.metrics else []
+        seen = self.study._storage.get_trial(trial._trial_id).intermediate_values
+        for row in filter(None, map(_read, lines)):
+            if metric in row and row["step"] not in seen:
+                trial.report(row[metric], row["step"])
+
+    def _job(self, trial: Trial | FrozenTrial) -> Job:
+        changes = {key: as_word(word) for key, word in trial.params.items()}
+        return job_of(_number(trial), changes, self.shared, self.folder)
 
 
-def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError:
-        raise ConfigError("sampler=tpe needs Optuna: pip install 'ftcore[sweeps]'.") from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
+def _number(trial: Trial | FrozenTrial) -> int:
+    """The number of a trial's job, which a trial that repeats another has from that one."""
+    number: int = trial.user_attrs.get(KEPT_AS, trial.number)
+    return number
 
 
-def _distribution(optuna: Any, key: str, values: Any) -> Any:
+def _distribution(key: str, values: object) -> BaseDistribution:
     """A list is a choice; `{low, high}` a range of whole numbers or of any, on a log scale or in steps if it says so."""
     if isinstance(values, list) and values:
-        return optuna.distributions.CategoricalDistribution([told(word) for word in values])
+        return CategoricalDistribution([as_word(word) for word in values])
     if not isinstance(values, dict) or not {"low", "high"} <= values.keys() <= RANGE:
         raise ConfigError(
             f"search.{key} must be a list of values, or low and high (and log: true, or step) of a range."
         )
     whole = all(isinstance(values[word], int) for word in {"low", "high", "step"} & values.keys())
-    kind = optuna.distributions.IntDistribution if whole else optuna.distributions.FloatDistribution
     try:
-        return kind(**values)
+        return (IntDistribution if whole else FloatDistribution)(**values)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"search.{key}: {error}") from None
 
 
-def _study(optuna: Any, config: Config, folder: Path) -> Any:
+def _study(config: Config, folder: Path) -> optuna.Study:
     """The study of this folder, begun or gone on with."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = optuna.storages.journal.JournalFileBackend(str(folder / "study.log"))
     study = optuna.create_study(
         study_name=folder.name,
-        storage=optuna.storages.JournalStorage(file),
+        storage=JournalStorage(JournalFileBackend(str(folder / "study.log"))),
         direction=config["sweep"]["direction"],
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
+        pruner=MedianPruner(n_startup_trials=4),
         load_if_exists=True,
     )
     # Jobs side by side keep away from each other; a study that goes on does not draw its first values again.
     seed = (config["seed"] + len(study.trials)) % 2**32
-    study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=5, constant_liar=True)
+    study.sampler = TPESampler(seed=seed, n_startup_trials=5, constant_liar=True)
     return study
 
 
-def _again(optuna: Any, study: Any) -> None:
+def _queue_unfinished(study: optuna.Study) -> None:
     """Queue what an earlier command left unfinished, each in the folder that it had."""
-    states = optuna.trial.TrialState
-    newest = {trial.user_attrs.get(KEPT_AS, trial.number): trial for trial in study.trials}
+    newest = {_number(trial): trial for trial in study.trials}
     for number, trial in newest.items():
-        if trial.state == states.RUNNING:
-            study.tell(trial.number, state=states.FAIL)
-        if trial.state in (states.RUNNING, states.FAIL):
+        if trial.state == TrialState.RUNNING:
+            study.tell(trial.number, state=TrialState.FAIL)
+        if trial.state in (TrialState.RUNNING, TrialState.FAIL):
             study.enqueue_trial(trial.params, user_attrs={KEPT_AS: number})
 
 
-class _Search:
-    """The running trials of a study."""
-
-    def __init__(self, optuna: Any, study: Any, sweep: Config, spaces: Config, job_for: Callable[[Any], Job]) -> None:
-        self.states, self.study, self.settings, self.spaces = optuna.trial.TrialState, study, sweep, spaces
-        self.job_for = job_for
-        self.trials: dict[int, Any] = {}  # job number -> trial
-        self.pruned: set[int] = set()
-        self.failed: dict[int, str] = {}
-
-    def run(self) -> dict[int, str]:
-        """Ask, run, tell. A failed job counts as ended, so that what always fails does not go on for ever."""
-        sweep = self.settings
-        ended, pool = self._ended(), Pool(sweep["n_jobs"], sweep["time_limit"])
-        with progress() as bar, closing(pool):
-            task = bar.add_task("jobs", total=sweep["trials"], completed=ended, failed=0)
-            while ended + len(pool.running) < sweep["trials"] or pool.running:
-                while ended + len(pool.running) < sweep["trials"] and not pool.full:
-                    trial = self.study.ask(self.spaces)
-                    job = self.job_for(trial)
-                    self.trials[job.number] = trial
-                    pool.start(job)
-                found = pool.wait(LOOK_EVERY if sweep["prune"] else None)
-                if found:
-                    self._tell(*found)
-                    ended += 1
-                    bar.update(task, advance=1, failed=len(self.failed))
-                else:
-                    self._prune(pool)
-        return self.failed
-
-    def _ended(self) -> int:
-        return sum(trial.state in (self.states.COMPLETE, self.states.PRUNED) for trial in self.study.trials)
-
-    def _tell(self, job: Job, reason: str) -> None:
-        trial = self.trials.pop(job.number)
-        summary = json.loads(job.summary.read_text()) if job.summary and not reason else None
-        score = value(summary, self.settings["objective"])
-        if job.number in self.pruned:
-            self.study.tell(trial, state=self.states.PRUNED)
-        elif score is not None:
-            self.study.tell(trial, score)
-        else:
-            self.study.tell(trial, state=self.states.FAIL)
-            self.failed[job.number] = reason or f"summary.json has no {self.settings['objective']}"
-
-    def _prune(self, pool: Pool) -> None:
-        """Tell the study what running jobs have measured since, and end those that are behind."""
-        for job in [one.job for one in pool.running if one.job.number not in self.pruned]:
-            trial, metric = self.trials[job.number], self.settings["prune"]
-            lines = job.metrics.read_text().splitlines() if job.metrics else []
-            seen = self.study._storage.get_trial(trial._trial_id).intermediate_values
-            for row in filter(None, map(_read, lines)):
-                if metric in row and row["step"] not in seen:
-                    trial.report(row[metric], row["step"])
-            if trial.should_prune():
-                self.pruned.add(job.number)
-                pool.stop(job)
-
-
-def _read(line: str) -> Config | None:
+def _read(line: str) -> dict[str, Any] | None:
     """A line of metrics.jsonl; None for one that is still being written."""
     try:
         return json.loads(line)

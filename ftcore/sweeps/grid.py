@@ -1,0 +1,59 @@
+"""Sweeps over every combination of listed values."""
+
+import itertools
+from pathlib import Path
+
+from ftcore.config.compose import load_config
+from ftcore.errors import ConfigError
+from ftcore.models.weights import check_weights
+from ftcore.sweeps.job import Job, as_word, job_of
+from ftcore.sweeps.pool import Source
+
+
+class Grid(Source):
+    """Every combination of the values in `search`, the last key changing fastest; `shared` are the words of all jobs.
+
+    Raises `FtcoreError` for values that are no list, and for the first job whose config is wrong or whose weights are damaged.
+    """
+
+    def __init__(
+        self, search: dict[str, object], shared: list[str], config_dirs: tuple[Path, ...], folder: Path
+    ) -> None:
+        lists = [[(key, word) for word in _listed(key, values)] for key, values in search.items()]
+        self._jobs = [job_of(k, dict(pairs), shared, folder) for k, pairs in enumerate(itertools.product(*lists))]
+        _check(self._jobs, config_dirs)
+        self._unfinished = (job for job in self._jobs if not job.finished)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All jobs, in order."""
+        return self._jobs
+
+    @property
+    def total(self) -> int:
+        """How many jobs there are."""
+        return len(self._jobs)
+
+    @property
+    def done(self) -> int:
+        """How many of them need no process any more."""
+        return sum(job.finished for job in self._jobs)
+
+    def ask(self) -> Job | None:
+        """The next job that is not finished."""
+        return next(self._unfinished, None)
+
+
+def _listed(key: str, values: object) -> list[str]:
+    if not isinstance(values, list) or not values:
+        raise ConfigError(f"search.{key}: sampler=grid needs a list of values; ranges are for sampler=tpe.")
+    return [as_word(value) for value in values]
+
+
+def _check(jobs: list[Job], config_dirs: tuple[Path, ...]) -> None:
+    models = []
+    for job in jobs:
+        model = load_config([word for word in job.words if not word.startswith("--")], config_dirs)["model"]
+        if model not in models:
+            check_weights(model)
+            models.append(model)
