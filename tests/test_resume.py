@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 import pytest
 import torch
 
+from ftcore.errors import StorageError
 from ftcore.train import callbacks, checkpoint
 from tests.conftest import FAST
 
@@ -107,6 +109,18 @@ def test_damage_of_any_file_is_seen(tmp_path, hurt):
         assert checkpoint.newest(tmp_path) == before, file.name
         file.write_bytes(content)
         assert checkpoint.newest(tmp_path) == newest
+
+
+def test_what_the_disk_refuses_is_named_and_the_checkpoint_before_stays(tmp_path):
+    checkpoint.write(tmp_path, 1, {}, {"step": 1}, keep=1)
+    before, limits = checkpoint.newest(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=r"not written: File too large \(.*process-0.safetensors\).* are free"):
+            checkpoint.write(tmp_path, 2, {"weight/a": torch.zeros(50, 50)}, {"step": 2}, keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert checkpoint.newest(tmp_path) == before and list(before.parent.iterdir()) == [before]
 
 
 def test_a_full_disk_keeps_the_checkpoints_before_and_the_run_goes_on(ftcore, stops, monkeypatch):

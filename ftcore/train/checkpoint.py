@@ -6,6 +6,7 @@ the weights that train (a frozen base is loaded as it was), AdamW's moments, eve
 had come; the order of rows and the schedule follow from that. Nothing is pickled.
 """
 
+import errno
 import json
 import os
 import random
@@ -14,13 +15,14 @@ import sys
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import reduce
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -33,13 +35,6 @@ State = dict[str, Any]
 
 # Name -> size in bytes and checksum.
 Files = dict[str, list[int]]
-
-
-# safetensors' names of what is in a checkpoint.
-DTYPES = {
-    torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64",
-    torch.uint8: "U8",
-}  # fmt: skip
 
 
 MANIFEST, STATE = "manifest.json", "state.json"
@@ -142,53 +137,49 @@ def _begin(partial: Path) -> None:
 
 
 def write_mine(partial: Path, rank: int, tensors: dict[str, Tensor], state: State) -> Files:
-    """Write this process's file, and the state that is the same for all; their sizes and checksums."""
+    """Write this process's file, and the state that is the same for all; their sizes and checksums. Raises `OSError`."""
     name = f"process-{rank}.safetensors"
-    files = {name: _write(partial / name, _safetensors(tensors))}
+    _save(partial / name, tensors)
+    files = {name: _flushed(partial / name)}
     if rank == 0:
-        files[STATE] = _write(partial / STATE, [memoryview(json.dumps(state).encode())])
+        (partial / STATE).write_text(json.dumps(state))
+        files[STATE] = _flushed(partial / STATE)
     return files
 
 
-def _safetensors(tensors: dict[str, Tensor]) -> list[memoryview]:
-    """A safetensors file in parts, without a copy of the tensors: the header's length, the header, the values.
-
-    https://huggingface.co/docs/safetensors (format).
-    """
-    header, offset, values = dict[str, Any](), 0, []
-    for name, tensor in tensors.items():
-        content = tensor.detach().cpu().contiguous()
-        end = offset + content.nbytes
-        header[name] = {"dtype": DTYPES[content.dtype], "shape": list(content.shape), "data_offsets": [offset, end]}
-        values.append(content.flatten().view(torch.uint8).numpy().data)
-        offset = end
-    first = json.dumps(header).encode()
-    first += b" " * (-len(first) % 8)
-    return [memoryview(len(first).to_bytes(8, "little")), memoryview(first), *values]
+def _save(file: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors. Raises `OSError` like every other writing where safetensors has an error of its own."""
+    try:
+        save_file(tensors, file)
+    except SafetensorError as error:
+        reason = str(error).rpartition("I/O error: ")[2].partition(" (os error")[0]
+        raise OSError(errno.EIO, reason, str(file)) from None
+    with suppress(OSError):  # a file system may know no permissions
+        file.chmod(0o666 & file.parent.stat().st_mode)  # safetensors makes files for their owner alone
 
 
-def _write(file: Path, parts: list[memoryview]) -> list[int]:
-    """Write a file and wait until it is on the disk; its size and checksum, which another thread takes meanwhile."""
-    with file.open("wb") as content, ThreadPoolExecutor(1) as other:
-        checksum = other.submit(reduce, lambda sum_, part: zlib.crc32(part, sum_), parts, 0)
-        content.writelines(parts)
-        content.flush()
-        os.fsync(content.fileno())
-        return [sum(map(len, parts)), checksum.result()]
+def _flushed(file: Path) -> list[int]:
+    """Wait until a file is on the disk; its size and checksum, which are taken meanwhile from what the system still holds."""
+    with ThreadPoolExecutor(1) as other:
+        flush = other.submit(_flush, file)
+        facts = [file.stat().st_size, _checksum(file)]
+        flush.result()
+    return facts
 
 
 def _finish(partial: Path, target: Path, files: Files) -> None:
     """Write the manifest and give the folder its name."""
-    _write(partial / MANIFEST, [memoryview(json.dumps(files).encode())])
+    (partial / MANIFEST).write_text(json.dumps(files))
+    _flush(partial / MANIFEST)
     _flush(partial)
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     _flush(target.parent)
 
 
-def _flush(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _flush(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
