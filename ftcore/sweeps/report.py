@@ -190,7 +190,7 @@ def _shown(number: Any) -> str:
 
 def _tell_wandb(config: Config, folder: Path, rows: list[dict[str, Any]], verdict: str, objective: str) -> None:
     """One more run in the jobs' group, with their table and who was best."""
-    if not config["logger"]:
+    if "group" not in (config["logger"] or {}):
         return
     import wandb
 
@@ -202,7 +202,7 @@ def _tell_wandb(config: Config, folder: Path, rows: list[dict[str, Any]], verdic
         changes = [row["changes"].get(key) for key in keys]
         table.add_data(row["job"], *changes, value(row["summary"], objective), row["state"])
     settings = {**config["logger"], "group": config["logger"]["group"] or folder.name}
-    logger = build(settings, folder, config)
+    logger = build(settings, folder, config)[0]  # W&B's comes first, and others write nothing before they are used
     try:
         logger.experiment.log({"jobs": table})
         logger.experiment.summary.update({"verdict": verdict, "failed": sum(row["state"] != "done" for row in rows)})

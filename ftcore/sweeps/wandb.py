@@ -28,7 +28,7 @@ def wandb_sweep(words: list[str], config_dirs: tuple[Path, ...]) -> None:
 
     fixed, searched, config = read_sweep(words, config_dirs)
     logger = config["logger"]
-    if not logger:
+    if "project" not in (logger or {}):
         raise ConfigError("wandb_sweep needs logger=wandb: its server reads each job's score there.")
     flags = [f"--config-dir={folder.resolve()}" for folder in config_dirs]
     settings = as_wandb(config, searched, [*flags, *(word for word in fixed if not word.startswith("dry_run="))])

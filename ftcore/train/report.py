@@ -69,17 +69,39 @@ def finish(config: Config, folder: Path, summary: Config, samples: list[Config],
         console.print(comparison(summary["base"], summary["tuned"]))
         if samples and config["evaluate"]["samples"]:
             console.print(samples_table(samples, config["evaluate"]["samples"]))
+    final = folder.with_name(folder.name.removesuffix(".partial"))  # a stage, which gets its name next
     for logger in loggers:
-        if hasattr(logger, "log_table"):
-            _log_to_wandb(logger, folder, summary, samples)
+        if hint := _log_end(logger, folder, summary, samples):
+            console.print(hint.replace(str(folder), str(final)), soft_wrap=True, highlight=False)
     minutes, seconds = divmod(round(summary["seconds"]), 60)
-    folder = folder.with_name(folder.name.removesuffix(".partial"))  # a stage, which gets its name next
-    console.print(f"Done in {minutes} min {seconds} s. Everything is in {folder}", soft_wrap=True)
+    console.print(f"Done in {minutes} min {seconds} s. Everything is in {final}", soft_wrap=True)
     if samples:
-        console.print(f"Next: python -m ftcore chat run={folder}", soft_wrap=True, highlight=False)
+        console.print(f"Next: python -m ftcore chat run={final}", soft_wrap=True, highlight=False)
 
 
-def _log_to_wandb(logger: Any, folder: Path, summary: Config, samples: list[Config]) -> None:
+def scalars(summary: Config) -> dict[str, float]:
+    """Every number of summary.json by its path.
+
+    >>> scalars({"name": "run", "tuned": {"loss": 1.5, "rows": 4}})
+    {'tuned/loss': 1.5, 'tuned/rows': 4.0}
+    """
+    found: dict[str, float] = {}
+    for key, value in summary.items():
+        if isinstance(value, dict):
+            found |= {f"{key}/{below}": number for below, number in scalars(value).items()}
+        elif isinstance(value, int | float):
+            found[key] = float(value)
+    return found
+
+
+def _log_end(logger: Any, folder: Path, summary: Config, samples: list[Config]) -> str:
+    """Send what is known at the end; where it can be seen, or nothing."""
+    if hasattr(logger, "log_table"):
+        return _log_to_wandb(logger, folder, summary, samples)
+    return logger.log_summary(scalars(summary), summary["steps"]) if hasattr(logger, "log_summary") else ""
+
+
+def _log_to_wandb(logger: Any, folder: Path, summary: Config, samples: list[Config]) -> str:
     """Send what is known at the end. The run is whole without it, so a server that is gone costs a minute and a note."""
     from ftcore.train.loggers import wandb_files, wandb_hint
 
@@ -91,11 +113,11 @@ def _log_to_wandb(logger: Any, folder: Path, summary: Config, samples: list[Conf
         finally:
             logger.experiment.finish()  # the steps arrive even if a table does not
     except Exception as error:  # of wandb, requests or its service: there is no common class
-        hint = (
+        return (
             f"W&B did not take the end of this run ({type(error).__name__}); all of it is in {folder}. When the server is back, "
             f"upload the steps with: wandb sync {wandb_files(logger)}"
         )
-    console.print(hint, soft_wrap=True, highlight=False)
+    return hint
 
 
 def _tables(logger: Any, folder: Path, summary: Config, samples: list[Config]) -> None:

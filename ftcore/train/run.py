@@ -26,7 +26,7 @@ from ftcore.train import faults, report
 from ftcore.train.before_after import BeforeAfter
 from ftcore.train.callbacks import KeepBest, ProgressBar, RetentionGuard, StepMetrics, Watchdog, peak_memory_gb
 from ftcore.train.ledger import Ledger
-from ftcore.train.loggers import JSONLines
+from ftcore.train.loggers import JSONLines, check_installed
 from ftcore.train.prepare import Job, prepare
 from ftcore.train.profile import Profile
 from ftcore.train.resume import Checkpoints
@@ -47,6 +47,8 @@ def run(config: Config, folder: Path, records: Records | None = None, start: Pat
     started = time.perf_counter()
     quiet()
     keep_freed_memory()
+    if config["logger"]:
+        check_installed(config["logger"]["_target_"])  # before weights are loaded
     job = prepare(config, records)
     if job.batches.rank == 0:
         report.plan(config, job.method, job.records, job.batches)
@@ -59,7 +61,7 @@ def run(config: Config, folder: Path, records: Records | None = None, start: Pat
     keeper = Checkpoints(folder, config["checkpoints"], job.batches, job.records)
     loggers: list[Any] = [JSONLines(folder)]
     if config["logger"] and job.batches.rank == 0:
-        loggers.append(build(config["logger"], folder, config))
+        loggers += build(config["logger"], folder, config)
     machine = build(config["hardware"])
     if machine["strategy"] == "fsdp":
         machine["strategy"] = sharding.strategy(machine)
