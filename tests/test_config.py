@@ -95,7 +95,7 @@ def compositions():
             yield pytest.param(method, chosen, id=f"{method}-{turn}", marks=marks)
 
 
-@pytest.mark.parametrize(("method", "chosen"), compositions())
+@pytest.mark.parametrize(("method", "chosen"), list(compositions()))
 def test_every_option_of_every_group_composes_with_every_method(method, chosen):
     words = [f"{group}={option}" for group, option in chosen.items()]
     paths = {word for option in chosen.values() for word in PATHS.get(option, [])}
