@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install test slow parity lint golden schema data tiny
+.PHONY: help install test processes slow parity lint golden schema data tiny
 
 help:     ## list the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -7,9 +7,11 @@ install:  ## editable install with everything the tests need
 	pip install -c constraints.txt -e '.[dev]'
 test:     ## the unmarked tests, 4 to 6 minutes on two cores
 	pytest
+processes: ## the slow tests that start several processes, about 20 minutes
+	pytest -n 1 -m processes
 parity:   ## losses and gradients beside TRL's
 	pytest -m parity
-slow:     ## README commands as written, the real model
+slow:     ## README commands as written, the real model, and those of several processes
 	pytest -m slow
 lint:     ## ruff and mypy
 	ruff check . && ruff format --check . && mypy

@@ -11,7 +11,7 @@ from tests.test_methods import CASES
 
 WORDS = ["model=tiny", "logger=none", "evaluate.enabled=false", "hardware=cpu", "max_steps=8", "global_batch_size=8"]
 RETENTION = ["retention.weight=0.5", "retention.rows=2", "retention.every=1"]
-# Whole steps in one micro-batch is what the others are compared with. Slow ones: `pytest -m slow`.
+# Whole steps in one micro-batch is what the others are compared with. Slow ones: `pytest -m processes`.
 SPLITS = {
     "accumulated": ["micro_batch_size=1"],
     "ddp": ["micro_batch_size=2", "hardware=ddp_2cpu"],
@@ -57,7 +57,9 @@ def whole():
 @pytest.mark.parametrize(
     ("method", "split"),
     [
-        pytest.param(m, s, marks=[pytest.mark.slow] * (s in ("ddp", "fsdp") and (m, s) not in OFTEN))
+        pytest.param(
+            m, s, marks=[pytest.mark.slow, pytest.mark.processes] * (s in ("ddp", "fsdp") and (m, s) not in OFTEN)
+        )
         for m in ("sft", "dpo", "orpo", "reward", "grpo")
         for s in SPLITS
     ],

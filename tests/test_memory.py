@@ -42,6 +42,7 @@ def test_a_size_of_the_users_own_is_refused_with_what_would_fit(fails, monkeypat
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_auto_finds_a_size_for_several_processes(ftcore, monkeypatch):
     monkeypatch.setenv(faults.VARIABLE, "out_of_memory step=2 process=1")
     outcome = ftcore(*WORDS, "hardware=ddp_2cpu")

@@ -103,6 +103,7 @@ def test_micro_batches_do_not_change_the_losses(ftcore, home, case):
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("machine", ["ddp_2cpu", "fsdp_2cpu"])
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_do_not_change_the_losses(ftcore, home, case, machine):
@@ -110,6 +111,7 @@ def test_two_processes_do_not_change_the_losses(ftcore, home, case, machine):
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("case", ["dpo", "reward", "rlhf", "middle"])
 @pytest.mark.parametrize("adapter", ["full", "freeze", "dora"])
 def test_shares_of_every_kind_of_weights_do_not_change_the_losses(ftcore, home, case, adapter):

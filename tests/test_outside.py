@@ -34,6 +34,7 @@ def shared_losses(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_two_machines_share_a_run_and_find_it_finished(ftcore, tmp_path):
     alone = [line["train/loss"] for line in ftcore(*WORDS, "hardware=cpu").metrics]
     machines = ["hardware=fsdp_2cpu", "hardware.devices=1", "hardware.num_nodes=2", "name=shared"]
@@ -47,6 +48,7 @@ def test_two_machines_share_a_run_and_find_it_finished(ftcore, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_what_the_first_process_refuses_ends_them_all_with_one_message(tmp_path):
     codes, errors = torchrun(
         tmp_path, *WORDS, "hardware=fsdp_2cpu", "hardware.devices=1", "hardware.num_nodes=2", "data=jsonl"
@@ -61,6 +63,7 @@ def test_several_machines_without_torchrun_get_its_command(fails):
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the job's processes in /proc")
 def test_a_slurm_job_that_is_interrupted_saves_and_begins_again_from_there(ftcore):
     words = ["hardware=slurm", "hardware.slurm.cluster=local", "hardware.accelerator=cpu", "hardware.precision=32-true"]

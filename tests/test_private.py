@@ -127,6 +127,7 @@ def test_an_unexpected_error_shows_lines_of_code_and_no_message(ftcore, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_two_processes_and_their_errors_are_private_too(ftcore, tmp_path, marked, monkeypatch):
     words = [word for word in PRIVATE_RUN if word != "hardware=cpu"] + ["hardware=ddp_2cpu", marked, "private=true"]
     outcome = ftcore(*words)

@@ -182,6 +182,7 @@ def test_a_limit_without_general_text_to_look_at_is_an_error(fails):
 
 
 @pytest.mark.slow  # unmarked: test_invariance.py
+@pytest.mark.processes
 def test_two_processes_give_one_run(ftcore):
     outcome = ftcore("model=tiny", "logger=none", "max_steps=2", "evaluate.max_new_tokens=2", "hardware=ddp_2cpu")
     assert outcome.status == 0, outcome.err

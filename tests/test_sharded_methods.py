@@ -8,7 +8,7 @@ WORDS = ["model=tiny", "logger=none", "max_steps=2", "evaluate.max_rows=8", "eva
 # A model in shares needs care where a loss reads something else than logits, and where a frozen copy stands beside it.
 DELICATE = ["reward", "dpo", "ipo", "slic", "kto"]
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
 
 @pytest.fixture(autouse=True)

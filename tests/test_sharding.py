@@ -25,7 +25,9 @@ SHORT = [("fsdp_2cpu", 4), ("cpu", 0)]
 LONG = [("fsdp_2cpu", 4), ("cpu", 5), ("fsdp_2cpu", 0)]
 
 
-@pytest.mark.parametrize(("adapter", "parts"), [("lora", SHORT), pytest.param("full", LONG, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("adapter", "parts"), [("lora", SHORT), pytest.param("full", LONG, marks=[pytest.mark.slow, pytest.mark.processes])]
+)
 def test_a_stopped_run_goes_on_in_shares_and_elsewhere_and_its_model_is_like_any_other(
     ftcore, monkeypatch, adapter, parts
 ):

@@ -205,6 +205,7 @@ def test_losses_of_one_method_or_data_set_are_not_ranked_against_another_s(tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_methods_data_and_processes_are_swept_together(ftcore):
     """The 2 x 2 x 2 of two methods, two data options and one or two processes."""
     words = ["method=sft,dpo", "data=medical,icd10", "hardware=cpu,ddp_2cpu", "model=tiny", "max_steps=2"]
