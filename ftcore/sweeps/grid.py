@@ -20,24 +20,10 @@ class Grid(Source):
         self, search: dict[str, object], shared: list[str], config_dirs: tuple[Path, ...], folder: Path
     ) -> None:
         lists = [[(key, word) for word in _listed(key, values)] for key, values in search.items()]
-        self._jobs = [job_of(k, dict(pairs), shared, folder) for k, pairs in enumerate(itertools.product(*lists))]
-        _check(self._jobs, config_dirs)
-        self._unfinished = (job for job in self._jobs if not job.finished)
-
-    @property
-    def jobs(self) -> list[Job]:
-        """All jobs, in order."""
-        return self._jobs
-
-    @property
-    def total(self) -> int:
-        """How many jobs there are."""
-        return len(self._jobs)
-
-    @property
-    def done(self) -> int:
-        """How many of them need no process any more."""
-        return sum(job.finished for job in self._jobs)
+        self.jobs = [job_of(k, dict(pairs), shared, folder) for k, pairs in enumerate(itertools.product(*lists))]
+        _check(self.jobs, config_dirs)
+        self.total, self.done = len(self.jobs), sum(job.finished for job in self.jobs)
+        self._unfinished = (job for job in self.jobs if not job.finished)
 
     def ask(self) -> Job | None:
         """The next job that is not finished."""

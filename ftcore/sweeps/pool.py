@@ -138,19 +138,10 @@ def _work(
 class Source(Protocol):
     """Where the jobs of a sweep come from."""
 
+    jobs: list[Job]  # those that there are so far, in order
+    total: int  # how many there will be
+    done: int  # how many of them an earlier command has done
     look_every: float | None = None  # seconds between looks at what runs
-
-    @property
-    def jobs(self) -> list[Job]:
-        """All jobs that there are so far, in order."""
-
-    @property
-    def total(self) -> int:
-        """How many jobs there will be."""
-
-    @property
-    def done(self) -> int:
-        """How many of them need no process any more."""
 
     def ask(self) -> Job | None:
         """The next job to run; None when there is no other."""
@@ -166,10 +157,10 @@ class Source(Protocol):
 
 def run_jobs(source: Source, run_command: RunCommand, settings: Sweep) -> dict[int, str]:
     """Run all jobs of a source, as many at a time as the sweep's settings allow; number -> reason of those that failed."""
-    total, done, failed = source.total, source.done, dict[int, str]()
-    pool = Pool(run_command, min(settings["n_jobs"], max(total - done, 1)), settings["time_limit"])
+    size, failed = min(settings["n_jobs"], max(source.total - source.done, 1)), dict[int, str]()
+    pool = Pool(run_command, size, settings["time_limit"])
     with _progress() as bar, closing(pool):
-        task = bar.add_task("jobs", total=total, completed=done, failed=0)
+        task = bar.add_task("jobs", total=source.total, completed=source.done, failed=0)
         while True:
             while not pool.full and (job := source.ask()):
                 pool.start(job)

@@ -14,15 +14,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ftcore.config.compose import load_config
 from ftcore.errors import ConfigError, FtcoreError
-from ftcore.settings import Config
+from ftcore.config.roles import keys_of
+from ftcore.settings import CHOSEN, Config
 from ftcore.sweeps.grid import Grid
-from ftcore.sweeps.job import Job, folder_of
+from ftcore.sweeps.hydra_launcher import run_with_hydra
+from ftcore.sweeps.job import folder_of
 from ftcore.sweeps.pool import RunCommand, Source, run_jobs, start_server
-
-# What a file may not search: where runs are, whose code they run, what a sweep is.
-NOT_SEARCHED = {"output_dir", "name", "resume", "run", "other", "verb", "trust", "choices", "sweeps", "search", "sampler",
-                "sweep", "hydra"}  # fmt: skip
-
 
 class SweepFailed(FtcoreError):  # noqa: N818
     """Some jobs of a sweep failed; the others are done."""
@@ -30,10 +27,12 @@ class SweepFailed(FtcoreError):  # noqa: N818
     exit_code = 1
 
 
-def sweep(words: list[str], config_dirs: tuple[Path, ...], run_command: RunCommand) -> None:
+def sweep(
+    words: list[str], config_dirs: tuple[Path, ...], run_command: RunCommand, columns: tuple[str, ...] = ()
+) -> None:
     """Run every combination, each job by `run_command` in a process of its own, or by a launcher of Hydra that `words` name.
 
-    Raises `SweepFailed` when some failed, after all others have ended.
+    `columns` are what the table shows of the answers of another verb than train. Raises `SweepFailed` when some failed, after all others have ended.
     """
     from ftcore.sweeps.report import finish
 
@@ -55,8 +54,8 @@ def sweep(words: list[str], config_dirs: tuple[Path, ...], run_command: RunComma
         if launcher in ([], ["hydra/launcher=ftcore"]):
             failed = run_jobs(source, run_command, config["sweep"])
         else:
-            failed = _run_with_hydra(launcher, source.jobs, folder)
-        finish(config, folder, source.jobs, failed)
+            failed = run_with_hydra(launcher, source.jobs, folder)
+        finish(config, folder, source.jobs, failed, columns)
     if failed:
         raise SweepFailed(
             f"{len(failed)} of {len(source.jobs)} jobs failed; the table says why. The same command again runs only those."
@@ -71,7 +70,7 @@ def read_sweep(words: list[str], config_dirs: tuple[Path, ...]) -> tuple[list[st
     fixed, swept = _split(words)
     config = load_config([*fixed, *(f"{key}={values[0]}" for key, values in swept.items())], config_dirs)
     for key in config["search"]:
-        if not re.fullmatch(r"[\w.]+", key) or key.split(".")[0] in NOT_SEARCHED or re.search(r"(^|\.)_\w+_$", key):
+        if not _may_be_searched(key):
             raise ConfigError(f"search.{key} is not a key that a sweep's file may search.")
     searched = swept | {key: values for key, values in config["search"].items() if key not in swept}
     if not searched:
@@ -81,16 +80,17 @@ def read_sweep(words: list[str], config_dirs: tuple[Path, ...]) -> tuple[list[st
     return fixed, searched, config
 
 
+def _may_be_searched(key: str) -> bool:
+    """Whether a file may search a key: not where runs are and what they are called, whose code they run, what a sweep is."""
+    top = key.split(".")[0]
+    known = [*CHOSEN, *keys_of("result", "rows", "scores", "machine", "reporting")]
+    return bool(re.fullmatch(r"[\w.]+", key)) and top in known and top != "name" and not re.search(r"(^|\.)_\w+_$", key)
+
+
 def _trials(config: Config, searched: dict[str, object], shared: list[str], folder: Path) -> Source:
     from ftcore.sweeps.tpe import Trials  # needs Optuna
 
     return Trials(config, searched, shared, folder)
-
-
-def _run_with_hydra(launcher: list[str], jobs: list[Job], folder: Path) -> dict[int, str]:
-    from ftcore.sweeps.hydra_launcher import run_with_hydra
-
-    return run_with_hydra(launcher, jobs, folder)
 
 
 @contextmanager

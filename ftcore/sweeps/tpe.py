@@ -5,13 +5,11 @@ median of the others at the same step is ended (Optuna's MedianPruner). The same
 failed or were cut off first, then new ones until `sweep.trials` have ended.
 """
 
-import json
 from pathlib import Path
-from typing import Any
 
 from ftcore.errors import ConfigError
 from ftcore.settings import Config
-from ftcore.sweeps.job import Job, as_word, job_of, value
+from ftcore.sweeps.job import Job, as_word, job_of
 from ftcore.sweeps.pool import Pool, Source
 
 try:
@@ -43,26 +41,15 @@ class Trials(Source):
         self.spaces = {key: _distribution(key, values) for key, values in search.items()}
         self.study = _study(config, folder)
         _queue_unfinished(self.study)
+        # A trial that waits has no values yet; it repeats one that has.
+        begun = {_number(trial): trial for trial in self.study.trials if trial.state != TrialState.WAITING}
+        self.jobs = [self._job(begun[number]) for number in sorted(begun)]
+        self.total = self.settings["trials"]
+        self.done = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in self.study.trials)
         self.left = self.total - self.done
         self.look_every = LOOK_EVERY if self.settings["prune"] else None
         self.running: dict[int, Trial] = {}  # job number -> trial
         self.pruned: set[int] = set()
-
-    @property
-    def jobs(self) -> list[Job]:
-        """All jobs that there are so far, in order."""
-        jobs = {(job := self._job(trial)).number: job for trial in self.study.trials}
-        return [jobs[number] for number in sorted(jobs)]
-
-    @property
-    def total(self) -> int:
-        """How many jobs there will be."""
-        return self.settings["trials"]
-
-    @property
-    def done(self) -> int:
-        """How many of them have ended and did not fail."""
-        return sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in self.study.trials)
 
     def ask(self) -> Job | None:
         """The job that the study wants next; None when there were enough."""
@@ -72,13 +59,14 @@ class Trials(Source):
         trial = self.study.ask(self.spaces)
         job = self._job(trial)
         self.running[job.number] = trial
+        if job.number not in {known.number for known in self.jobs}:  # else it repeats one that failed
+            self.jobs.append(job)
         return job
 
     def tell(self, job: Job, reason: str) -> str:
         """Tell the study what a job gave; returns why it counts as failed, "" when it does not."""
         trial = self.running.pop(job.number)
-        summary = json.loads(job.summary.read_text()) if job.summary and not reason else None
-        score = value(summary, self.settings["objective"])
+        score = job.result.value(self.settings["objective"]) if job.result and not reason else None
         if job.number in self.pruned:
             self.study.tell(trial, state=TrialState.PRUNED)
         elif score is not None:
@@ -98,9 +86,9 @@ class Trials(Source):
                 pool.stop(job)
 
     def _report(self, trial: Trial, job: Job) -> None:
-        metric, lines = self.settings["prune"], job.metrics.read_text().splitlines() if job.metrics else []
+        metric, rows = self.settings["prune"], job.runs[0].metrics() if job.runs else ()
         seen = self.study._storage.get_trial(trial._trial_id).intermediate_values
-        for row in filter(None, map(_read, lines)):
+        for row in rows:
             if metric in row and row["step"] not in seen:
                 trial.report(row[metric], row["step"])
 
@@ -153,11 +141,3 @@ def _queue_unfinished(study: optuna.Study) -> None:
             study.tell(trial.number, state=TrialState.FAIL)
         if trial.state in (TrialState.RUNNING, TrialState.FAIL):
             study.enqueue_trial(trial.params, user_attrs={KEPT_AS: number})
-
-
-def _read(line: str) -> dict[str, Any] | None:
-    """A line of metrics.jsonl; None for one that is still being written."""
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
