@@ -18,7 +18,7 @@ lint:     ## ruff and mypy
 golden:   ## write tests/golden anew after a change of the algorithm
 	FTCORE_RECORD=1 pytest tests/test_golden.py
 schema:   ## write schema.json, recipe.schema.json (for editors) and docs/reference.md anew
-	python -m ftcore.config.schema
+	python -m ftcore.config.generate
 data:     ## write the rows of data=medical from its facts
 	python dev/build_medical.py
 tiny:     ## write the tokenizer and config of model=tiny

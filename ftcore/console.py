@@ -19,3 +19,5 @@ def quiet() -> None:
 
 
 console = Console()
+# For messages with paths and commands, which are copied from it: no line breaks of its own, nothing read as markup.
+plain = Console(soft_wrap=True, highlight=False, markup=False)

@@ -3,14 +3,11 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 PACKAGE = Path(__file__).parent
-
-
 SCHEME = "ftcore://"
 
 
@@ -52,11 +49,17 @@ def code_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def write_json(file: Path, content: Any) -> None:
+def write_json(file: Path, content: Mapping[str, object] | list[object]) -> None:
     """Write one JSON document."""
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
+def write_lines(file: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Write one JSON object a line."""
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def sha256(file: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

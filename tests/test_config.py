@@ -10,7 +10,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from ftcore.config import editor_schema, schema
-from ftcore.config.build import options
+from ftcore.config.options import options
 from ftcore.config.compose import load_config
 from ftcore.errors import ConfigError
 from ftcore.files import PACKAGE, resources

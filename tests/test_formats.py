@@ -10,6 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from ftcore.data import Data
 from ftcore.config.build import build
 from ftcore.config.compose import load_config
 from ftcore.data.sources import files_of, read_rows, rows_of
@@ -184,7 +185,7 @@ def test_a_set_of_the_hub_is_read_by_its_own_columns_at_one_commit(monkeypatch):
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: SimpleNamespace(sha="abc"))
-    records = build(load_config(["data=medmcqa"])["data"]).load("prompt_completion")
+    records = build(load_config(["data=medmcqa"])["data"], Data).load("prompt_completion")
     assert asked == {
         "name": "openlifescienceai/medmcqa",
         "config": None,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ftcore.config.build import options
+from ftcore.config.options import options
 
 FOLDER = Path(__file__).parent / "golden"
 WORDS = ["model=tiny", "logger=none", "hardware=cpu", "evaluate.enabled=false", "max_steps=5", "global_batch_size=8"]

@@ -4,7 +4,7 @@ import pytest
 
 from ftcore.errors import ConfigError, HardwareError
 from ftcore.machine import hardware
-from ftcore.machine.hardware import micro_batch, trainer_options
+from ftcore.machine.hardware import find_machine, micro_batch
 
 CPU = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "single", "precision": "32-true"}
 CPU |= {"activation_checkpointing": False, "compile": False, "slurm": None}
@@ -24,9 +24,9 @@ def test_batches_that_cannot_be_dealt_evenly_print_the_arithmetic():
         micro_batch(global_batch_size=5, micro_batch_size="auto", processes=9)
 
 
-def test_options_become_trainer_keys():
-    assert trainer_options(**CPU)["strategy"] == "auto"
-    assert trainer_options(**CPU | {"devices": 2, "strategy": "ddp"})["devices"] == 2
+def test_options_become_the_machine_that_is_there():
+    assert find_machine(**CPU | {"accelerator": "auto"}).accelerator == ("gpu" if hardware.cuda_devices() else "cpu")
+    assert find_machine(**CPU | {"devices": 2, "num_nodes": 3, "strategy": "ddp"}).processes == 6
 
 
 @pytest.mark.parametrize(
@@ -40,10 +40,10 @@ def test_options_become_trainer_keys():
 )
 def test_what_cannot_run_is_refused(changes, error):
     with pytest.raises(error):
-        trainer_options(**CPU | changes)
+        find_machine(**CPU | changes)
 
 
 def test_a_machine_with_fewer_gpus_than_asked_for_says_both_numbers(monkeypatch):
     monkeypatch.setattr(hardware, "cuda_devices", lambda: 4)
     with pytest.raises(HardwareError, match="needs 8 CUDA devices per machine and this one has 4"):
-        trainer_options(**CPU | {"accelerator": "gpu", "devices": 8, "strategy": "ddp"})
+        find_machine(**CPU | {"accelerator": "gpu", "devices": 8, "strategy": "ddp"})

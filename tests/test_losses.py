@@ -72,7 +72,7 @@ def network(family, sharper=1.0):
 
 
 def adapted(family, **changes):
-    return lora(Foundation(network(family), None), **LORA | changes)
+    return lora(Foundation(network(family), None), **LORA | changes).network
 
 
 def test_uniform_logits_cost_log_of_the_vocabulary_per_token():
@@ -401,7 +401,7 @@ def test_every_entry_of_target_modules_must_match_and_the_counts_are_printed(cap
 
 
 def test_freeze_trains_the_top_blocks_alone():
-    model = freeze(Foundation(network("llama3"), None), top_layers=1, train_head=False, keep_activations_gb=0)
+    model = freeze(Foundation(network("llama3"), None), top_layers=1, train_head=False, keep_activations_gb=0).network
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {f"model.layers.1.{name}" for name, _ in transformer_blocks(model)[1].named_parameters()}
     with pytest.raises(ModelError, match="2 transformer blocks"):
@@ -409,4 +409,4 @@ def test_freeze_trains_the_top_blocks_alone():
 
 
 def test_full_trains_everything():
-    assert all(p.requires_grad for p in full(Foundation(network("gpt2"), None)).parameters())
+    assert all(p.requires_grad for p in full(Foundation(network("gpt2"), None)).network.parameters())

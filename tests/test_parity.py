@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
 
+from ftcore.methods.base import Method
 from ftcore.config.build import build
 from ftcore.config.compose import load_config
 from ftcore.data.layouts import pad
@@ -87,7 +88,7 @@ def defaults(name):
 def method(name, model=policy, **changes):
     """A method as a run builds it, with `reference` as its base model."""
     foundation = Foundation(model(), TOKENIZER, frozen_copy=reference())
-    made = build(defaults(name) | changes, foundation, SimpleNamespace(max_length=None))
+    made = build(defaults(name) | changes, Method, foundation, SimpleNamespace(max_length=None))
     # Lightning takes the mean over micro-batches and training_step undoes that; here their losses are added.
     made.trainer = SimpleNamespace(accumulate_grad_batches=1, world_size=1)
     return made

@@ -9,9 +9,9 @@ import sys
 import pytest
 import yaml
 
-from ftcore.cli.verbs import ON_WORDS
-from ftcore.cli.words import _split
-from ftcore.config.compose import load_config
+from ftcore.cli.verbs import VERBS
+from ftcore.cli.words import read_line
+from ftcore.config.compose import load_config, own_arguments
 from ftcore.files import PACKAGE
 from ftcore.sweeps.sweep import read_sweep
 
@@ -19,10 +19,6 @@ README = (PACKAGE.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines()]
 OURS = [line.split("&& ")[-1] for line in COMMANDS if "python -m ftcore" in line]
-
-
-# Words that are a verb's own and no part of a config.
-OWN = {"key", "recipe", "expect", "delete", "yes"}
 
 
 def words_of(command):
@@ -47,13 +43,14 @@ def test_every_command_composes(command, finished, tmp_path, monkeypatch):
     for name in ("b", "c"):
         (tmp_path / "runs" / "a" / name).mkdir(parents=True)
         (tmp_path / "runs" / "a" / name / "config.yaml").write_text(finished)
-    words = words_of(command)
-    overrides, config_dirs, flags = _split(words[1:] if words and words[0] in ON_WORDS else words)
-    overrides = [word for word in overrides if word.partition("=")[0] not in OWN or words[0] not in ON_WORDS]
-    if "--multirun" in flags or "sweeps=" in command:
-        assert read_sweep(overrides, config_dirs)[1]
+    line = read_line(words_of(command))
+    words = line.overrides
+    if VERBS[line.verb].before_config:
+        _, words = own_arguments(line.verb, words[1:])
+    if "--multirun" in line.flags or "sweeps=" in command:
+        assert read_sweep(words, tuple(line.config_dirs))[1]
     else:
-        assert load_config(overrides, config_dirs)["name"]
+        assert load_config(words, tuple(line.config_dirs))["name"]
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ftcore.errors import StorageError
-from ftcore.train import callbacks, checkpoint
+from ftcore.train import before_after, checkpoint
 from tests.conftest import FAST
 
 WORDS = [*FAST, "hardware=cpu", "adapter.dropout=0.1", "global_batch_size=8", "max_steps=8", "checkpoints.every=2"]
@@ -179,7 +179,7 @@ def test_a_signal_ends_the_comparison_at_once_and_the_run_goes_on_later(
     ftcore, fails, monkeypatch, tmp_path, label, number
 ):
     monkeypatch.setenv("FTCORE_HOME", str(tmp_path / "home"))  # without scores of other tests
-    score = callbacks.score
+    score = before_after.score
 
     def interrupted(*given):
         if given[-1] == label:
@@ -188,7 +188,7 @@ def test_a_signal_ends_the_comparison_at_once_and_the_run_goes_on_later(
         return score(*given)
 
     with monkeypatch.context() as patched:
-        patched.setattr(callbacks, "score", interrupted)
+        patched.setattr(before_after, "score", interrupted)
         message = fails(128 + number, *WORDS)
     assert number.name in message and "Go on with resume=" in message
     assert ftcore(*WORDS, "resume=auto").status == 0

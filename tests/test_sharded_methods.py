@@ -2,7 +2,7 @@
 
 import pytest
 
-from ftcore.config.build import options
+from ftcore.config.options import options
 
 WORDS = ["model=tiny", "logger=none", "max_steps=2", "evaluate.max_rows=8", "evaluate.max_new_tokens=4"]
 # A model in shares needs care where a loss reads something else than logits, and where a frozen copy stands beside it.

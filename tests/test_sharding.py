@@ -51,11 +51,13 @@ def test_a_stopped_run_goes_on_in_shares_and_elsewhere_and_its_model_is_like_any
 def test_the_other_processes_build_the_network_without_storage(monkeypatch):
     from ftcore.config.build import build
     from ftcore.config.compose import load_config
+    from ftcore.models.foundation import Foundation
     from ftcore.models.sharding import without_storage
+    from ftcore.runs.resolve import resolve
 
     monkeypatch.setenv("RANK", "1")
     config = load_config(["model=tiny", "hardware=fsdp_2cpu"])
-    with without_storage(config["hardware"]):
-        foundation = build(config["model"], "CausalLM", False)
-        foundation.network = build(config["adapter"], foundation)
+    with without_storage(resolve(config).machine):
+        foundation = build(config["model"], Foundation, "CausalLM", False)
+        foundation = build(config["adapter"], Foundation, foundation)
     assert all(parameter.device == torch.device("meta") for parameter in foundation.network.parameters())

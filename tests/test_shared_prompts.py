@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from ftcore.methods.base import Method
 from ftcore.config.build import build
 from ftcore.config.compose import load_config
 from ftcore.data.layouts import pad, share_prompts
@@ -122,7 +123,7 @@ def differentiated(name, pairs, shares, monkeypatch):
             parameter.mul_(1.1)
     foundation = Foundation(model, tokenizer, frozen_copy=base)
     method = build(
-        load_config([f"method={name}", "model=tiny"])["method"], foundation, SimpleNamespace(max_length=None)
+        load_config([f"method={name}", "model=tiny"])["method"], Method, foundation, SimpleNamespace(max_length=None)
     )
     method.shares_prompts = shares
     terms = method.loss(method.collate(pairs))

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from ftcore.config.build import options
+from ftcore.config.options import options
 from ftcore.sweeps.job import Job
 from ftcore.sweeps.pool import Pool
 from ftcore.sweeps.report import finish

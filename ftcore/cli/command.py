@@ -1,16 +1,21 @@
 """Run a command line and turn what went wrong into an exit status."""
 
+import json
 import os
 import sys
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from pkgutil import resolve_name
+from typing import TYPE_CHECKING
 
 from ftcore import __version__
-from ftcore.cli.verbs import ON_CONFIG, ON_WORDS
-from ftcore.cli.words import split_words
-from ftcore.errors import FtcoreError, is_private, storage_errors, traced
-from ftcore.machine import torchrun as outside
-from ftcore.runs.start import train
-from ftcore.sweeps.job import is_one_job
+from ftcore.cli.verbs import VERBS
+from ftcore.errors import ConfigError, FtcoreError, is_private, storage_errors, traced
+from ftcore.machine import torchrun
+from ftcore.settings import Config
+
+if TYPE_CHECKING:
+    from ftcore.cli.words import Line
 
 
 def run_command(words: list[str]) -> int:
@@ -58,7 +63,7 @@ def _left(leaving: SystemExit) -> int:
 def _failed(error: FtcoreError) -> int:
     if os.environ.get("FTCORE_DEBUG") == "1":
         print(traced(error), end="", file=sys.stderr)
-    if not outside.rank():  # of several, the first speaks for all
+    if not torchrun.rank():  # of several, the first speaks for all
         from ftcore.config.secrets import without_secrets
 
         print(f"{type(error).__name__}: {without_secrets(str(error))}", file=sys.stderr)
@@ -71,24 +76,64 @@ def _interrupted() -> int:
 
 
 def _dispatch(words: list[str]) -> None:
-    if words and words[0] in ON_WORDS:
-        overrides, config_dirs, _ = split_words(words[1:])
-        resolve_name(ON_WORDS[words[0]])(overrides, config_dirs)
-        return
-    overrides, config_dirs, flags = split_words(words)
-    if "--multirun" in flags or (any(word.startswith("sweeps=") for word in overrides) and not is_one_job()):
-        from ftcore.sweeps.sweep import sweep
+    from ftcore.cli.words import read_line
+    from ftcore.config.compose import load_config, own_arguments
+    from ftcore.sweeps.job import is_one_job
 
-        sweep(overrides, config_dirs, run_command)
-        return
-    from ftcore.config.compose import load_config
-
-    config = load_config(overrides, config_dirs)
-    if "--cfg" in flags:
-        import yaml
-
-        print(yaml.safe_dump(config, sort_keys=False), end="")
-    elif config["verb"] == "train":
-        train(config)
+    line = read_line(words)
+    verb, config_dirs = VERBS[line.verb], tuple(line.config_dirs)
+    if "--multirun" in line.flags or (_names_sweep(line) and not verb.before_config and not is_one_job()):
+        _sweep(line)
+    elif verb.before_config:
+        arguments, rest = own_arguments(line.verb, line.overrides[1:])
+        _answer(lambda: resolve_name(verb.target)(arguments, rest, config_dirs), arguments)
     else:
-        resolve_name(ON_CONFIG[config["verb"]])(config)
+        config = load_config(line.overrides, config_dirs)
+        _run(config) if "--cfg" not in line.flags else _print(config)
+
+
+def _print(config: Config) -> None:
+    import yaml
+
+    print(yaml.safe_dump(dict(config), sort_keys=False), end="")
+
+
+def _names_sweep(line: "Line") -> bool:
+    return any(word.startswith("sweeps=") for word in line.overrides)
+
+
+def _sweep(line: "Line") -> None:
+    from ftcore.sweeps.sweep import sweep
+
+    verb = VERBS[line.verb]
+    if verb.row is None:
+        swept = ", ".join(name for name, known in VERBS.items() if known.row is not None)
+        raise ConfigError(f"{line.verb} takes one combination at a time. What -m can sweep: {swept}.")
+    sweep(line.overrides, tuple(line.config_dirs), run_command, verb.row)
+
+
+def _run(config: Config) -> None:
+    """Do what the config's verb says."""
+    from ftcore.config.check import closest
+    from ftcore.config.trust import hand_down
+
+    if config["verb"] not in VERBS:
+        raise ConfigError(
+            f"verb={config['verb']} is no verb{closest(config['verb'], VERBS)} Verbs: {', '.join(VERBS)}."
+        )
+    hand_down(config)
+    arguments = config.get(config["verb"])
+    _answer(lambda: resolve_name(VERBS[config["verb"]].target)(config), arguments)
+
+
+def _answer(verb: Callable[[], object], arguments: object) -> None:
+    """Let a verb speak to a person or, with `json=true`, print its answer as JSON and the rest on standard error."""
+    from ftcore.sweeps.job import keep_answer
+
+    if not isinstance(arguments, Mapping) or not arguments.get("json"):
+        keep_answer(verb())
+        return
+    with redirect_stdout(sys.stderr):
+        answer = verb()
+    keep_answer(answer)
+    print(json.dumps(answer, ensure_ascii=False, default=str))

@@ -1,6 +1,7 @@
 """The text of --help, read from the shipped conf/."""
 
-from ftcore.config.build import options
+from ftcore.cli.verbs import VERBS
+from ftcore.config.options import options
 from ftcore.config.yaml_source import choices, read
 from ftcore.files import resources
 from ftcore.settings import GROUPS
@@ -20,28 +21,12 @@ EXAMPLES = (
 )
 
 
-VERBS = (
-    ("train", "fine-tune, compare with the base model (the default)"),
-    ("eval run=<folder>", "score a run on any data option"),
-    ("compare run=A other=B", "two runs, or a run and its base, side by side"),
-    ("chat run=<folder>", "ask it questions"),
-    ("inspect data=...", "what the rows are like, before anything trains"),
-    ("export run=<folder>", "one merged model, or the adapter (format=adapter)"),
-    ("pack run=<folder>", "a recipe file and a lock that give the same run elsewhere"),
-    ("replay recipe=<file>", "run it: what differs here, and with expect=true the same scores"),
-    ("check recipe=<file>", "everything that is wrong with it, without a model"),
-    ("explain key=method.lr ...", "who set a value, what it replaced, what it may be"),
-    ("storage [delete=rows]", "what is kept on the disk; yes=true deletes what delete= names"),
-    ("wandb_sweep sweeps=<name>", "the sweep as W&B's, whose agents run our jobs"),
-)
-
-
 def print_help() -> None:
     """Verbs, groups with their options and common overrides."""
     print("Fine-tune a language model and see whether it got better.\n")
     print("    python -m ftcore [verb] [group=option ...] [key=value ...]\n\nVerbs:")
-    for words, meaning in VERBS:
-        print(f"    {words:<27}{meaning}")
+    for verb in VERBS.values():
+        print(f"    {verb.usage:<27}{verb.meaning}")
     print("\nGroups and their options (the default first):")
     defaults = {group: option for group, option, _ in choices(read(resources() / "conf" / "config.yaml").entries)}
     for group in GROUPS:

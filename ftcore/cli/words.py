@@ -1,42 +1,76 @@
 """The words of a command line: a verb, overrides, flags."""
 
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 
 from ftcore.cli.verbs import VERBS
+from ftcore.config.build import schemas
+from ftcore.config.roles import below, branches
 from ftcore.errors import ConfigError
 
 
-def split_words(words: list[str]) -> tuple[list[str], tuple[Path, ...], set[str]]:
-    """Overrides (a leading verb becomes `verb=...`), folders of --config-dir, and flags."""
-    overrides, config_dirs, flags = [], [], set()
-    rest = iter(words)
-    for k, word in enumerate(rest):
-        if k == 0 and word in VERBS:
-            overrides.append(f"verb={word}")
-        elif word == "--config-dir" or word.startswith("--config-dir="):
-            config_dirs.append(Path(word.partition("=")[2] or next(rest, "")).expanduser().resolve())
-        elif word in ("--cfg", "-c"):
-            next(rest, None)
-            flags.add("--cfg")
-        elif word in ("-m", "--multirun"):
-            flags.add("--multirun")
+@dataclass
+class Line:
+    """A command line: its verb, Hydra overrides, folders of --config-dir, and flags."""
+
+    verb: str = "train"
+    overrides: list[str] = field(default_factory=list)
+    config_dirs: list[Path] = field(default_factory=list)
+    flags: set[str] = field(default_factory=set)
+
+
+def read_line(words: list[str]) -> Line:
+    """Take a command line apart. Raises `ConfigError` for a word that is neither verb, flag nor `key=value`."""
+    line, rest, arguments = Line(), iter(words), dict[str, bool]()
+    for word in rest:
+        if word in VERBS and not line.overrides:
+            line.verb, arguments = word, _arguments(word)
+            line.overrides.append(f"verb={word}")
         elif word.startswith("-"):
-            raise ConfigError(f"Unknown flag {word}. Known: --help, --version, -m, --cfg job, --config-dir <folder>.")
+            _read_flag(line, word, rest)
         elif "=" not in word:
-            from difflib import get_close_matches
-
-            match = get_close_matches(word, VERBS, n=1)
-            raise ConfigError(
-                f"{word!r} is neither a verb nor key=value{f'; did you mean {match[0]!r}?' if match else '.'} "
-                f"Verbs: {', '.join(VERBS)}."
-            )
+            raise ConfigError(f"{word!r} is neither a verb nor key=value{_meant(word)} Verbs: {', '.join(VERBS)}.")
         else:
-            overrides.append(_quoted(word) if word.startswith("prompt=") else word)
-    return overrides, tuple(config_dirs), flags
+            line.overrides.append(_override(word, line.verb, arguments))
+    return line
 
 
-def _quoted(word: str) -> str:
-    """A question as one quoted value, whatever commas and apostrophes it holds."""
+def _read_flag(line: Line, word: str, rest: Iterator[str]) -> None:
+    if word == "--config-dir" or word.startswith("--config-dir="):
+        line.config_dirs.append(Path(word.partition("=")[2] or next(rest, "")).expanduser().resolve())
+    elif word in ("--cfg", "-c"):
+        next(rest, None)
+        line.flags.add("--cfg")
+    elif word in ("-m", "--multirun"):
+        line.flags.add("--multirun")
+    else:
+        raise ConfigError(f"Unknown flag {word}. Known: --help, --version, -m, --cfg job, --config-dir <folder>.")
+
+
+def _meant(word: str) -> str:
+    match = get_close_matches(word, VERBS, n=1)
+    return f"; did you mean {match[0]!r}?" if match else "."
+
+
+def _arguments(verb: str) -> dict[str, bool]:
+    """The verb's own keys, and whether each is text that is taken as it is, whatever commas and apostrophes it holds."""
+    top = schemas()["top"]
+    node = top["properties"].get(verb, {})
+    keys = [key for branch in branches(node, top["$defs"]) for key in branch.get("properties", {})]
+    kinds = {key: {kind.get("type") for kind in branches(below(node, key, top["$defs"]), top["$defs"])} for key in keys}
+    return {
+        key: kind <= {"string", "null"} and "enum" not in below(node, key, top["$defs"]) for key, kind in kinds.items()
+    }
+
+
+def _override(word: str, verb: str, arguments: dict[str, bool]) -> str:
+    """A word as an override: an argument of the verb gets the name of its node, and text is quoted."""
     key, _, text = word.partition("=")
-    return f"{key}={json.dumps(text, ensure_ascii=False)}"
+    name = key.removeprefix(f"{verb}.")
+    if name not in arguments:
+        return word
+    quoted = json.dumps(text, ensure_ascii=False) if arguments[name] and text != "null" else text
+    return f"{verb}.{name}={quoted}"

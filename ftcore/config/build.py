@@ -1,65 +1,75 @@
-"""From a checked node to what its `_target_` names."""
+"""From a checked node to what its `_target_` names, and the schemas of what it may hold."""
 
 import json
-import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from functools import cache
 from pkgutil import resolve_name
-from typing import Any
+from typing import TypedDict, TypeVar, cast
 
-import yaml
+from ftcore.config.trust import is_trusted
+from ftcore.errors import ConfigError
+from ftcore.files import PACKAGE
 
-from ftcore.config.recipe_rules import recipe_folders
-from ftcore.files import PACKAGE, resources
-from ftcore.settings import FILES, Config
-
-TRUSTED = "FTCORE_TRUST"
-
-
-TRUST_ADVICE = "to use a module of your own, give trust=[{}] on the command line"
-
-
-MAX_ALIASES = 20  # of an earlier run's config.yaml; 2^20 leaves at most
-
-
-def locate(node: Mapping[str, Any]) -> Any:
-    """The class or function that a checked node's `_target_` names."""
-    return resolve_name(node["_target_"])
+T = TypeVar("T")
+# JSON schema (2020-12) of one value, as far as it is read here; `role` is settings.Role.
+Schema = TypedDict(
+    "Schema",
+    {
+        "$ref": str, "$defs": dict[str, "Schema"], "anyOf": list["Schema"], "type": str, "enum": list[object],
+        "const": object, "properties": dict[str, "Schema"], "additionalProperties": "bool | Schema", "required": list[str],
+        "items": "Schema", "description": str, "role": dict[str, object], "minimum": float, "maximum": float,
+        "exclusiveMinimum": float, "exclusiveMaximum": float,
+    },
+    total=False,
+)  # fmt: skip
 
 
-def build(node: Mapping[str, Any], *given: Any) -> Any:
-    """Call a checked node's target with the program's own arguments first and the node's keys after."""
-    return locate(node)(*given, **{key: value for key, value in node.items() if key != "_target_"})
+class Schemas(TypedDict):
+    """ftcore/schema.json: the top-level keys, what each target takes, and the targets of each group."""
+
+    top: Schema
+    targets: dict[str, Schema]
+    groups: dict[str, list[str]]
+    record_types: dict[str, str]
+    trainer_keys: list[str]
+    trainer_owned: list[str]
 
 
-def record_type(method: Mapping[str, Any]) -> str:
-    """The record type that a method needs, without importing it unless it is a user's own."""
-    return schemas()["record_types"].get(method["_target_"]) or locate(method).record_type
-
-
-def schemas() -> Config:
-    """ftcore/schema.json: what every key of the config may be."""
+@cache
+def schemas() -> Schemas:
+    """What every key of the config may be."""
     return json.loads((PACKAGE / "schema.json").read_text())
 
 
-def options(group: str, config_dirs: Iterable[Path] = ()) -> list[str]:
-    """Names that `group=<name>` accepts, sorted; names with a leading underscore are shared parts, not options."""
-    folders = [folder / group for folder in (resources() / "conf", *config_dirs)]
-    if group in FILES:
-        folders = recipe_folders(tuple(config_dirs), group)
-    names = {file.stem for folder in folders for file in folder.glob("*.yaml")}
-    return sorted(name for name in names if not name.startswith("_"))
+def schema_of_target(target: str, trust: Iterable[str]) -> Schema:
+    """The schema of a node of this target: a shipped one, or a trusted module's, from its signature; {} for any other.
 
+    Raises `ConfigError` when a module of the user's own cannot be imported.
+    """
+    if target in schemas()["targets"] or not is_trusted(target, trust):  # what is not trusted is not even imported
+        return schemas()["targets"].get(target, {})
+    from ftcore.config.schema import schema_of
 
-def read_config(file: Path) -> Any:
-    """What config.yaml of an earlier run says; None when it cannot be read, or its aliases would multiply."""
     try:
-        text = file.read_text(encoding="utf-8")
-        return None if len(re.findall(r"(^|[\s,:\[{-])\*\w", text)) > MAX_ALIASES else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return None
+        return cast(Schema, schema_of(resolve_name(target)))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"_target_ {target} cannot be imported: {type(error).__name__}: {error}.") from None
 
 
-def is_trusted(name: str, trust: Iterable[str]) -> bool:
-    """Whether a dotted name lies in one of the modules that the command line trusts."""
-    return any(name.startswith(f"{module}.") for module in trust)
+def locate(node: Mapping[str, object], kind: type[T]) -> type[T]:
+    """The class that a checked node's `_target_` names, a `kind`."""
+    return resolve_name(str(node["_target_"]))
+
+
+def build(node: Mapping[str, object], kind: type[T], *given: object) -> T:
+    """Call a checked node's target with the program's own arguments first and the node's keys after; it gives a `kind`."""
+    target = resolve_name(str(node["_target_"]))
+    made = target(*given, **{key: value for key, value in node.items() if key != "_target_"})
+    assert isinstance(made, kind), f"{node['_target_']} gives {type(made).__name__}"
+    return made
+
+
+def record_type(method: Mapping[str, object]) -> str:
+    """The record type that a method needs, without importing it unless it is a user's own."""
+    target = str(method["_target_"])
+    return schemas()["record_types"].get(target) or resolve_name(target).record_type

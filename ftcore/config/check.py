@@ -1,32 +1,32 @@
 """Check a composed config against ftcore/schema.json, all problems at once, each with its path and the closest valid name."""
 
 import math
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from pkgutil import resolve_name
-from typing import Any
 
 from jsonschema import Draft202012Validator
 from jsonschema.validators import extend
 
-from ftcore.config.build import TRUST_ADVICE, TRUSTED, is_trusted, schemas
+from ftcore.config.build import Schema, schema_of_target, schemas
+from ftcore.config.roles import files_of_config
 from ftcore.config.secrets import SECRET, SECRET_ADVICE, SECRET_VALUE, environment_secrets
 from ftcore.config.tree import all_leaves
+from ftcore.config.trust import is_trusted, trusted
 from ftcore.errors import ConfigError
 from ftcore.files import resolve
-from ftcore.settings import GROUPS, Config
+from ftcore.settings import CHOSEN, GROUPS, Config
 
 LONGEST = 200  # characters of a wrong value that a message shows
+TRUST_ADVICE = "to use a module of your own, give trust=[{}] on the command line"
 
 
-def _is_integer(_: Any, value: Any) -> bool:
+def _is_integer(_: object, value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(_: Any, value: Any) -> bool:
+def _is_number(_: object, value: object) -> bool:
     return _is_integer(_, value) or (isinstance(value, float) and math.isfinite(value))
 
 
@@ -37,7 +37,7 @@ Validator = extend(
 )
 
 
-def schema_problems(config: Config) -> Iterator[tuple[str, str]]:
+def schema_problems(config: Mapping[str, object], trust: list[str]) -> Iterator[tuple[str, str]]:
     """(key path, what is wrong) for every value that the schema refuses."""
     schema = schemas()
     yield from _check_node(config, schema["top"], "")
@@ -45,48 +45,46 @@ def schema_problems(config: Config) -> Iterator[tuple[str, str]]:
         if key in GROUPS and isinstance(node, Mapping) and "_target_" not in node:
             yield key, f"has keys and no option to take them: choose one with {key}=<option>"
         if isinstance(node, Mapping) and "_target_" in node:
-            target = node["_target_"]
-            known = schema["targets"].get(target)
-            if known is None and not is_trusted(target, config.get("trust") or []):
+            target = str(node["_target_"])
+            if target not in schema["targets"] and not is_trusted(target, trust):
                 yield (
                     f"{key}._target_",
                     f"{target!r} is not part of ftcore; {TRUST_ADVICE.format(target.split('.')[0])}",
                 )
                 continue
-            known = known or _schema_of_users(target)
-            yield from _check_node({k: v for k, v in node.items() if k != "_target_"}, known, key)
+            inner = {k: v for k, v in node.items() if k != "_target_"}
+            yield from _check_node(inner, schema_of_target(target, trust), key)
     secrets = environment_secrets()
     for path, value in all_leaves(config):
         named = SECRET.search(path.rsplit(".", 1)[-1]) and value
         if named or SECRET_VALUE.search(str(value)) or any(known in str(value) for known in secrets):
             yield path, SECRET_ADVICE
-    owned = {*(config.get("hardware") or {}), *schema["trainer_owned"]}
-    for key in sorted(config.get("trainer") or {}):
+    hardware, trainer = (
+        node if isinstance(node := config.get(key), Mapping) else {} for key in ("hardware", "trainer")
+    )
+    owned = {*hardware, *schema["trainer_owned"]}
+    for key in sorted(trainer):
         if key in owned:
             yield f"trainer.{key}", "is set by ftcore or by the hardware group; set it there"
         elif key not in schema["trainer_keys"]:
             yield f"trainer.{key}", f"is not a key of lightning.Trainer{closest(key, schema['trainer_keys'])}"
 
 
-def earlier_problems(config: Any) -> list[str]:
+def earlier_problems(config: object) -> list[str]:
     """What is wrong with the config of an earlier run: it may come from anywhere and names what would be called."""
     if not isinstance(config, dict) or not isinstance(config.get("choices"), dict):
         return ["it is not the config of a run of this version"]
-    trusted = [name for name in os.environ.get(TRUSTED, "").split(",") if name]
-    nodes = [config.get(group) for group in ("model", "adapter", "data", "method")]
+    nodes = [config.get(group) for group in CHOSEN if group != "logger"]
     if not all(isinstance(node, dict) and isinstance(node.get("_target_"), str) for node in nodes):
         return ["a group is missing"]
-    return [f"{path} {text}" for path, text in schema_problems({**config, "trust": trusted})]
+    return [f"{path} {text}" for path, text in schema_problems(config, trusted())]
 
 
-def _schema_of_users(target: str) -> Config:
-    """Schema of a class or function of a trusted module, from its signature."""
-    from ftcore.config.schema import schema_of
-
-    try:
-        return schema_of(resolve_name(target))
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"_target_ {target} cannot be imported: {type(error).__name__}: {error}.") from None
+def argument_problems(verb: str, node: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """(key path, what is wrong) for the arguments of a verb."""
+    top = schemas()["top"]
+    if verb in top["properties"]:
+        yield from _check_node({verb: node}, {"properties": {verb: top["properties"][verb]}, "$defs": top["$defs"]}, "")
 
 
 def conflicts(config: Config) -> Iterator[tuple[str, str]]:
@@ -103,22 +101,16 @@ def conflicts(config: Config) -> Iterator[tuple[str, str]]:
     if ".." in str(get("name")) or str(get("name")).startswith("/"):
         yield "name", "is the name of a folder below output_dir, without .. or a leading /"
     yield from _unspeakable(config)
-    texts = {
-        "evaluate.probe": (get("evaluate") or {}).get("probe"),
-        "retention.text": (get("retention") or {}).get("text"),
-        "data.cloze": (get("data") or {}).get("cloze"),
-        "model.chat_template": (get("model") or {}).get("chat_template"),
-    }
-    yield from _wrong_rewards(get("method") or {}, get("trust") or [])
-    yield from _wrong_groups(get("method") or {}, get("global_batch_size"))
-    for key, path in texts.items():
-        if isinstance(path, str) and not Path(resolve(path)).is_file():
+    yield from _wrong_rewards(config["method"], config["trust"])
+    yield from _wrong_groups(config["method"], config["global_batch_size"])
+    for key, path in files_of_config(config, "text"):
+        if not Path(resolve(path)).is_file():
             yield key, f"names no file: {Path(resolve(path)).absolute()}"
 
 
 def _unspeakable(config: Config) -> Iterator[tuple[str, str]]:
     """Line breaks in what becomes lines of a batch script, and names of options that would be paths."""
-    script = {"name": config.get("name"), "hardware": {"slurm": (config.get("hardware") or {}).get("slurm")}}
+    script = {"name": config.get("name"), "hardware": {"slurm": config["hardware"].get("slurm")}}
     for path, value in all_leaves(script):
         if not f"{path}{value}".isprintable():
             yield path.encode("unicode_escape").decode(), "holds a line break or another control character"
@@ -127,7 +119,7 @@ def _unspeakable(config: Config) -> Iterator[tuple[str, str]]:
             yield f"choices.{group}", "is no name of an option"
 
 
-def _wrong_groups(method: Mapping[str, Any], size: Any) -> Iterator[tuple[str, str]]:
+def _wrong_groups(method: Mapping[str, object], size: object) -> Iterator[tuple[str, str]]:
     """Groups of completions that do not fill a step, or have nothing to compare with."""
     group = method.get("group_size")
     if not (isinstance(group, int) and isinstance(size, int) and group > 0):
@@ -142,7 +134,7 @@ def _wrong_groups(method: Mapping[str, Any], size: Any) -> Iterator[tuple[str, s
         yield "method.group_size", "of 1 leaves nothing to compare with: raise it, or set method.advantage=reinforce"
 
 
-def _wrong_rewards(method: Mapping[str, Any], trust: list[str]) -> Iterator[tuple[str, str]]:
+def _wrong_rewards(method: Mapping[str, object], trust: list[str]) -> Iterator[tuple[str, str]]:
     """Reward functions that do not exist, lack an option or are not trusted."""
     names, weights, options = (method.get(key) for key in ("rewards", "reward_weights", "reward_options"))
     if not (isinstance(names, list) and isinstance(weights, list) and isinstance(options, Mapping)):
@@ -170,7 +162,7 @@ def _wrong_rewards(method: Mapping[str, Any], trust: list[str]) -> Iterator[tupl
             yield "method.rewards", f"holds {name!r}: {error}"
 
 
-def _check_node(node: Mapping[str, Any], schema: Config, prefix: str) -> Iterator[tuple[str, str]]:
+def _check_node(node: Mapping[str, object], schema: Schema, prefix: str) -> Iterator[tuple[str, str]]:
     for error in Validator(schema).iter_errors(node):
         path = ".".join([prefix, *map(str, error.absolute_path)]).strip(".")
         if error.validator == "additionalProperties":
@@ -184,7 +176,7 @@ def _check_node(node: Mapping[str, Any], schema: Config, prefix: str) -> Iterato
             yield path, f"must be {describe(error.schema)}, not {_shown(error.instance)}"
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """A wrong value in a message; Python writes no numbers of thousands of digits."""
     try:
         text = repr(value)
@@ -193,14 +185,14 @@ def _shown(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
-def describe(schema: Config) -> str:
+def describe(schema: Schema) -> str:
     """A JSON schema of one value in words: 'a number above 0', 'one of a, b, c'."""
     if "anyOf" in schema:
         return " or ".join(describe(part) for part in schema["anyOf"])
     if "enum" in schema or "const" in schema:
         return "one of " + ", ".join(map(str, schema.get("enum", [schema.get("const")])))
     limits = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
-    words = [f"{word} {schema[key]:g}" for key, word in limits.items() if key in schema]
+    words = [f"{word} {value:g}" for key, word in limits.items() if isinstance(value := schema.get(key), float | int)]
     names = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false",
              "null": "null", "array": "a list", "object": "a mapping"}  # fmt: skip
     return f"{names.get(schema.get('type', ''), 'another value')} {' and '.join(words)}".strip()
@@ -213,6 +205,7 @@ def closest(word: str, known: Iterable[str]) -> str:
 
 
 def reported(problems: list[tuple[str, str]], sources: Mapping[str, str]) -> str:
+    """The message of all problems, each with the place that set the key."""
     lines, secret = [], {path for path, text in problems if text == SECRET_ADVICE}
     for path, text in problems:
         source = next((where for key, where in sources.items() if path == key or path.startswith(f"{key}.")), None)

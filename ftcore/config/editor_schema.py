@@ -7,30 +7,22 @@ options are chosen and is stricter.
 import json
 from typing import Any
 
-from ftcore.config.recipe_rules import OVERRIDE_GROUPS
+from ftcore.config.roles import may_stand_in_files
 from ftcore.config.yaml_source import Entry, read
 from ftcore.files import PACKAGE, resources
+from ftcore.settings import CHOSEN
 
 Schema = dict[str, Any]
-
-
 CONF = resources() / "conf"
-
-
 FILE = PACKAGE / "recipe.schema.json"
-
-
-# Keys that no file may set.
-OF_THE_COMMAND_LINE = ("trust", "choices", "verb", "run", "other", "prompt", "resume", "output_dir")
 
 
 def build(schema: Schema) -> str:
     """The content of recipe.schema.json from that of schema.json."""
     properties = _described(schema["top"]["properties"], _comments(read(CONF / "config.yaml").entries))
-    for group in OVERRIDE_GROUPS:
+    for group in CHOSEN:
         properties[group] = _group(schema, group)
-    for key in OF_THE_COMMAND_LINE:
-        properties.pop(key)
+    properties = {key: value for key, value in properties.items() if may_stand_in_files(key)}
     defaults = {"type": "array", "items": {"anyOf": [{"const": "_self_"}, _choice()]}}
     definitions: Schema = {}
     for part in (schema["top"], *schema["targets"].values()):
@@ -71,8 +63,7 @@ def _comments(entries: list[Entry]) -> dict[str, str]:
 def _choice() -> Schema:
     """A line of defaults: `override /method: dpo`."""
     names = {
-        f"override /{group}": {"enum": [f.stem for f in sorted((CONF / group).glob("[!_]*.yaml"))]}
-        for group in OVERRIDE_GROUPS
+        f"override /{group}": {"enum": [f.stem for f in sorted((CONF / group).glob("[!_]*.yaml"))]} for group in CHOSEN
     }
     return {
         "type": "object",
@@ -84,7 +75,8 @@ def _choice() -> Schema:
 
 
 def _optional(node: Any) -> Any:
-    """The same schema with nothing required."""
+    """The same schema with nothing required, and without the roles that ftcore reads."""
     if isinstance(node, dict):
-        return {k: _optional(v) for k, v in node.items() if not (k == "required" and isinstance(v, list))}
+        ours = {"required": list, "role": dict}
+        return {k: _optional(v) for k, v in node.items() if not isinstance(v, ours.get(k, ()))}
     return [_optional(item) for item in node] if isinstance(node, list) else node

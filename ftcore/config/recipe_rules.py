@@ -4,38 +4,26 @@ The accepted bytes are copied into a private folder, and that folder alone is on
 what is composed.
 """
 
-import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import yaml
 
+from ftcore.config.options import recipe_folders
+from ftcore.config.roles import not_for_files
 from ftcore.config.yaml_source import Entry, choices, entries, scalars
 from ftcore.errors import ConfigError
-from ftcore.files import resources
+from ftcore.settings import CHOSEN, FILES
 
 HEADER = "# @package _global_"
-
-
 MAX_BYTES, MAX_DEPTH, MAX_DIGITS = 100_000, 20, 40
-
-
-OVERRIDE_GROUPS = ("model", "adapter", "data", "method", "hardware", "logger")
-
-
-# What only a person says: what is done, where it is written and whose code runs. sbatch's options can set an environment.
-COMMAND_LINE = re.compile(r"(hydra|verb|run|other|prompt|resume|output_dir|trust|choices|recipes|sweeps)\b.*"
-                          r"|hardware\.slurm\.additional\b.*", re.DOTALL)  # fmt: skip
-
-
 GIVEN = "given"
-
-
 TEXT = "tag:yaml.org,2002:str"
 
 
@@ -69,12 +57,6 @@ def staged_recipes(names: Sequence[tuple[str, str | Path]], config_dirs: tuple[P
         yield staged
     finally:
         shutil.rmtree(private, ignore_errors=True)
-
-
-def recipe_folders(config_dirs: tuple[Path, ...] = (), group: str = "recipes") -> list[Path]:
-    """Folders searched for recipes (or sweeps): a team's own first, then the shipped ones."""
-    team = [Path(entry) for entry in os.environ.get("FTCORE_RECIPES", "").split(os.pathsep) if entry]
-    return [*team, *(folder / group for folder in config_dirs), resources() / group]
 
 
 def _file_of(group: str, name: str, config_dirs: tuple[Path, ...]) -> Path:
@@ -144,7 +126,7 @@ def _check_keys(file: Path, keys: list[Entry]) -> None:
         if key.key.tag != TEXT or not key.key.value.isprintable() or key.repeated:  # `<<` has a tag of its own
             raise ConfigError(f"{where}: a key of a recipe is a plain word, and there once.")
         name = path.removeprefix("search.")  # what is searched is set
-        if COMMAND_LINE.fullmatch(name):
+        if _only_said(name):
             searched = name != path
             why = "is not a key to be searched" if searched else "is not allowed; it is given on the command line only"
             raise ConfigError(f"{where}: {path} {why}.")
@@ -157,13 +139,23 @@ def _inner_first(root: yaml.MappingNode) -> list[Entry]:
     return sorted(entries(root), key=lambda key: (key.node.end_mark.index, -key.key.start_mark.index))
 
 
+def _only_said(text: str) -> bool:
+    """Whether a key, or a word that begins with one, is said by a person only: what is done, where, and whose code runs."""
+    return _keys_only_said().match(text) is not None
+
+
+@cache
+def _keys_only_said() -> re.Pattern[str]:
+    return re.compile(rf"({'|'.join(map(re.escape, (*not_for_files(), *FILES, 'hydra')))})\b")
+
+
 def _check_scalars(file: Path, root: yaml.Node) -> None:
     """Refuse text that something else would read as more than text, and numbers that take Python long."""
     for node in scalars(root):
         where = f"{file}:{node.start_mark.line + 1}"
         if "${" in node.value.replace("\\", ""):  # an override's `$\\{` is one too
             raise ConfigError(f"{where}: ${{...}} is not allowed; recipes are data and refer to nothing.")
-        if "=" in node.value and COMMAND_LINE.match(node.value.lstrip("+~ ")):  # a word for a stage
+        if "=" in node.value and _only_said(node.value.lstrip("+~ ")):  # a word for a stage
             raise ConfigError(f"{where}: {node.value.partition('=')[0]}= is for the command line only.")
         if node.tag != TEXT and len(node.value) > MAX_DIGITS:
             raise ConfigError(f"{where}: no number of a recipe has {len(node.value):,} characters.")
@@ -175,9 +167,9 @@ def _check_default(where: str, entry: yaml.Node) -> None:
     key, option = entry.value[0] if isinstance(entry, yaml.MappingNode) and len(entry.value) == 1 else (entry, entry)
     match = re.fullmatch(r"override /(\w+)", str(key.value))
     named = option.tag == TEXT and re.fullmatch(r"[A-Za-z0-9]\w*", str(option.value))
-    if match is None or match[1] not in OVERRIDE_GROUPS or not named:
+    if match is None or match[1] not in CHOSEN or not named:
         raise ConfigError(
-            f"{where}: a recipe's defaults are lines such as '- override /method: sft', for {', '.join(OVERRIDE_GROUPS)}."
+            f"{where}: a recipe's defaults are lines such as '- override /method: sft', for {', '.join(CHOSEN)}."
         )
 
 

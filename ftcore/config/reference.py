@@ -7,17 +7,17 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from ftcore.config.build import Schema
 from ftcore.config.check import describe
+from ftcore.config.roles import below, branches
 from ftcore.config.tree import above
 from ftcore.config.yaml_source import Entry, Source, choices, read
 from ftcore.files import PACKAGE, resources
 from ftcore.settings import FILES, GROUPS
 
-Schema = dict[str, Any]
 FILE = PACKAGE.parent / "docs" / "reference.md"
 HEAD = """# Every option and every key
 
@@ -55,7 +55,7 @@ class Option:
         return next((entry for entry in known if entry.path == path), None)
 
 
-def build(schema: Schema) -> str:
+def build(schema: Schemas) -> str:
     """The page, from the content of schema.json."""
     top = read(resources() / "conf" / "config.yaml")
     parts = [HEAD, "\n".join(_contents(top)), *_top_level(top, schema["top"])]
@@ -87,7 +87,7 @@ def _top_level(top: Source, schema: Schema) -> Iterator[str]:
         yield _table(_row(entry, entry.path, schema) for entry in fields if entry.path.startswith(f"{mapping.path}."))
 
 
-def _group(chosen: Entry, schema: Schema) -> Iterator[str]:
+def _group(chosen: Entry, schema: Schemas) -> Iterator[str]:
     """The sections of a group, from the line of config.yaml's defaults that chooses its option."""
     group, default = chosen.key.value, chosen.value
     yield f"## {group}"
@@ -101,7 +101,7 @@ def _group(chosen: Entry, schema: Schema) -> Iterator[str]:
         target = next((found for found in users if found), "")
         yield f"### Shared keys: {option.name}" if option.name.startswith("_") else f"### {group}={option.name}"
         yield _prose(option.source.head)
-        if record_type := schema["record_types"].get(option.target):
+        if record_type := schema["record_types"].get(option.target or ""):
             yield f"Learns from rows of the type `{record_type}`."
         yield from _keys(group, option, schema["targets"].get(target, {}))
 
@@ -176,21 +176,10 @@ def _default(entry: Entry) -> str:
 
 def _type(path: str, schema: Schema) -> str:
     """Type and range of a key in words."""
-    definitions = schema.get("$defs", {})
-    found = [schema]
+    definitions, found = schema.get("$defs", {}), schema
     for key in path.split("."):
-        inner = (branch.get("properties", {}).get(key, branch.get("additionalProperties")) for branch in found)
-        found = [branch for one in inner if isinstance(one, dict) for branch in _branches(one, definitions)]
-    return describe({"anyOf": found}) if found else "anything"
-
-
-def _branches(schema: Schema, definitions: Schema) -> list[Schema]:
-    """The alternatives of a schema, references looked up."""
-    if "$ref" in schema:
-        return _branches(definitions[schema["$ref"].rpartition("/")[2]], definitions)
-    if "anyOf" in schema:
-        return [found for branch in schema["anyOf"] for found in _branches(branch, definitions)]
-    return [schema]
+        found = below(found, key, definitions)
+    return describe({"anyOf": branches(found, definitions)}) if found else "anything"
 
 
 def _prose(comment: str) -> str:

@@ -1,4 +1,4 @@
-"""JSON schemas from signatures: `python -m ftcore.config.schema` writes schema.json, what editors read and docs/reference.md.
+"""JSON schemas from signatures (`make schema` writes ftcore/schema.json).
 
 Config parameters are the keyword-only parameters of what `_target_` names; what comes before the `*` is given by the
 program. While a class passes `**kwargs` on, its bases' parameters belong to it too. Types are the annotations, ranges their
@@ -15,8 +15,8 @@ from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from ftcore.config.yaml_source import read
-from ftcore.files import PACKAGE, resources
-from ftcore.settings import TopLevel
+from ftcore.files import resources
+from ftcore.settings import CHOSEN, Config
 
 # Keys of lightning.Trainer that the run decides itself.
 TRAINER_OWNED = [
@@ -51,34 +51,27 @@ def schema_of(target: Callable[..., Any]) -> dict[str, Any]:
     return TypeAdapter(node).json_schema()
 
 
-def shipped_targets() -> list[str]:
-    """Every `_target_` in the shipped conf/."""
-    sources = map(read, (resources() / "conf").glob("*/*.yaml"))
-    return sorted({target for source in sources if (target := source.value("_target_"))})
+def shipped_targets() -> dict[str, list[str]]:
+    """Group -> every `_target_` that its shipped options have."""
+    folders = {group: map(read, (resources() / "conf" / group).glob("*.yaml")) for group in CHOSEN}
+    found = {group: {source.value("_target_") for source in sources} - {None} for group, sources in folders.items()}
+    return {group: sorted(map(str, targets)) for group, targets in found.items()}
 
 
 def build() -> str:
     """The content of schema.json."""
     import lightning
 
-    targets = {name: resolve_name(name) for name in shipped_targets()}
+    groups = shipped_targets()
+    targets = {name: resolve_name(name) for names in groups.values() for name in names}
     schema = {
-        "top": TypeAdapter(TopLevel).json_schema(),
+        "top": TypeAdapter(Config).json_schema(),
         "targets": {name: schema_of(target) for name, target in targets.items()},
         "record_types": {
             name: target.record_type for name, target in targets.items() if hasattr(target, "record_type")
         },
+        "groups": groups,
         "trainer_keys": sorted(set(inspect.signature(lightning.Trainer.__init__).parameters) - {"self"}),
         "trainer_owned": TRAINER_OWNED,
     }
     return json.dumps(schema, indent=1, sort_keys=True) + "\n"
-
-
-if __name__ == "__main__":
-    from ftcore.config import editor_schema, reference
-
-    content = build()
-    (PACKAGE / "schema.json").write_text(content)
-    editor_schema.FILE.write_text(editor_schema.build(json.loads(content)))
-    if reference.FILE.parent.is_dir():  # in a checkout
-        reference.FILE.write_text(reference.build(json.loads(content)))

@@ -4,20 +4,10 @@ import os
 import re
 
 NAMED_SECRET = r"(?:api_?key|access_?key|token|secret|password|credentials?)"
-
-
 SECRET = re.compile(rf"(^|_){NAMED_SECRET}$", re.IGNORECASE)
-
-
 SECRET_SETTING = re.compile(rf"\b((?:\w*_)?{NAMED_SECRET})=[^'\"]+", re.IGNORECASE)
-
-
 SHORTEST_SECRET = 8  # characters; a shorter value would be found in ordinary words
-
-
 SECRET_ADVICE = "looks like a secret, and configs are saved and logged: put it in an environment variable"
-
-
 SECRET_VALUE = re.compile(
     r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|wandb_v1_\w{20,}|gh[pousr]_\w{20,}|AKIA[0-9A-Z]{16})|://[^/\s:]+:[^@\s]+@"
 )

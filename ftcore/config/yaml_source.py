@@ -13,8 +13,6 @@ from yaml.constructor import SafeConstructor
 
 # libyaml is ten times as fast where it is there.
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
 NULL = "tag:yaml.org,2002:null"
 
 

@@ -10,6 +10,7 @@ from ftcore.data.formats import Row
 from ftcore.data.records import RECORD_TYPES, SPLITS, Data, Records
 from ftcore.data.splits import position, questions
 from ftcore.errors import DataError
+from ftcore.settings import Role
 
 
 class Source(TypedDict):
@@ -17,7 +18,7 @@ class Source(TypedDict):
 
     __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]
 
-    path: str
+    path: Annotated[str, Role(path="rows")]
     columns: dict[str, str]
     weight: Annotated[float, Gt(0)]
     max_rows: Annotated[int, Ge(1)] | None

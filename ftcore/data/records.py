@@ -19,6 +19,7 @@ from ftcore.data.shapes import is_transcript, shape_of
 from ftcore.data.sources import SPLITS, Hub, Row, Split, read_hub, read_rows, split_files
 from ftcore.data.splits import Keys, leaked, questions, repeated, split
 from ftcore.errors import DataError
+from ftcore.settings import PathOfRows, PathOfText, Role
 
 # Record type -> columns that every row must have, as non-empty text (`label`: true or false).
 RECORD_TYPES = {
@@ -64,9 +65,9 @@ class Records:
 class Data:
     """A data set as its YAML says: where each record type comes from, its columns, how rows are split and encoded."""
 
-    path: str | None
-    splits: dict[Split, str | None]
-    records: dict[str, dict[Split, str | None]]
+    path: PathOfRows
+    splits: dict[Split, PathOfRows]
+    records: dict[str, dict[Split, PathOfRows]]
     hub: Hub | None
     columns: dict[str, str]
     on_bad_row: Literal["fail", "skip"]
@@ -74,13 +75,13 @@ class Data:
     control_characters: Literal["error", "allow"]
     duplicates: Literal["keep", "drop"]
     leakage: Literal["error", "allow"]
-    cloze: str | None
+    cloze: PathOfText
     test_share: Annotated[float, Ge(0), Lt(1)]
     validation_share: Annotated[float, Ge(0), Lt(1)]
-    max_length: Annotated[int, Ge(8)]
-    too_long: Literal["error", "truncate", "drop"]
+    max_length: Annotated[int, Ge(8), Role("result")]
+    too_long: Annotated[Literal["error", "truncate", "drop"], Role("result")]
     max_lost: Annotated[float, Ge(0), Le(1)]
-    chat: bool | Literal["auto"]
+    chat: Annotated[bool | Literal["auto"], Role("result")]
 
     def load(self, record_type: str) -> Records:
         """Read, check and split the rows of a record type. Raises `DataError` naming file, line and reason."""

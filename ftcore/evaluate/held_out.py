@@ -1,12 +1,9 @@
 """The rows that base and tuned model are scored on."""
 
-from typing import Any
-
 from ftcore.data import Data, Records
-from ftcore.data.sources import rows_of
+from ftcore.data.sources import Row, rows_of
 from ftcore.errors import DataError
-from ftcore.evaluate.score import HeldOut
-from ftcore.methods.base import Method
+from ftcore.methods.base import HeldOut, Method
 from ftcore.methods.cloze import gaps
 from ftcore.settings import Config
 
@@ -20,7 +17,8 @@ def load_held_out(config: Config, data: Data, method: Method, records: Records) 
     return HeldOut(rows, method.encode(rows), cloze, method.pieces(probe) if method.models_language else [])
 
 
-def general_texts(path: str) -> list[dict[str, Any]]:
+def general_texts(path: str) -> list[Row]:
+    """Rows of general text with their ids. Raises `DataError` for one without a text."""
     rows = list(rows_of(path))
     if missing := [where for where, row in rows if not isinstance(row.get("text"), str)]:
         raise DataError(f"{missing[0]}: general text needs a column 'text'.")

@@ -1,18 +1,20 @@
 """Scores and answers of two models side by side."""
 
+from collections.abc import Sequence
+
 from rich.table import Table
 from rich.text import Text
 
+from ftcore.data.sources import Row
 from ftcore.evaluate.score import Scores
-from ftcore.settings import Config
 
 # Score -> what it is called in the table and how it is written; `change` of a share is a difference, of others a ratio.
 SCORES = {
     "loss": ("loss", "{:.3f}"),
     "perplexity": ("perplexity", "{:.2f}"),
     "accuracy": ("answer accuracy", "{:.1%}"),
-    "cloze": ("missing word found among four", "{:.1%}"),
-    "rewards/accuracies": ("pairs in the right order", "{:.1%}"),
+    "cloze": ("cloze accuracy (1 of 4)", "{:.1%}"),
+    "rewards/accuracies": ("pair accuracy", "{:.1%}"),
     "rewards/margins": ("margin of rewards", "{:.3f}"),
     "rewards/chosen": ("reward of chosen", "{:.3f}"),
     "rewards/rejected": ("reward of rejected", "{:.3f}"),
@@ -22,16 +24,12 @@ SCORES = {
     "reward_std": ("its standard deviation", "{:.3f}"),
     "probe_perplexity": ("perplexity on general text", "{:.2f}"),
 }
-
-
 # Characters of a sample that a table shows.
 SHOWN = 240
-
-
 STYLES = {True: "green", False: "red", None: ""}
 
 
-def side_by_side(first: list[Config], second: list[Config]) -> list[Config]:
+def side_by_side(first: Sequence[Row], second: Sequence[Row]) -> list[Row]:
     """Both models' answers to the same rows; where rows are private only whether they are right."""
     return [
         {"id": a["id"], **_texts(a, b), "base_right": a["right"], "tuned_right": b["right"]}
@@ -39,7 +37,7 @@ def side_by_side(first: list[Config], second: list[Config]) -> list[Config]:
     ]
 
 
-def _texts(a: Config, b: Config) -> Config:
+def _texts(a: Row, b: Row) -> Row:
     if "answer" not in a:
         return {}
     return {"prompt": a["prompt"], "expected": a["expected"], "base": a["answer"], "tuned": b["answer"]}
@@ -64,12 +62,12 @@ def _change(first: float, second: float, form: str) -> str:
     return f"{second / first - 1:+.1%}" if first > 0 and second > 0 else f"{second - first:+.3f}"
 
 
-def spread(rows: list[Config], count: int) -> list[Config]:
+def spread(rows: Sequence[Row], count: int) -> list[Row]:
     """`count` rows at even distances, the first among them."""
-    return rows[:: max(len(rows) // max(count, 1), 1)][:count]
+    return list(rows[:: max(len(rows) // max(count, 1), 1)][:count])
 
 
-def samples_table(samples: list[Config], count: int, names: tuple[str, str] = ("base", "tuned")) -> Table:
+def samples_table(samples: Sequence[Row], count: int, names: tuple[str, str] = ("base", "tuned")) -> Table:
     """`count` answers side by side, spread over all rows, right ones in green."""
     if "prompt" not in samples[0]:
         return _rights_table(spread(samples, count), names)
@@ -82,7 +80,7 @@ def samples_table(samples: list[Config], count: int, names: tuple[str, str] = ("
     return table
 
 
-def _rights_table(samples: list[Config], names: tuple[str, str]) -> Table:
+def _rights_table(samples: Sequence[Row], names: tuple[str, str]) -> Table:
     """Which rows were answered rightly, without their text."""
     table, words = Table("id", *names), {True: "right", False: "wrong", None: "-"}
     for row in samples:

@@ -11,8 +11,6 @@ from torch import Tensor
 
 # Not the pieces of sharded ones.
 WHOLE = (Tensor, torch.nn.Parameter)
-
-
 ONEDNN_IS_FASTER = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 

@@ -7,26 +7,15 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge
 
 from ftcore.errors import ConfigError, HardwareError
-from ftcore.machine.slurm import Slurm
-
-Accelerator = Literal["auto", "cpu", "gpu"]
-
-
-Strategy = Literal["single", "ddp", "fsdp"]
-
-
-Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
-
+from ftcore.settings import Accelerator, Machine, Precision, Role, Slurm, Strategy
 
 # Rows that fill the arithmetic units of any machine; more only costs memory. A CPU is full with fewer tokens than that often is.
 AUTO_ROWS = 16
-
-
 CPU_TOKENS = 1536
 
 
@@ -39,18 +28,18 @@ def cuda_devices() -> int:
     return torch.cuda.device_count()
 
 
-def trainer_options(
+def find_machine(
     *,
     accelerator: Accelerator,
     devices: Annotated[int, Ge(1)],
     num_nodes: Annotated[int, Ge(1)],
     strategy: Strategy,
-    precision: Precision,
+    precision: Annotated[Precision, Role("result")],
     activation_checkpointing: bool | Literal["auto"],
     compile: bool,
     slurm: Slurm | None,
-) -> dict[str, Any]:
-    """Keys of lightning.Trainer for this machine; `activation_checkpointing` and `compile` are the network's own.
+) -> Machine:
+    """The devices that are there for what is asked; `activation_checkpointing` and `compile` are the network's own.
 
     Raises `HardwareError` when the machine lacks what is asked for, unless SLURM is to find one.
     """
@@ -74,13 +63,7 @@ def trainer_options(
         raise ConfigError("hardware.precision=16-mixed does not go with strategy=fsdp: use bf16-mixed.")
     if precision == "16-mixed" and accelerator == "cpu":
         raise HardwareError("hardware.precision=16-mixed needs a GPU. On a CPU use 32-true (exact) or bf16-mixed.")
-    return {
-        "accelerator": accelerator,
-        "devices": devices,
-        "num_nodes": num_nodes,
-        "strategy": "auto" if strategy == "single" else strategy,
-        "precision": precision,
-    }
+    return Machine(accelerator, devices, num_nodes, strategy, precision)
 
 
 def keep_freed_memory() -> None:
@@ -96,7 +79,7 @@ def keep_freed_memory() -> None:
 
 
 @contextmanager
-def memory_of(key: str, value: Any) -> Iterator[None]:
+def memory_of(key: str, value: object) -> Iterator[None]:
     """Name the setting that fills a device's memory. Raises `HardwareError`."""
     from torch import OutOfMemoryError
 

@@ -10,11 +10,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 T = TypeVar("T")
-
-
 R = TypeVar("R")
-
-
 _work: list[Callable[[int], None]] = []
 
 

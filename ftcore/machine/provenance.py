@@ -4,19 +4,38 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TypedDict
 
 from ftcore import __version__
 from ftcore.machine.hardware import cuda_devices
-from ftcore.settings import Config
+from ftcore.settings import Config, Hardware
 
 PACKAGES = ("torch", "transformers", "peft", "lightning", "tokenizers", "numpy")
 
 
-def made_with(config: Config) -> Config:
+class MachineFacts(TypedDict):
+    """What decides how numbers are rounded. Never a name of a host."""
+
+    system: str
+    processor: str
+    threads: int
+    device: str
+    processes: int
+    precision: str
+
+
+class MadeWith(TypedDict):
+    """Versions of packages, and the machine."""
+
+    versions: dict[str, str | None]
+    machine: MachineFacts
+
+
+def made_with(config: Config) -> MadeWith:
     """Versions and machine of this process, as summary.json keeps them."""
-    names = (
-        (*PACKAGES, "trl") if any(str(f).startswith("trl.") for f in config["method"].get("rewards", [])) else PACKAGES
-    )
+    rewards = config["method"].get("rewards", [])
+    uses_trl = isinstance(rewards, list) and any(str(name).startswith("trl.") for name in rewards)
+    names = (*PACKAGES, "trl") if uses_trl else PACKAGES
     found = {name: _version(name) for name in names}
     return {"versions": {"ftcore": __version__, "python": platform.python_version(), **found},
             "machine": _machine(config["hardware"])}  # fmt: skip
@@ -29,8 +48,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _machine(hardware: Config) -> Config:
-    """What decides how numbers are rounded: processor, threads, device, processes, precision. Never a name of a host."""
+def _machine(hardware: Hardware) -> MachineFacts:
     devices = 0 if hardware["accelerator"] == "cpu" else cuda_devices()
     device = "CPU"
     if devices:

@@ -11,34 +11,20 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from annotated_types import Ge, Gt
-from typing_extensions import TypedDict
+from typing import TYPE_CHECKING
 
 from ftcore.errors import HardwareError
-from ftcore.settings import Config
+from ftcore.settings import Config, Slurm
 
-
-class Slurm(TypedDict):
-    """What is asked of SLURM; `cluster=local` runs the job on this machine, to try it out."""
-
-    __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]
-
-    cluster: Literal["slurm", "local"]
-    partition: str | None
-    account: str | None
-    timeout_min: Annotated[int, Gt(0)]
-    cpus_per_task: Annotated[int, Ge(1)]
-    mem_gb: Annotated[float, Gt(0)] | None
-    max_requeues: Annotated[int, Ge(0)]
-    additional: dict[str, str | int | bool]
+if TYPE_CHECKING:
+    from submitit.helpers import DelayedSubmission
 
 
 def submit(config: Config, folder: Path) -> None:
     """Hand the run in `folder` to SLURM. Raises `HardwareError` when that cannot be done."""
     hardware = config["hardware"]
-    ask: Slurm = hardware["slurm"]
+    ask = hardware["slurm"]
+    assert ask
     several = hardware["num_nodes"] > 1  # else the one process on the machine starts the others
     try:
         from submitit import AutoExecutor
@@ -59,7 +45,7 @@ def submit(config: Config, folder: Path) -> None:
     print(f"Submitted as job {job.job_id}. Everything comes into {folder}\nFollow it with: tail -F {job.paths.stdout}")
 
 
-def _asked(ask: Slurm) -> dict[str, Any]:
+def _asked(ask: Slurm) -> dict[str, object]:
     """What is set, in submitit's names."""
     wanted = {
         "timeout_min": ask["timeout_min"],
@@ -79,7 +65,7 @@ class Job:
     folder: Path
     several: bool
     trust: list[str]
-    process: Any = field(default=None, repr=False)
+    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def __call__(self) -> None:
         """Run it to its end, with its exit code."""
@@ -103,10 +89,11 @@ class Job:
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         return {**os.environ, "TORCHELASTIC_RUN_ID": JobEnvironment().job_id}
 
-    def checkpoint(self) -> Any:
+    def checkpoint(self) -> "DelayedSubmission":
         """Called by submitit before the job is ended: save, then begin again from there."""
         from submitit.helpers import DelayedSubmission
 
+        assert self.process
         self.process.send_signal(signal.SIGTERM)
         os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)  # `poll` above may be holding the process's lock
         return DelayedSubmission(Job(self.folder, self.several, self.trust))

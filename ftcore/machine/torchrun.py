@@ -2,21 +2,24 @@
 
 import json
 import os
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from ftcore.settings import Config
+from ftcore.settings import Config, Resolved
 
-Plan = tuple[Config, Path, Path | None]
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore
 
-
+# Config, what is settled, run folder, checkpoint to go on from.
+Work = tuple[Config, Resolved, Path, Path | None]
 # Its rows are read and its stages looked up before the first process has anything to tell.
 PATIENCE = timedelta(hours=6)
 
 
 def started() -> bool:
-    """Whether somebody else started this process as one of several."""
+    """Whether torchrun or SLURM launched this process as one of several."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
@@ -30,20 +33,24 @@ def world_size() -> int:
     return int(os.environ["WORLD_SIZE"])
 
 
-def tell(plan: Plan | None) -> Any:
-    """Let the other processes do `plan`; nothing, with None. What is returned must be kept until they have ended."""
+def tell(work: Work | None) -> object:
+    """Let the other processes do `work`; nothing, with None. What is returned must be kept until they have ended."""
     store = _store()
-    store.set("ftcore", json.dumps(plan, default=str))
+    said = (work[0], asdict(work[1]), *work[2:]) if work else None
+    store.set("ftcore", json.dumps(said, default=str))
     return store
 
 
-def told() -> Plan | None:
+def told() -> Work | None:
     """What the first process tells, once it does."""
-    plan = json.loads(_store().get("ftcore"))
-    return (plan[0], Path(plan[1]), plan[2] and Path(plan[2])) if plan else None
+    said = json.loads(_store().get("ftcore"))
+    if not said:
+        return None
+    config, resolved, folder, start = said
+    return config, Resolved.from_json(resolved), Path(folder), Path(start) if start else None
 
 
-def _store() -> Any:
+def _store() -> "TCPStore":
     """torchrun's store; where there is none, one of the first process beside the port that training will use."""
     from torch.distributed import TCPStore
 

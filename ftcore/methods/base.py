@@ -10,7 +10,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
@@ -66,12 +66,32 @@ class HeldOut:
     probe: list[Example]
 
 
+@dataclass(frozen=True)
+class RunContext:
+    """What a run gives its method beside the method's own node.
+
+    Args:
+        micro_batch_size: rows of a forward pass outside training.
+        max_bad_steps: steps in a row that may be left out because they are not finite.
+        retention_weight: weight of the KL term on general text.
+        references: where the base model's log-probabilities are kept.
+        row_losses: whether the loss of each row is asked for.
+    """
+
+    micro_batch_size: int = 1
+    max_bad_steps: int = 0
+    retention_weight: float = 0.0
+    references: ReferenceSums = field(default_factory=ReferenceSums)
+    row_losses: bool = False
+
+
 class Method(lightning.LightningModule, Generic[E, B]):
     """Base class of all methods. `E` is what one trains on (an example, a pair, a completion), `B` a batch of them.
 
     Args:
         foundation: network and tokenizer, adapter applied.
         encoder: turns rows into token ids.
+        context: what the run settles for its method.
     """
 
     record_type: ClassVar[str]
@@ -87,6 +107,7 @@ class Method(lightning.LightningModule, Generic[E, B]):
         self,
         foundation: Foundation,
         encoder: Encoder,
+        context: RunContext = RunContext(),
         /,
         *,
         lr: Annotated[float, Gt(0)],
@@ -101,15 +122,16 @@ class Method(lightning.LightningModule, Generic[E, B]):
         self.foundation, self.network, self.encoder = foundation, foundation.network, encoder
         self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
         self.schedule, self.warmup, self.final_lr, self.max_grad_norm = schedule, warmup, final_lr, max_grad_norm
-        self.retention_weight, self.lr_scale, self.total_steps, self.micro_batch_size = 0.0, 1.0, 0, 1
+        self.context, self.micro_batch_size = context, context.micro_batch_size
+        self.retention_weight = context.retention_weight if self.models_language else 0.0
         self.step_metrics: dict[str, Tensor] = {}
         self.metrics: dict[str, float] = {}
-        self.max_bad_steps, self.bad_steps, self.bad_rows = 0, 0, list[str]()
-        self.row_losses: list[float] | None = None  # of the last batch, where somebody asks for them
+        self.lr_scale, self.bad_steps, self.bad_rows = 1.0, 0, list[str]()
+        self.row_losses: list[float] = []  # of the last batch, where the context asks for them
         self.grad_norm = torch.tensor(0.0)
-        self.references = ReferenceSums()
-        if self.has_reference:
+        if self.has_reference or self.retention_weight:
             foundation.keep_base()
+        if self.has_reference:
             foundation.disable_dropout()
 
     # What a method defines.
@@ -231,12 +253,13 @@ class Method(lightning.LightningModule, Generic[E, B]):
 
         if self.device_mesh:  # processes that share weights take part in every forward pass
             return compute()
-        return self.references(batch["contents"], compute).to(self.network_device)
+        return self.context.references(batch["contents"], compute).to(self.network_device)
 
     @cached_property
     def shares_prompts(self) -> bool:
         """Whether the network takes a mask of who sees whom."""
-        return takes_any_mask(self.network)
+        # Where outputs of frozen blocks are kept, a row for each answer is what comes again.
+        return takes_any_mask(self.network) and not self.foundation.keeps_activations
 
     def placed(self, batch: T) -> T:
         """The batch where the network is."""
@@ -254,7 +277,7 @@ class Method(lightning.LightningModule, Generic[E, B]):
         multiplied back, so that gradients add up to exactly sum / count.
         """
         terms = self.loss(batch)
-        if self.row_losses is not None:
+        if self.context.row_losses:
             self.row_losses = losses_by_row(terms, batch)
         if "retention" in batch:
             terms["retention"] = self.retention(batch["retention"])
@@ -279,6 +302,33 @@ class Method(lightning.LightningModule, Generic[E, B]):
     def _record(self, shares: dict[str, Tensor], loss: Tensor) -> None:
         for name, value in {"loss": loss, **shares}.items():
             self.step_metrics[name] = self.step_metrics.get(name, torch.zeros((), device=loss.device)) + value.detach()
+
+    def take_step_metrics(self) -> dict[str, Tensor]:
+        """Loss and terms of the step that is complete, as this process's sums; the next step begins anew."""
+        taken, self.step_metrics = self.step_metrics, {}
+        return taken
+
+    def progress(self) -> dict[str, float]:
+        """What a checkpoint keeps of a method beside its weights."""
+        return {"lr_scale": self.lr_scale, "bad_steps": self.bad_steps}
+
+    def go_on(self, progress: Mapping[str, float]) -> None:
+        """Go on from what `progress` gave."""
+        self.lr_scale, self.bad_steps = progress["lr_scale"], int(progress["bad_steps"])
+
+    def halve_lr(self) -> None:
+        """Halve the learning rate of all steps from here on."""
+        self.lr_scale /= 2
+
+    @contextmanager
+    def base_model(self) -> Iterator[None]:
+        """The base model's network in the place of the tuned one."""
+        with self.foundation.base_view() as base:
+            tuned, self.network = self.network, base
+            try:
+                yield
+            finally:
+                self.network = tuned
 
     def validation_step(self, batch: B, batch_idx: int) -> None:
         """Add up each term over the validation rows."""
@@ -314,10 +364,10 @@ class Method(lightning.LightningModule, Generic[E, B]):
         self.bad_rows = []
         where = f"rows {', '.join(rows[:8])}{' ...' if len(rows) > 8 else ''}" if rows else "its gradient"
         message = f"Step {self.trainer.global_step + 1} is not finite ({where}). It was not taken."
-        if self.bad_steps > self.max_bad_steps:
+        if self.bad_steps > self.context.max_bad_steps:
             raise NumericalError(
-                f"{message} It is number {self.bad_steps} in a row (max_bad_steps={self.max_bad_steps}). Lower method.lr, or "
-                "look at these rows."
+                f"{message} It is number {self.bad_steps} in a row (max_bad_steps={self.context.max_bad_steps}). Lower "
+                "method.lr, or look at these rows."
             )
         if self.trainer.is_global_zero:
             print(message, file=sys.stderr)
@@ -346,10 +396,11 @@ class Method(lightning.LightningModule, Generic[E, B]):
 
     def lr_factor(self, step: int) -> float:
         """Share of the peak learning rate at a step: linear warm-up, then the schedule down to `final_lr`."""
-        warmup = round(self.warmup * self.total_steps)
+        total = self.trainer.max_steps
+        warmup = round(self.warmup * total)
         if step < warmup:
             return self.lr_scale * (step + 1) / warmup
-        done = (step - warmup) / max(self.total_steps - warmup, 1)
+        done = (step - warmup) / max(total - warmup, 1)
         shape = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[self.schedule]
         return self.lr_scale * (self.final_lr + (1 - self.final_lr) * shape)
 

@@ -27,6 +27,7 @@ from ftcore.methods.online import OnlineMethod, Parts, Rollouts, Sample
 from ftcore.methods.reward_model import RewardModel
 from ftcore.models.logprobs import row_numbers, row_sums, token_scores
 from ftcore.rewards.worker import Rewards
+from ftcore.settings import PathOfWeights
 
 Advantage = Literal["group", "group_no_std", "rloo", "reinforce"]
 
@@ -54,7 +55,7 @@ class GRPO(OnlineMethod[GroupedRollouts]):
         rewards: list[str],
         reward_weights: list[float],
         reward_options: dict[str, dict[str, Any]],
-        reward_model: str | None,
+        reward_model: PathOfWeights,
         reward_model_weight: float,
         reward_time_limit: Annotated[float, Gt(0)],
         max_failed_share: Annotated[float, Ge(0), Le(1)],

@@ -1,18 +1,17 @@
 """A learned reward: an earlier run of method=reward, or any sequence classifier with one score, in the training process."""
 
-from pathlib import Path
-
 import torch
 from lightning.fabric.utilities import move_data_to_device
 
 from ftcore.config.build import build
+from ftcore.data import Data
 from ftcore.data.layouts import pad
 from ftcore.data.sources import Row
 from ftcore.data.tokens import Encoder
 from ftcore.errors import ModelError
 from ftcore.models.foundation import Foundation, load_foundation, load_run
 from ftcore.models.logprobs import sequence_scores
-from ftcore.models.weights import is_run
+from ftcore.run_folder import Run
 
 
 class RewardModel:
@@ -24,9 +23,9 @@ class RewardModel:
     """
 
     def __init__(self, path: str, encoder: Encoder) -> None:
-        if is_run(path):
-            foundation, config = load_run(Path(path).expanduser())
-            settings = build(config["data"])
+        if run := Run.at(path):
+            foundation, config = load_run(run)
+            settings = build(config["data"], Data)
         else:
             foundation, settings = _load(path), encoder.data
         if foundation.network.config.num_labels != 1 or foundation.new_modules or foundation.network.can_generate():

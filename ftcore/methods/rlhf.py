@@ -18,6 +18,7 @@ from ftcore.methods.losses import clipped_policy_loss, clipped_value_loss, gener
 from ftcore.methods.online import OnlineMethod, Parts, Rollouts, Sample, add_numbers, in_order
 from ftcore.methods.reward_model import RewardModel
 from ftcore.models.logprobs import hidden_at, predicted, token_scores
+from ftcore.settings import PathOfWeights
 
 
 class ValuedRollouts(Rollouts):
@@ -35,8 +36,8 @@ class RLHF(OnlineMethod[ValuedRollouts]):
     def __init__(
         self,
         *given: Any,
-        policy: str | None,
-        reward_model: str | None,
+        policy: PathOfWeights,
+        reward_model: PathOfWeights,
         stages: dict[str, list[str]],
         clip: Annotated[float, Gt(0), Le(1)],
         value_clip: Annotated[float, Gt(0)],

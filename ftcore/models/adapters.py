@@ -1,11 +1,13 @@
 """Which parameters train: low-rank adapters (peft), all, or the top layers."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Lt
 
 from ftcore.errors import ConfigError, ModelError
+from ftcore.models.blocks import transformer_blocks
 from ftcore.models.foundation import Foundation
 
 
@@ -21,8 +23,8 @@ def lora(
     use_dora: bool,
     use_rslora: bool,
     load_in_4bit: bool,
-) -> Any:
-    """Freeze the network and put low-rank updates beside its linear layers. Returns a PeftModel.
+) -> Foundation:
+    """Freeze the network and put low-rank updates beside its linear layers: a PeftModel.
 
     What the checkpoint lacked (a new score layer, new control tokens) trains in full.
 
@@ -56,17 +58,18 @@ def lora(
         use_dora=use_dora,
         use_rslora=use_rslora,
         task_type="SEQ_CLS" if foundation.new_modules else None,
-        modules_to_save=foundation.new_modules or None,
-        trainable_token_indices=foundation.new_tokens or None,
+        modules_to_save=list(foundation.new_modules) or None,
+        trainable_token_indices=list(foundation.new_tokens) or None,
     )
     if not load_in_4bit:
         config._register_custom_module({Linear: LoraLinear})
-    return get_peft_model(network, config)
+    return replace(foundation, network=get_peft_model(network, config))
 
 
-def full(foundation: Foundation, /) -> Any:
+def full(foundation: Foundation, /) -> Foundation:
     """Every parameter trains."""
-    return foundation.network.requires_grad_(True)
+    foundation.network.requires_grad_(True)
+    return foundation
 
 
 def freeze(
@@ -76,7 +79,7 @@ def freeze(
     top_layers: Annotated[int, Ge(1)],
     train_head: bool,
     keep_activations_gb: Annotated[float, Ge(0)],
-) -> Any:
+) -> Foundation:
     """Train the last `top_layers` transformer blocks and what the checkpoint lacked; the rest is frozen."""
     network = foundation.network
     blocks = transformer_blocks(network)
@@ -91,15 +94,7 @@ def freeze(
         network.get_input_embeddings().requires_grad_(True)
     if train_head and network.get_output_embeddings() is not None:
         network.get_output_embeddings().requires_grad_(True)
-    foundation.frozen_blocks, foundation.keep_activations_gb = len(blocks) - top_layers, keep_activations_gb
-    return network
-
-
-def transformer_blocks(network: Any) -> Any:
-    """The list of transformer blocks: the longest ModuleList of the network; empty for a mere layer."""
-    from torch.nn import ModuleList
-
-    return max((m for m in network.modules() if isinstance(m, ModuleList)), key=len, default=[])
+    return replace(foundation, frozen_blocks=len(blocks) - top_layers, keep_activations_gb=keep_activations_gb)
 
 
 def _matches(network: Any, names: list[str]) -> dict[str, int]:

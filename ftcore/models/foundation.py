@@ -9,9 +9,9 @@ import copy
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Protocol
 
 import torch
 import transformers
@@ -19,40 +19,60 @@ from safetensors import SafetensorError
 from torch.distributed.fsdp import FSDPModule
 from transformers import AutoConfig, AutoTokenizer
 
-from ftcore.config.build import locate, read_config
+from ftcore.config.build import build, locate
 from ftcore.config.check import earlier_problems
 from ftcore.errors import ModelError
 from ftcore.files import resolve
-from ftcore.models.weights import Package, check_folder, is_run, weights_folder
+from ftcore.kernels.frozen_blocks import KeptActivations, keep_activations
+from ftcore.models.blocks import transformer_blocks
+from ftcore.models.weights import check_folder, weights_folder, weights_hashes
+from ftcore.run_folder import Run
+from ftcore.settings import Attention, Config, Dtype, Node, Package, PathOfText, PathOfWeights
 
 # Names of the score layer in transformers' sequence classifiers, new where a language model becomes a reward model.
 HEADS = ("score", "classifier", "head")
-
-
 # What transformers and peft raise for files that are not what they should be.
 LOADING_ERRORS = (
     OSError, ValueError, LookupError, RuntimeError, ImportError, TypeError, AttributeError, SafetensorError,
 )  # fmt: skip
 
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+class MethodClass(Protocol):
+    """What a method's class says of the model that it needs, before there is one."""
+
+    @classmethod
+    def architecture_of(cls, node: Node) -> str:
+        """The transformers auto class, without `AutoModelFor`."""
+
+    @classmethod
+    def control_tokens(cls, node: Node, tokenizer: Any) -> tuple[str, ...]:
+        """Control tokens that the tokenizer must have."""
 
 
 @dataclass
 class Foundation:
-    """A network with its tokenizer. `network` is a transformers model, or a PeftModel around one after `adapt`."""
+    """A network with its tokenizer. `network` is a transformers model, or a PeftModel around one where an adapter trains.
+
+    Args:
+        frozen_copy: a second network with the base weights, where the first one's all train.
+        merged_run: whether an earlier run's adapter is merged into the weights.
+        new_modules: what the checkpoint lacked: the head of a new reward model.
+        new_tokens: ids of the control tokens that the tokenizer lacked.
+        frozen_blocks: how many of the lowest blocks are frozen where those above train.
+        keep_activations_gb: disk space for what these give.
+        keeps_activations: whether that is kept, see `keep_activations`.
+    """
 
     network: Any
     tokenizer: Any
     frozen_copy: Any = None
-    from_adapter_run: bool = False
-    # Modules that the checkpoint lacked (the head of a new reward model) and control tokens that the tokenizer lacked.
-    new_modules: list[str] = field(default_factory=list)
-    new_tokens: list[int] = field(default_factory=list)
-    # How many blocks are frozen where others train, and the disk space for what they give.
+    merged_run: bool = False
+    new_modules: tuple[str, ...] = ()
+    new_tokens: tuple[int, ...] = ()
     frozen_blocks: int = 0
     keep_activations_gb: float = 0.0
-    viewing_base: bool = False
+    keeps_activations: bool = False
+    _viewing_base: bool = False
 
     @property
     def has_adapter(self) -> bool:
@@ -76,28 +96,15 @@ class Foundation:
     @contextlib.contextmanager
     def untrained_view(self) -> Iterator[Any]:
         """`base_view` before the first step, when weights without an adapter are still the base's own."""
-        if self.viewing_base or not self.has_adapter:  # leaving an inner view would switch the adapters on again
+        if self._viewing_base or not self.has_adapter:  # leaving an inner view would switch the adapters on again
             yield self.network
             return
-        self.viewing_base = True
+        self._viewing_base = True
         try:
             with self.network.disable_adapter():
                 yield self.network
         finally:
-            self.viewing_base = False
-
-    def add_control_tokens(self, tokens: tuple[str, ...]) -> None:
-        """Add those that the tokenizer lacks; their embeddings are drawn around the mean of the others."""
-        added = [token for token in tokens if token not in self.tokenizer.get_vocab()]
-        if not added:
-            return
-        self.tokenizer.add_special_tokens({"additional_special_tokens": added})
-        self.new_tokens = self.tokenizer.convert_tokens_to_ids(added)
-        if len(self.tokenizer) > self.network.get_input_embeddings().num_embeddings:
-            with torch.random.fork_rng():
-                torch.manual_seed(0)  # the same rows whenever the run is loaded again
-                has_values = self.network.device.type != "meta"
-                self.network.resize_token_embeddings(len(self.tokenizer), mean_resizing=has_values)
+            self._viewing_base = False
 
     def disable_dropout(self) -> None:
         """Switch off the network's own dropout: log-probabilities that are compared should not hold its noise.
@@ -113,29 +120,69 @@ class Foundation:
         if not self.has_adapter and self.frozen_copy is None:
             self.frozen_copy = copy.deepcopy(self.network).requires_grad_(False).eval()
 
+    def keep_activations(self, folder: Path) -> None:
+        """Let the frozen blocks of all networks remember in `folder` what they give, where that is the same every time."""
+        kept = KeptActivations(folder, 1e9 * self.keep_activations_gb)
+        for network in filter(None, (self.frozen_copy, self.network)):
+            self.keeps_activations |= keep_activations(
+                network, [*transformer_blocks(network)][: self.frozen_blocks], kept
+            )
+
+
+def with_control_tokens(foundation: Foundation, tokens: tuple[str, ...]) -> Foundation:
+    """The foundation with the tokens that its tokenizer lacks; their embeddings are drawn around the mean of the others."""
+    network, tokenizer = foundation.network, foundation.tokenizer
+    added = [token for token in tokens if token not in tokenizer.get_vocab()]
+    if not added:
+        return foundation
+    tokenizer.add_special_tokens({"additional_special_tokens": added})
+    if len(tokenizer) > network.get_input_embeddings().num_embeddings:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # the same rows whenever the run is loaded again
+            network.resize_token_embeddings(len(tokenizer), mean_resizing=network.device.type != "meta")
+    return replace(foundation, new_tokens=tuple(tokenizer.convert_tokens_to_ids(added)))
+
+
+def with_adapter(foundation: Foundation, folder: Path) -> Foundation:
+    """The foundation with a saved adapter. Raises `ModelError` for one that is not of this program or does not fit."""
+    from peft import PeftModel
+
+    _check_adapter(folder / "adapter_config.json")
+    try:
+        network = PeftModel.from_pretrained(foundation.network, folder)
+    except LOADING_ERRORS as error:
+        raise ModelError(f"{folder} cannot be loaded as an adapter: {type(error).__name__}.") from None
+    return replace(foundation, network=network, new_modules=(), new_tokens=())
+
+
+def merged(foundation: Foundation) -> Foundation:
+    """The foundation with its adapter, where it has one, added to the weights."""
+    if not foundation.has_adapter:
+        return foundation
+    return replace(foundation, network=foundation.network.merge_and_unload(), merged_run=True)
+
 
 def load_foundation(
     architecture: str = "CausalLM",
     load_in_4bit: bool = False,
     /,
     *,
-    path: str | None,
+    path: PathOfWeights,
     package: Package | None,
     revision: str | None,
     dtype: Dtype,
-    chat_template: str | None,
-    attention: Literal["sdpa", "eager", "flash_attention_2"],
+    chat_template: PathOfText,
+    attention: Attention,
     random_weights: bool,
 ) -> Foundation:
     """Load weights and tokenizer. `architecture` is the transformers auto class without its prefix.
 
     Raises `ModelError` when they are not to be had, damaged, incomplete or would need code from elsewhere.
     """
-    if is_run(path):
-        assert path
-        ours = {"dtype": dtype, "attention": attention, "chat_template": chat_template}
-        return _from_run(Path(path).expanduser(), architecture, load_in_4bit, ours)
-    folder = weights_folder(path, package, revision)
+    if run := Run.at(path):
+        ours: Node = {"dtype": dtype, "attention": attention, "chat_template": chat_template}
+        return _from_run(run, architecture, load_in_4bit, ours)
+    folder = weights_folder({"path": path, "package": package, "revision": revision})
     options: dict[str, Any] = {"attn_implementation": attention, "trust_remote_code": False}
     scores = {"num_labels": 1} if architecture == "SequenceClassification" else {}
     if load_in_4bit:
@@ -159,7 +206,7 @@ def load_foundation(
         if scores:
             tokenizer.pad_token = _pad_token(tokenizer)
             network.config.pad_token_id = tokenizer.pad_token_id
-        return Foundation(network, _prepare(tokenizer, network, chat_template), new_modules=new)
+        return Foundation(network, _prepare(tokenizer, network, chat_template), new_modules=tuple(new))
     except ModelError:
         raise
     except LOADING_ERRORS as error:
@@ -167,32 +214,42 @@ def load_foundation(
         raise ModelError(f"{folder} cannot be loaded as a {architecture} model: {reason}") from None
 
 
-def load_run(folder: Path, changes: dict[str, Any] | None = None) -> tuple[Foundation, dict[str, Any]]:
+def load_run(run: Run, changes: Node | None = None) -> tuple[Foundation, Config]:
     """An earlier run's tuned model and config: foundation with its adapter attached, or the full tuned weights.
 
-    `changes` take the place of keys of its model node.
+    `changes` take the place of keys of its model node. Raises `ModelError` when the base weights are others than the run was
+    made with.
     """
-    config = run_config(folder)
-    saved = folder / "model"
-    method = locate(config["method"])
-    architecture = method.architecture_of(config["method"])
-    node = {key: value for key, value in config["model"].items() if key != "_target_"} | (changes or {})
-    if not (saved / "adapter_config.json").is_file():
-        return load_foundation(architecture, **{**node, "path": str(saved), "random_weights": False}), config
-    if not (saved / "adapter_model.safetensors").is_file():
-        raise ModelError(f"{saved} has no adapter_model.safetensors: the run did not finish, or the file was removed.")
-    _check_adapter(saved / "adapter_config.json")
-    from peft import PeftModel
+    config = run_config(run)
+    if not (run.model / "adapter_config.json").is_file():
+        whole = {**config["model"], **(changes or {}), "path": str(run.model), "random_weights": False}
+        return _load_node(whole, architecture_of(config)), config
+    if not (run.model / "adapter_model.safetensors").is_file():
+        raise ModelError(
+            f"{run.model} has no adapter_model.safetensors: the run did not finish, or the file was removed."
+        )
+    base = load_base(config, run, changes)
+    return with_adapter(base, run.model), config
 
+
+def load_base(config: Config, run: Run, changes: Node | None = None) -> Foundation:
+    """The foundation that a run began with. Raises `ModelError` when its weights are others now."""
+    run.check_weights(weights_hashes(config["model"]))
     torch.manual_seed(config["seed"])  # random weights and a new score layer are drawn as they were
-    foundation = load_foundation(architecture, config["adapter"].get("load_in_4bit", False), **node)
-    foundation.add_control_tokens(method.control_tokens(config["method"], foundation.tokenizer))
-    try:
-        foundation.network = PeftModel.from_pretrained(foundation.network, saved)
-    except LOADING_ERRORS as error:
-        raise ModelError(f"{saved} cannot be loaded as an adapter: {type(error).__name__}.") from None
-    foundation.new_modules, foundation.new_tokens = [], []
-    return foundation, config
+    in_4bit = config["adapter"].get("load_in_4bit") is True
+    foundation = _load_node({**config["model"], **(changes or {})}, architecture_of(config), in_4bit)
+    method: MethodClass = locate(config["method"], object)  # type: ignore[assignment]
+    return with_control_tokens(foundation, method.control_tokens(config["method"], foundation.tokenizer))
+
+
+def architecture_of(config: Config) -> str:
+    """The transformers auto class that the method of a config needs, without `AutoModelFor`."""
+    method: MethodClass = locate(config["method"], object)  # type: ignore[assignment]
+    return method.architecture_of(config["method"])
+
+
+def _load_node(node: Node, architecture: str, load_in_4bit: bool = False) -> Foundation:
+    return build(node, Foundation, architecture, load_in_4bit)
 
 
 def _check_adapter(file: Path) -> None:
@@ -205,19 +262,17 @@ def _check_adapter(file: Path) -> None:
         raise ModelError(f"{file} does not describe an adapter of this program (LoRA, without Megatron's layers).")
 
 
-def run_config(folder: Path) -> dict[str, Any]:
-    """config.yaml of a finished run. Raises `ModelError` when the folder is not one."""
-    if not (folder / "config.yaml").is_file() or not (folder / "model").is_dir():
-        raise ModelError(
-            f"{folder} is not a finished run: it needs config.yaml and model/ (found in runs/<name>/<time>)."
-        )
-    config = read_config(folder / "config.yaml")
-    if problems := earlier_problems(config):
-        raise ModelError(f"{folder / 'config.yaml'} cannot be used: {problems[0]}.")
-    return config
+def run_config(run: Run) -> Config:
+    """The checked config of a finished run. Raises `ModelError` when the folder is not one."""
+    if not run.begun or not run.model.is_dir():
+        raise ModelError(f"{run} is not a finished run: it needs config.yaml and model/ (found in runs/<name>/<time>).")
+    if problems := earlier_problems(run.config):
+        raise ModelError(f"{run.config_file} cannot be used: {problems[0]}.")
+    assert run.config
+    return run.config
 
 
-def _from_run(run: Path, architecture: str, load_in_4bit: bool, ours: dict[str, Any]) -> Foundation:
+def _from_run(run: Run, architecture: str, load_in_4bit: bool, ours: Node) -> Foundation:
     """An earlier run's result as a foundation: its adapter is merged; a language model can become a reward model.
 
     `ours` are keys of the new run's model node: they hold for it, and the earlier run's template unless there is a new one.
@@ -228,20 +283,23 @@ def _from_run(run: Path, architecture: str, load_in_4bit: bool, ours: dict[str, 
             "and give that folder as model.path, or use adapter=lora."
         )
     foundation, config = load_run(run, {key: value for key, value in ours.items() if value is not None})
-    if foundation.has_adapter:
-        foundation.network, foundation.from_adapter_run = foundation.network.merge_and_unload(), True
-    found = locate(config["method"]).architecture_of(config["method"])
-    if found != architecture and architecture == "SequenceClassification":
-        tokenizer, trunk = foundation.tokenizer, foundation.network.base_model
-        tokenizer.pad_token = _pad_token(tokenizer)
-        settings = copy.deepcopy(foundation.network.config)
-        settings.num_labels, settings.pad_token_id = 1, tokenizer.pad_token_id
-        network = transformers.AutoModelForSequenceClassification.from_config(settings, dtype=trunk.dtype)
-        network.base_model.load_state_dict(trunk.state_dict())
-        return Foundation(network, tokenizer, from_adapter_run=True, new_modules=[HEADS[0]])
-    if found != architecture:
+    foundation, found = merged(foundation), architecture_of(config)
+    if found == architecture:
+        return foundation
+    if architecture != "SequenceClassification":
         raise ModelError(f"{run} is a {found} model, and this method needs a {architecture} one.")
-    return foundation
+    return _with_score(foundation)
+
+
+def _with_score(foundation: Foundation) -> Foundation:
+    """A language model as a sequence classifier with one label, whose score layer is new."""
+    tokenizer, trunk = foundation.tokenizer, foundation.network.base_model
+    tokenizer.pad_token = _pad_token(tokenizer)
+    settings = copy.deepcopy(foundation.network.config)
+    settings.num_labels, settings.pad_token_id = 1, tokenizer.pad_token_id
+    network = transformers.AutoModelForSequenceClassification.from_config(settings, dtype=trunk.dtype)
+    network.base_model.load_state_dict(trunk.state_dict())
+    return Foundation(network, tokenizer, merged_run=True, new_modules=(HEADS[0],))
 
 
 def _prepare(tokenizer: Any, network: Any, chat_template: str | None) -> Any:
@@ -299,9 +357,9 @@ def _four_bit() -> Any:
 
 def save_model(foundation: Foundation, folder: Path) -> None:
     """Write the adapter or the full model with its tokenizer in Hugging Face layout, complete or not at all."""
-    if foundation.from_adapter_run and foundation.has_adapter:
-        # The adapter alone would name the weights before the earlier run as its base.
-        foundation.network = foundation.network.merge_and_unload()
+    if foundation.merged_run:
+        # An adapter alone would name the weights before the earlier run as its base.
+        foundation = merged(foundation)
     beside = folder.with_name(folder.name + ".partial")
     foundation.network.save_pretrained(beside, **({"save_embedding_layers": False} if foundation.has_adapter else {}))
     foundation.tokenizer.save_pretrained(beside)

@@ -18,8 +18,7 @@ from torch import Tensor
 from ftcore import __version__
 from ftcore.data.tokens import Example
 from ftcore.files import home
-from ftcore.models.weights import file_marks, weights_folder
-from ftcore.settings import Config
+from ftcore.settings import Config, Resolved
 
 RECORD = np.dtype([("content", "<i8"), ("value", "<f4")])
 
@@ -77,20 +76,19 @@ def content_of(example: Example) -> int:
     return int.from_bytes(hashlib.blake2b(said, digest_size=8).digest(), "little", signed=True)
 
 
-def reference_file(config: Config) -> Path:
+def reference_file(config: Config, resolved: Resolved) -> Path:
     """The file of everything with the same base model, computed in the same way."""
-    return home() / "references" / base_name(config)
+    return home() / "references" / base_name(config, resolved)
 
 
-def base_name(config: Config) -> str:
+def base_name(config: Config, resolved: Resolved) -> str:
     """A name for the base model and the way in which this machine computes it."""
-    model, hardware = config["model"], config["hardware"]
-    folder = weights_folder(model["path"], model["package"], model["revision"])
+    model, machine = config["model"], resolved.machine
     said = {
         "version": [__version__, torch.__version__],
-        "weights": [str(folder), file_marks(folder)],
+        "weights": resolved.base,
         "loaded": [model["dtype"], model["attention"], config["adapter"].get("load_in_4bit")],
         "random": config["seed"] if model["random_weights"] else None,
-        "computed": [hardware["accelerator"], hardware["precision"], torch.get_num_threads()],
+        "computed": [machine.accelerator, machine.precision, torch.get_num_threads()],
     }
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]

@@ -12,29 +12,29 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ftcore.machine.processes import rank_and_world
-from ftcore.models.adapters import transformer_blocks
+from ftcore.models.blocks import transformer_blocks
+from ftcore.settings import Machine
 
 
-def strategy(options: dict[str, Any]) -> Any:
+def strategy(machine: Machine) -> ModelParallelStrategy:
     """Lightning's strategy for FSDP2 over all processes, also on CPUs."""
-    from lightning.pytorch.strategies import ModelParallelStrategy
-
     return ModelParallelStrategy(
-        data_parallel_size=options["devices"] * options["num_nodes"],
+        data_parallel_size=machine.processes,
         tensor_parallel_size=1,
-        process_group_backend="gloo" if options["accelerator"] == "cpu" else None,
+        process_group_backend="gloo" if machine.accelerator == "cpu" else None,
     )
 
 
-def without_storage(hardware: dict[str, Any]) -> Any:
+def without_storage(machine: Machine) -> contextlib.AbstractContextManager[object]:
     """The context to build a network in: on the meta device where another process will deal out the weights."""
     first = os.environ.get("RANK", "0") == "0"
-    return contextlib.nullcontext() if first or hardware["strategy"] != "fsdp" else torch.device("meta")
+    return contextlib.nullcontext() if first or machine.strategy != "fsdp" else torch.device("meta")
 
 
 def shard(network: Any, mesh: Any, device: torch.device, precision: str) -> None:

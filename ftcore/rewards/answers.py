@@ -7,16 +7,12 @@ from typing import Any
 
 # A completion longer than this is no short answer, and finding it word by word in a generation says nothing.
 SHORT_ANSWER_WORDS = 8
-
-
 # A lone letter that is called the answer, else opens the text, else is the last one in it. "I" is mostly a word.
 CHOICES = (
     r"(?i:\banswer(?:\W+is)?|\boption|\bchoice)\W+(?!I\W+[a-z])([A-Z]\b|[a-z](?=\W*$))",
     r"^\W*([A-Za-z])(?=\W*$|\)|[.:]\s)",
     r"\b([A-HJ-Z])\b",
 )
-
-
 NUMBER = r"(?:(?<![\w)])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+|(?=\.\d))(?:\.\d+)?(?:[eE][-+]?\d{1,3}(?!\d))?"
 
 

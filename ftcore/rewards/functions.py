@@ -22,14 +22,8 @@ from ftcore.errors import ConfigError
 from ftcore.rewards.answers import accepted_answers, choice, is_right, last_number, normalised
 
 Function = Callable[..., Any]
-
-
 Batch = dict[str, list[Any]]  # keyword arguments of a function, one entry a completion
-
-
 Values = list[float | None]
-
-
 TRL = "trl.rewards."
 
 
@@ -92,8 +86,6 @@ def _with_answers(completions: list[str], columns: dict[str, Any]) -> Iterable[t
 
 
 OWN = (exact_match, contains_answer, multiple_choice, numeric_answer, length, repetition, format)
-
-
 FUNCTIONS: dict[str, Function] = {function.__name__: function for function in OWN}
 
 

@@ -6,59 +6,56 @@ Lightning finds the environment that the launcher set and starts nothing itself,
 import logging
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from ftcore.data.records import Records
 from ftcore.errors import HardwareError, OutOfMemory, Stopped, error_for_exit_code
-from ftcore.machine import torchrun as outside
-from ftcore.machine.hardware import micro_batch, smaller
-from ftcore.settings import Config
+from ftcore.machine import torchrun
+from ftcore.machine.hardware import smaller
+from ftcore.run_folder import Run
+from ftcore.settings import Config, Hardware, Resolved
 
 # What a process of several says to the one that started it, which may try again (ENOMEM).
 OUT_OF_MEMORY = 12
 
 
-def launch(config: Config, folder: Path, records: Any = None) -> None:
-    """Run `ftcore.train.run.run(config, folder)` in the machine's processes. The first failure is raised as its own error kind.
+def launch(config: Config, resolved: Resolved, run: Run, records: Records | None = None) -> None:
+    """Run `ftcore.train.run.run` in the machine's processes. The first failure is raised as its own error kind.
 
     `records` that are read already serve when this process is the only one. Where a device's memory is full, the run goes on with
     the next smaller micro-batch size, then with activation checkpointing, as far as these are ours to choose.
     """
-    hardware, ours = config["hardware"], config["micro_batch_size"] == "auto"
-    sizes = {
-        "global_batch_size": config["global_batch_size"],
-        "processes": hardware["devices"] * hardware["num_nodes"],
-    }
-    rows = micro_batch(micro_batch_size=config["micro_batch_size"], **sizes)
+    ours = config["micro_batch_size"] == "auto"
+    sizes = {"global_batch_size": config["global_batch_size"], "processes": resolved.machine.processes}
     while True:
         try:
-            settings = {"most_rows": rows} if ours else {"micro_batch_size": rows}
-            return _launch({**config, **settings}, folder, hardware["devices"], records)
+            return _launch(config, resolved, run, records)
         except OutOfMemory as error:
-            less = smaller(micro_batch_size=rows, **sizes) if ours else None
+            less = smaller(micro_batch_size=resolved.micro_batch_size, **sizes) if ours else None
             if not less and config["hardware"]["activation_checkpointing"] != "auto":
                 raise
             if less:
-                rows, chosen = less, f"micro_batch_size={less}"
+                resolved, chosen = replace(resolved, micro_batch_size=less), f"micro_batch_size={less}"
             else:
                 config = {**config, "hardware": {**config["hardware"], "activation_checkpointing": True}}
                 chosen = "hardware.activation_checkpointing=true"
             print(f"{error} Going on with {chosen}.", file=sys.stderr)
 
 
-def _launch(config: Config, folder: Path, devices: int, records: Any) -> None:
+def _launch(config: Config, resolved: Resolved, run: Run, records: Records | None) -> None:
     import ftcore.runs.preload  # noqa: F401 (first, since it imports faster than its parts)
     from ftcore.train.checkpoint import newest
-    from ftcore.train.run import run
+    from ftcore.train.run import run as train
 
-    start = newest(folder)
-    if outside.started():
-        kept = outside.tell((config, folder, start))
-        run(config, folder, records, start)
+    start, devices = newest(run.checkpoints), resolved.machine.devices
+    if torchrun.started():
+        kept = torchrun.tell((config, resolved, run.folder, start))
+        train(config, resolved, run, records, start)
         del kept
         return
     if devices == 1:
-        run(config, folder, records, start)
+        train(config, resolved, run, records, start)
         return
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -68,7 +65,7 @@ def _launch(config: Config, folder: Path, devices: int, records: Any) -> None:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=devices,
-        run_id=folder.name,
+        run_id=run.folder.name,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
@@ -77,7 +74,7 @@ def _launch(config: Config, folder: Path, devices: int, records: Any) -> None:
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // devices, 1)))
     try:
-        elastic_launch(settings, _rank)(config, folder, start, True)
+        elastic_launch(settings, _rank)(config, resolved, run.folder, start, True)
     except SignalException as signal:
         sys.exit(128 + signal.sigval)
     except ChildFailedError as error:
@@ -92,13 +89,13 @@ def _launch(config: Config, folder: Path, devices: int, records: Any) -> None:
         raise kind(f"Process {rank} of {devices}: its message stands above.") from None
 
 
-def check(hardware: Config) -> None:
+def check_processes(hardware: Hardware) -> None:
     """Refuse a number of processes that is not there, before anything is read. Raises `HardwareError`."""
     wanted = hardware["devices"] * hardware["num_nodes"]
-    if outside.started():
-        if outside.world_size() != wanted:
+    if torchrun.started():
+        if torchrun.world_size() != wanted:
             raise HardwareError(
-                f"{outside.world_size()} processes were started, and hardware.devices x hardware.num_nodes = "
+                f"{torchrun.world_size()} processes were started, and hardware.devices x hardware.num_nodes = "
                 f"{hardware['devices']} x {hardware['num_nodes']} = {wanted}."
             )
     elif int(os.environ.get("SLURM_NTASKS", 1)) > 1:
@@ -115,11 +112,11 @@ def check(hardware: Config) -> None:
 
 def follow() -> None:
     """What a process does that was started from outside and is not the first."""
-    if plan := outside.told():
-        _rank(*plan, ours=False)
+    if said := torchrun.told():
+        _rank(*said, ours=False)
 
 
-def _rank(config: Config, folder: Path, start: Path | None, ours: bool) -> None:
+def _rank(config: Config, resolved: Resolved, folder: Path, start: Path | None, ours: bool) -> None:
     """One process of several; prints its own error, because only its exit code reaches the launcher, which may be `ours`."""
     from torch.distributed import DistError
 
@@ -129,7 +126,7 @@ def _rank(config: Config, folder: Path, start: Path | None, ours: bool) -> None:
 
     try:
         with storage_errors():
-            run(config, folder, start=start)
+            run(config, resolved, Run(folder), start=start)
     except FtcoreError as error:
         print(f"{type(error).__name__} (process {os.environ['RANK']}): {error}", file=sys.stderr, flush=True)
         sys.exit(OUT_OF_MEMORY if ours and isinstance(error, OutOfMemory) else error.exit_code)

@@ -1,80 +1,69 @@
-"""Start a run: check rows and weights, choose its folder, launch its processes."""
+"""Start a run: check rows and weights, settle what it is on this machine, choose its folder, launch its processes."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from ftcore.machine import torchrun as outside
+from ftcore.config.build import build, record_type
+from ftcore.config.roles import files_of_config
+from ftcore.config.tree import put
+from ftcore.data.records import Data, Records
+from ftcore.machine import torchrun
+from ftcore.models.weights import check_weights, weights_hashes
+from ftcore.run_folder import Run
+from ftcore.runs.folder import run_folder
+from ftcore.runs.launch import check_processes, follow, launch
+from ftcore.runs.resolve import resolve, with_weights
+from ftcore.runs.stages import run_stages
+from ftcore.settings import Config
 
-SPLITS = ("train", "validation", "test")
+First = Callable[[Config, Records], None]
 
 
-def train(config: dict[str, Any], first: Callable[[dict[str, Any], Any], None] = lambda *_: None) -> Path | None:
-    """Check the machine, then run; of processes that were started from outside the first decides for all.
+def train(config: Config, first: First = lambda *_: None) -> Run | None:
+    """Check the machine, then run; of processes that torchrun or SLURM launched, the first decides for all.
 
-    `first` gets the config and the rows before anything trains. Returns the run's folder, None when there is none.
+    `first` gets the config and the rows before anything trains. Returns the run, None when there is none.
     """
-    from ftcore.runs.launch import check, follow
-
-    check(config["hardware"])
-    if outside.rank():
+    check_processes(config["hardware"])
+    if torchrun.rank():
         follow()
         return None
-    if not (folder := _run(config, first)) and outside.started():
-        outside.tell(None)
-    return folder
+    run = _run(config, first)
+    if not run and torchrun.started():
+        torchrun.tell(None)
+    return run
 
 
-def _run(config: dict[str, Any], first: Callable[[dict[str, Any], Any], None]) -> Path | None:
+def _run(config: Config, first: First) -> Run | None:
     """Check rows and weights, choose the run folder, start the processes. Returns None when there is nothing to run."""
-    from ftcore.config.build import build, record_type
-    from ftcore.machine.hardware import micro_batch
-    from ftcore.models.weights import check_weights
-    from ftcore.runs.folder import held, run_folder
-    from ftcore.runs.launch import launch
-    from ftcore.runs.stages import run_stages
-
-    options = build(config["hardware"])
-    micro_batch(
-        global_batch_size=config["global_batch_size"],
-        micro_batch_size=config["micro_batch_size"],
-        processes=options["devices"] * options["num_nodes"],
-    )
-    records = build(config["data"]).load(record_type(config["method"]))
+    resolved = resolve(config)
+    records = build(config["data"], Data).load(record_type(config["method"]))
     check_weights(config["model"])
     first(config, records)
     _make_absolute(config)
     if not run_stages(config):
         return None
-    folder: Path | None = Path(os.devnull)
+    hashes = weights_hashes(config["model"])
+    resolved = with_weights(resolved, hashes)
     if config["dry_run"]:
-        launch(config, Path(os.devnull), records)
-    elif not (folder := run_folder(config)):
+        launch(config, resolved, Run(os.devnull), records)
         return None
-    elif config["hardware"]["slurm"]:
+    if not (run := run_folder(config)):
+        return None
+    run.keep_weights(hashes)
+    if config["hardware"]["slurm"]:
         from ftcore.machine.slurm import submit
 
-        submit(config, folder)
+        submit(config, run.folder)
     else:
-        with held(folder):
-            launch(config, folder, records)
-    return folder
+        with run.held():
+            launch(config, resolved, run, records)
+    return run
 
 
-def _make_absolute(config: dict[str, Any]) -> None:
+def _make_absolute(config: Config) -> None:
     """Local paths as they are from anywhere: the run is used from other folders later."""
-    for node, key in (
-        (config["data"], "path"),
-        (config["data"], "cloze"),
-        (config["model"], "path"),
-        (config["model"], "chat_template"),
-        (config["evaluate"], "probe"),
-        (config["retention"], "text"),
-        *((config["method"], key) for key in ("policy", "reward_model")),
-        *((source, "path") for source in config["data"].get("sources", {}).values()),
-        *((config["data"]["splits"], k) for k in SPLITS),
-        *((files, k) for files in config["data"]["records"].values() for k in SPLITS),
-    ):
-        if node.get(key) and Path(node[key]).expanduser().exists():
-            node[key] = str(Path(node[key]).expanduser().resolve())
+    for key, path in list(files_of_config(config)):
+        if Path(path).expanduser().exists():
+            put(config, key, str(Path(path).expanduser().resolve()))

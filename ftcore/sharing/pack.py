@@ -7,37 +7,32 @@ hash, and who receives it gives theirs on the command line. What it depends on b
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import yaml
 
-from ftcore.config.build import build, options, read_config, record_type
-from ftcore.config.compose import compose, load_config, read_overrides
-from ftcore.config.recipe_rules import HEADER, OVERRIDE_GROUPS
-from ftcore.config.tree import leaves
+from ftcore.config.build import build, record_type
+from ftcore.config.compose import compose, default_name, load_config, read_overrides
+from ftcore.config.options import options
+from ftcore.config.recipe_rules import HEADER
+from ftcore.config.roles import leaves_of, role_of
+from ftcore.config.tree import leaves, put
+from ftcore.console import plain as console
+from ftcore.data.records import Data
 from ftcore.errors import ConfigError, DataError, StorageError
-from ftcore.models.weights import is_run
-from ftcore.settings import OF_THE_COMMAND, Config
-from ftcore.sharing.places import RECIPE, WEIGHTS, console, not_weights, own_places
-
-# What says how a run is begun, watched or searched for, and whose W&B or cluster it uses; not what it computes.
-NOT_PACKED = re.compile(
-    rf"({'|'.join(OF_THE_COMMAND)}|choices|output_dir|search|sampler|sweep|logger\.(entity|group)|hardware\.slurm\.additional)"
-    r"(\..*)?"
-)
-
+from ftcore.machine.provenance import MadeWith
+from ftcore.models.weights import weights_hashes
+from ftcore.run_folder import Run, Summary
+from ftcore.runs.stages import folder_of, stage_config, stages_of
+from ftcore.settings import CHOSEN, Config
+from ftcore.sharing.lock import Facts, facts, row_facts, write_lock
+from ftcore.sharing.places import RECIPE, not_weights, own_places
 
 ABSOLUTE = re.compile(r"(?:^|=)[\"']?((?:/|~/)[^\s,\"'\]}]+)")
-
-
 PLAIN = re.compile(r"[A-Za-z][\w /-]*")  # text that no reader of YAML takes for something else
-
-
 GAVE = ("loss", "accuracy", "rewards/accuracies", "reward", "probe_perplexity")
-
-
 LOCK = "recipe.lock.json"
 
 
@@ -46,52 +41,55 @@ def pack(config: Config) -> None:
 
     Raises `ConfigError` for a run that is not finished or cannot be said by a recipe, `DataError` when its rows have changed.
     """
-    from ftcore.sharing.lock import facts, row_facts, write_lock
-
-    folder, summary, ran = _finished(config)
-    target = Path(
-        config["output_dir"] if config["output_dir"] != ran.get("output_dir") else config["name"]
-    ).expanduser()
+    run, summary, ran = _finished(config)
+    target = Path(config["output_dir"] if config["output_dir"] != ran["output_dir"] else config["name"]).expanduser()
     if (target / RECIPE).exists():
         raise StorageError(f"{target / RECIPE} exists already; remove it, or say where with output_dir=<folder>.")
+    run.check_weights(weights_hashes(config["model"]))
     original = _without_made_stages(_as_it_ran(config, ran))
     places = _places(original)
-    records = build(config["data"]).load(record_type(config["method"]))
+    records = build(config["data"], Data).load(record_type(config["method"]))
     if records.content_hash != summary["data_sha256"]:
-        raise DataError(f"The rows have changed since {folder} was made, so its scores cannot be expected of them.")
-    found = facts(original, records, not_weights(places)) | summary.get("made_with", {"versions": {}, "machine": {}})
+        raise DataError(f"The rows have changed since {run} was made, so its scores cannot be expected of them.")
+    found = cast(Facts, facts(original, records, not_weights(places)) | _made_with(summary))
     text = _recipe(original, summary, places, found)
     with tempfile.TemporaryDirectory() as private:
         recipe = Path(private) / RECIPE
         recipe.write_text(text, encoding="utf-8")
         _check_packed(recipe, original, places)
-        write_lock(Path(private) / LOCK, found | {"rows": row_facts(records)}, summary, recipe)
+        write_lock(Path(private) / LOCK, cast(Facts, found | {"rows": row_facts(records)}), summary, recipe)
         target.mkdir(parents=True, exist_ok=True)
         for name in (LOCK, RECIPE):
             (target / name).write_bytes((Path(private) / name).read_bytes())
     console.print(f"Wrote {target / RECIPE} and {target / LOCK}. Elsewhere:\n  {_command(places, config)}")
 
 
-def _finished(config: Config) -> tuple[Path, Config, Config]:
-    """Folder, summary and config of the run that `run=` names."""
+def _finished(config: Config) -> tuple[Run, Summary, Config]:
+    """The run that `run=` names, its summary and its config."""
     if not config["run"]:
         raise ConfigError("`pack` needs run=<folder of a finished run>, such as run=runs/<name>/<time>.")
-    folder = Path(config["run"]).expanduser()
-    try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    run = Run(config["run"])
+    summary = run.summary
+    if summary is None:
         raise ConfigError(
-            f"{folder} is not finished: it has no summary.json. Go on with it (python -m ftcore resume={folder}), then pack it."
-        ) from None
-    except ValueError:
-        raise ConfigError(f"{folder / 'summary.json'} cannot be read.") from None
-    return folder, summary, read_config(folder / "config.yaml")
+            f"{run} is not finished: it has no summary.json. Go on with it (python -m ftcore resume={run}), then pack it."
+        )
+    assert run.config
+    return run, summary, run.config
+
+
+def _made_with(summary: Summary) -> MadeWith:
+    return cast(MadeWith, summary["made_with"])
+
+
+def _packed(config: Config) -> dict[str, object]:
+    """What of a config a recipe says: not how the run was begun or searched for, nor whose W&B or cluster it used."""
+    return leaves_of(config, "result", "rows", "scores", "reporting", "machine")
 
 
 def _as_it_ran(config: Config, ran: Config) -> Config:
     """The run's config. Raises `ConfigError` when the command line changes it: its scores are those of what ran."""
-    now = {key: value for key, value in leaves(config) if not NOT_PACKED.fullmatch(key)}
-    then = dict(leaves(ran))
+    now, then = _packed(config), dict(leaves(ran))
     if changed := [key for key in now if key in then and then[key] != now[key]]:
         raise ConfigError(f"pack takes a run as it is: leave {', '.join(changed)} out.")
     return config
@@ -99,48 +97,44 @@ def _as_it_ran(config: Config, ran: Config) -> Config:
 
 def _without_made_stages(config: Config) -> Config:
     """The config as it was before its stages were made: they are in it as overrides, and are made again elsewhere."""
-    from ftcore.runs.stages import folder_of, stage_config
-
     method, model = dict(config["method"]), config["model"]
-    words = {name: words for name, words in method.get("stages", {}).items() if method.get(name)}
-    made = {name: Path(method[name]) for name in words}
+    words = {name: words for name, words in stages_of(method).items() if method.get(name)}
+    made = {name: Run(str(method[name])) for name in words}
     method |= dict.fromkeys(made)
-    if "policy" in made:
-        model = (read_config(made["policy"] / "config.yaml") or {"model": model})["model"]
-    original = {**config, "method": method, "model": model}
-    for name, folder in made.items():
-        if not is_run(str(folder)):
-            raise ConfigError(
-                f"method.{name} is {folder}, which is no run any more, so nothing tells what it began with."
-            )
-        if folder_of(stage_config(original, name, words[name])).name != folder.name:
-            _refuse_run(f"method.{name}", folder)
+    if "policy" in made and (policy := made["policy"].config):
+        model = policy["model"]
+    original = cast(Config, {**config, "method": method, "model": model})
+    for name, run in made.items():
+        if not Run.at(str(run)):
+            raise ConfigError(f"method.{name} is {run}, which is no run any more, so nothing tells what it began with.")
+        if folder_of(stage_config(original, name, words[name])).name != run.name:
+            _refuse_run(f"method.{name}", run)
     return original
 
 
-def _refuse_run(key: str, folder: Path) -> None:
+def _refuse_run(key: str, run: Run) -> None:
     raise ConfigError(
-        f"{key} is the run {folder}, which only this machine has. Export it (python -m ftcore export run={folder}), train from "
-        f"the exported folder ({key}={folder}/export/merged), hand that folder on, and pack the new run."
+        f"{key} is the run {run}, which only this machine has. Export it (python -m ftcore export run={run}), train from "
+        f"the exported folder ({key}={run}/export/merged), hand that folder on, and pack the new run."
     )
 
 
 def _places(config: Config) -> dict[str, str]:
     """Key -> path of what the receiver gives. Raises `ConfigError` for runs and for places that no override could give."""
     places = dict(own_places(config))
-    for key in WEIGHTS & places.keys():
-        if is_run(places[key]):
-            _refuse_run(key, Path(places[key]))
-    for key, value in leaves(config):
+    for key, path in places.items():
+        if role_of(key, config).path == "weights" and (run := Run.at(path)):
+            _refuse_run(key, run)
+    for key, value in _packed(config).items():
         found = [p for p in ABSOLUTE.findall(str(value)) if p.count("/") > 1 and Path(p).expanduser().exists()]
-        if found and key not in places and not NOT_PACKED.fullmatch(key):
+        if found and key not in places:
             raise ConfigError(f"{key} names {found[0]}, a place of this machine; a recipe cannot carry it.")
     return places
 
 
-def _recipe(config: Config, summary: Config, places: dict[str, str], found: Config) -> str:
+def _recipe(config: Config, summary: Summary, places: dict[str, str], found: Facts) -> str:
     """The text of recipe.yaml."""
-    chosen = {group: config["choices"][group] for group in OVERRIDE_GROUPS if config["choices"].get(group)}
+    chosen = {group: option for group in CHOSEN if (option := config["choices"].get(group))}
     for group, option in chosen.items():
         if option not in options(group):
             raise ConfigError(
@@ -149,27 +143,27 @@ def _recipe(config: Config, summary: Config, places: dict[str, str], found: Conf
     base = dict(leaves(compose(read_overrides([f"{group}={option}" for group, option in chosen.items()]), [], [])))
     lines = [HEADER, *_head(config, summary, places, found), "defaults:"]
     lines += [f"  - override /{group}: {option}" for group, option in chosen.items()]
-    differing: Config = {}
-    for key, value in leaves(config):
-        if key in places or (
-            not NOT_PACKED.fullmatch(key) and base.get(key, ...) != value and not _is_default_name(key, config)
-        ):
-            _put(differing, key.split("."), "???" if key in places else value)
+    differing: dict[str, object] = {}
+    for key, value in _packed(config).items():
+        named = key == "name" and value == default_name(config)
+        if key in places or (base.get(key, ...) != value and not named):
+            put(differing, key, "???" if key in places else value)
     if found["model"]["revision"] and "model.path" not in places:  # a branch moves
-        _put(differing, ["model", "revision"], found["model"]["revision"])
+        put(differing, "model.revision", found["model"]["revision"])
     notes = {key: f"{_known(key, path, found)}: give {key}=<path>." for key, path in places.items()}
     return "\n".join([*lines, *_lines(differing, notes)]) + "\n"
 
 
-def _head(config: Config, summary: Config, places: dict[str, str], found: Config) -> Iterator[str]:
-    chosen, machine = config["choices"], summary.get("made_with", {}).get("machine", {})
+def _head(config: Config, summary: Summary, places: dict[str, str], found: Facts) -> Iterator[str]:
+    chosen, device = config["choices"], _made_with(summary)["machine"]["device"]
     names = " ".join(f"{group}={chosen[group]}" for group in ("method", "data", "model", "adapter"))
     yield f"# For: the run {config['name']} again: {names}."
-    device, seconds = machine.get("device", "its machine"), summary["seconds"]
-    yield f"# Needs: {summary['peak_memory_gb']:.1f} GB of memory; it took {seconds:.0f} s on {device}."
+    memory, seconds = summary.number("peak_memory_gb"), summary.number("seconds")
+    yield f"# Needs: {memory:.1f} GB of memory; it took {seconds:.0f} s on {device}."
     yield f"# {_command(places, config)}"
-    base, tuned = summary["base"], summary["tuned"]
-    gave = [f"{key} {base[key]:.4g} -> {tuned[key]:.4g}" for key in GAVE if None not in (base.get(key), tuned.get(key))]
+    base, tuned = summary.side("base"), summary.side("tuned")
+    both = {key: (a, b) for key in GAVE if None not in (a := base.get(key), b := tuned.get(key))}
+    gave = [f"{key} {a:.4g} -> {b:.4g}" for key, (a, b) in both.items()]
     yield f"# Gave: {', '.join(gave) or 'no scores'} on {tuned.get('rows', 0)} held-out rows (seed {config['seed']})."
 
 
@@ -180,24 +174,14 @@ def _command(places: dict[str, str], config: Config) -> str:
     )
 
 
-def _known(key: str, path: str, found: Config) -> str:
+def _known(key: str, path: str, found: Facts) -> str:
     """What a file is known by, in a comment."""
     name = Path(path).name if Path(path).name.isprintable() else "a file"
     hashes = found["model"]["weights"].values() if key == "model.path" else [found["files"][key]["sha256"]]
-    return f"Own: {name}, SHA-256 {', '.join(hashes)}"
+    return f"Own: {name}, SHA-256 {', '.join(map(str, hashes))}"
 
 
-def _is_default_name(key: str, config: Config) -> bool:
-    return key == "name" and config["name"] == "-".join(config["choices"][g] for g in ("method", "data", "model"))
-
-
-def _put(node: Config, path: list[str], value: Any) -> None:
-    for part in path[:-1]:
-        node = node.setdefault(part, {})
-    node[path[-1]] = value
-
-
-def _lines(node: Config, notes: dict[str, str], path: str = "") -> Iterator[str]:
+def _lines(node: Mapping[str, object], notes: dict[str, str], path: str = "") -> Iterator[str]:
     """YAML with comments above the keys that have a note."""
     for key, value in node.items():
         inner, pad = f"{path}.{key}".strip("."), "  " * path.count(".") + "  " * bool(path)
@@ -213,7 +197,7 @@ def _lines(node: Config, notes: dict[str, str], path: str = "") -> Iterator[str]
 class _Dumper(yaml.SafeDumper):
     """Quotes text that YAML 1.1 and OmegaConf read differently, such as 1e3."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: object) -> bool:
         """The same list twice is written twice: recipes have no aliases."""
         return True
 
@@ -223,7 +207,7 @@ _Dumper.add_representer(
 )
 
 
-def _scalar(value: Any) -> str:
+def _scalar(value: object) -> str:
     """A value on one line."""
     text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=2**31, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")
@@ -236,6 +220,6 @@ def _check_packed(recipe: Path, config: Config, places: dict[str, str]) -> None:
         again = dict(leaves(load_config([*given, f"trust=[{','.join(config['trust'])}]"], (), recipe)))
     except ConfigError as error:
         raise ConfigError(f"A recipe cannot say this run: {error}".replace(str(recipe), RECIPE)) from None
-    same = {key: value for key, value in leaves(config) if not NOT_PACKED.fullmatch(key) and key != "model.revision"}
+    same = {key: value for key, value in _packed(config).items() if key != "model.revision"}
     if lost := [key for key, value in same.items() if again.get(key, ...) != value]:
         raise ConfigError(f"A recipe cannot say this run: {', '.join(lost)} would be another.")

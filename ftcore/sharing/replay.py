@@ -1,18 +1,22 @@
 """Recipes of others: `replay` runs a packed one and compares with its lock, `check` says all that is wrong with one."""
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from ftcore.config.compose import load_config
+from ftcore.config.roles import role_of
+from ftcore.config.trust import hand_down
+from ftcore.console import plain as console
+from ftcore.data.records import Records
 from ftcore.errors import ConfigError, DataError, FtcoreError, ModelError
-from ftcore.models.weights import sha256
-from ftcore.settings import Config
-from ftcore.sharing.places import ROWS, console, not_weights, own_places, own_words, recipe_file
+from ftcore.files import sha256
+from ftcore.runs.start import train
+from ftcore.settings import Config, ReplayArguments
+from ftcore.sharing.lock import Lock, differences, disagreements, facts, read_lock
+from ftcore.sharing.places import not_weights, own_places, recipe_file
 
 
 class OtherScores(FtcoreError):  # noqa: N818
@@ -21,51 +25,32 @@ class OtherScores(FtcoreError):  # noqa: N818
     exit_code = 1
 
 
-def replay(words: list[str], config_dirs: tuple[Path, ...]) -> None:
+def replay(arguments: ReplayArguments, words: list[str], config_dirs: tuple[Path, ...]) -> None:
     """Run `recipe=` as `train` would and tell what differs from its lock; with `expect=true` the scores must be the lock's.
 
     `tolerance=` takes the place of the lock's. Raises `DataError` or `ModelError` before training when rows or weights are
     others and the scores are expected, and `OtherScores` when they are not the lock's.
     """
-    from ftcore.runs.start import train
-    from ftcore.sharing.lock import differences, disagreements, facts, read_lock
-
-    given, rest = own_words(words, ("recipe", "expect", "tolerance"))
-    recipe, expect, allowed = recipe_file(given), _truth(given), _share(given)
+    recipe, expect = recipe_file(arguments["recipe"]), arguments["expect"]
     lock = read_lock(recipe.with_suffix(".lock.json"))
-    config = load_config(rest, config_dirs, recipe)
-    _refuse_to_expect(config, lock) if expect else None
+    config = load_config(words, config_dirs, recipe)
+    hand_down(config)
+    if expect:
+        _refuse_to_expect(config, lock)
 
-    def compare(config: Config, records: Any) -> None:
-        found = {**facts(config, records, not_weights(dict(own_places(config)))), "recipe": sha256(recipe)}
-        _tell(differences(lock, found), rest)
+    def compare(config: Config, records: Records) -> None:
+        found = facts(config, records, not_weights(dict(own_places(config))))
+        found["recipe"] = sha256(recipe)
+        _tell(differences(lock, found), words)
         if expect:
-            _refuse_others(differences(lock, found))
+            _refuse_others(differences(lock, found), config)
 
-    folder = train(config, compare)
-    if expect and folder and not config["dry_run"]:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        _judge(disagreements(lock, summary, allowed))
-
-
-def _truth(given: Config) -> bool:
-    if (word := given.get("expect", "false").lower()) not in ("true", "false"):
-        raise ConfigError(f"expect={given['expect']} must be true or false.")
-    return word == "true"
+    run = train(config, compare)
+    if expect and run and (summary := run.summary):
+        _judge(disagreements(lock, summary, arguments["tolerance"]))
 
 
-def _share(given: Config) -> float | None:
-    """The number of `tolerance=`."""
-    try:
-        value = float(given["tolerance"]) if "tolerance" in given else None
-    except ValueError:
-        value = -1.0
-    if value is not None and not 0 <= value < 1:
-        raise ConfigError(f"tolerance={given['tolerance']} must be a number from 0 to below 1, such as 1e-3.")
-    return value
-
-
-def _refuse_to_expect(config: Config, lock: Config) -> None:
+def _refuse_to_expect(config: Config, lock: Lock) -> None:
     if config["hardware"]["slurm"]:
         raise ConfigError(
             "expect=true waits for the scores, and a submitted run ends later: choose another hardware option."
@@ -94,12 +79,13 @@ def _table(title: str, columns: tuple[str, ...], rows: list[tuple[str, str, str]
     return table
 
 
-def _refuse_others(differing: list[tuple[str, str, str]]) -> None:
+def _refuse_others(differing: list[tuple[str, str, str]], config: Config) -> None:
     """Rows or weights that are others cannot give the lock's scores."""
     paths = [path for path, _, _ in differing]
-    rows = [
-        p for p in paths if p.startswith("rows.") or (re.fullmatch(r"files\..*\.sha256", p) and not ROWS.match(p[6:]))
-    ]
+    # Files of rows are compared row by row.
+    files = [p for p in paths if re.fullmatch(r"files\..*\.sha256", p)]
+    rows = [p for p in paths if p.startswith("rows.")]
+    rows += [p for p in files if role_of(p[len("files.") : -len(".sha256")], config).path != "rows"]
     weights = [p for p in paths if re.match(r"model\.(weights|tokenizer|chat_template)\b", p)]
     advice = "with other ones leave expect=true out"
     if rows:

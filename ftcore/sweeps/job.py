@@ -7,12 +7,14 @@ import re
 import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from ftcore.config.roles import leaves_of
+from ftcore.run_folder import Run, Summary
 from ftcore.settings import Config
 
 # The folder of the job, where a command is one job of a sweep: a sweep file among its words then starts no sweep.
 ONE_JOB = "FTCORE_SWEEP_JOB"
+ANSWER = "answer.json"
 ONE_JOB_OF_WANDB = "WANDB_SWEEP_ID"  # set by its agents
 
 ERROR = re.compile(r"^(\w*(?:Error|Stopped|OutOfMemory|Exception)\b.*)", re.MULTILINE)
@@ -24,28 +26,35 @@ class Job:
 
     number: int
     words: list[str]
-    changes: dict[str, Any]
+    changes: dict[str, str]
     folder: Path
 
     @property
-    def summary(self) -> Path | None:
-        """summary.json of its finished run."""
-        return next(iter(sorted(self.folder.glob("*/summary.json"), reverse=True)), None)
+    def runs(self) -> list[Run]:
+        """Its runs, the newest first."""
+        return Run.named(self.folder)
+
+    @property
+    def result(self) -> Summary | None:
+        """The summary of its finished run, or what its verb answered; None before that."""
+        if self.answer.is_file():
+            return Summary(json.loads(self.answer.read_text()))
+        return next((run.summary for run in self.runs if run.finished), None)
 
     @property
     def submitted(self) -> bool:
         """Whether it was handed to SLURM, which goes on with it by itself."""
-        return any(self.folder.glob("*/slurm"))
+        return any(run.slurm.is_dir() for run in self.runs)
 
     @property
     def finished(self) -> bool:
         """Whether it needs no process here any more."""
-        return bool(self.summary) or self.submitted
+        return self.result is not None or self.submitted
 
     @property
-    def metrics(self) -> Path | None:
-        """metrics.jsonl of its newest run."""
-        return next(iter(sorted(self.folder.glob("*/metrics.jsonl"), reverse=True)), None)
+    def answer(self) -> Path:
+        """What its verb answered, where it is one that answers."""
+        return self.folder / ANSWER
 
     @property
     def log(self) -> Path:
@@ -79,8 +88,8 @@ def as_word(value: object) -> str:
 
 def folder_of(config: Config, searched: dict[str, object]) -> Path:
     """The sweep's folder: named by everything that decides its jobs, so that the same command finds it again."""
-    decides = {key: value for key, value in config.items() if key not in ("sweep", "logger", "output_dir", "dry_run")}
-    said = json.dumps([decides, searched, config["sweep"]["objective"]], default=str)
+    decides = [leaves_of(config, "result", "rows", "scores"), config["verb"], config["run"]]
+    said = json.dumps([decides, searched, config["sampler"], config["sweep"]["objective"]], default=str)
     name = f"sweep-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
     return Path(config["output_dir"]).expanduser().resolve() / config["name"] / name
 
@@ -89,13 +98,14 @@ def job_of(number: int, changes: dict[str, str], shared: list[str], folder: Path
     """A job of the words that all `shared`: its command goes on where it stopped, in a folder of its own."""
     said = json.dumps(sorted(changes.items()))
     name = f"{number}-{hashlib.sha256(said.encode()).hexdigest()[:6]}"
-    own = [f"output_dir={folder}", f"name={name}", "resume=auto"]
-    kept = [word for word in shared if word.split("=")[0].lstrip("+") not in ("output_dir", "name", "resume")]
-    return Job(number, [*kept, *(f"{key}={value}" for key, value in changes.items()), *own], changes, folder / name)
+    own = {"output_dir": str(folder), "name": name, "resume": "auto"}
+    kept = [word for word in shared if word.split("=")[0].lstrip("+") not in own]
+    words = [f"{key}={value}" for key, value in (changes | own).items()]
+    return Job(number, [*kept, *words], changes, folder / name)
 
 
-def value(summary: Any, key: str) -> Any:
-    """A number of summary.json by its dotted key; None when it is not there."""
-    for part in key.split("."):
-        summary = summary.get(part) if isinstance(summary, dict) else None
-    return summary
+def keep_answer(answer: object) -> None:
+    """Write what a verb answers into the folder of the job that this process is, for the sweep's table."""
+    folder = Path(os.environ.get(ONE_JOB) or os.devnull)
+    if folder.is_dir() and isinstance(answer, dict):
+        (folder / ANSWER).write_text(json.dumps(answer, default=str))

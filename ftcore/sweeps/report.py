@@ -15,8 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ftcore.config.build import build
+from ftcore.files import write_json
+from ftcore.run_folder import Run, Summary
 from ftcore.settings import Config
-from ftcore.sweeps.job import Job, value
+from ftcore.sweeps.job import Job
 
 # What is shown of a job: title -> keys of summary.json, two of them as "base -> tuned".
 COLUMNS = {
@@ -28,36 +30,40 @@ COLUMNS = {
     "tok/s": ("tokens_per_second",),
     "GB": ("peak_memory_gb",),
 }
-
-
 DRAWS = 2_000
 
 
-def finish(config: Config, folder: Path, jobs: list[Job], failed: dict[int, str]) -> None:
-    """Print the table and the winner; write sweep.json and sweep.html."""
+def finish(config: Config, folder: Path, jobs: list[Job], failed: dict[int, str], columns: tuple[str, ...]) -> None:
+    """Print the table and the winner; write sweep.json and sweep.html. Of verbs with `columns` of their own the table alone."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
     rows = [_row(job, failed) for job in jobs]
+    if columns:
+        console.print(_table(rows, {key: (key,) for key in columns}))
+        write_json(folder / "sweep.json", {"jobs": rows})
+        return
     objective, least = config["sweep"]["objective"], config["sweep"]["direction"] == "minimize"
     groups = by_setting(rows, objective)
     ranked = sorted(groups, key=lambda group: group["mean"] if least else -group["mean"])
     verdict = _verdict(ranked, rows, objective)
-    console.print(_table(rows, objective))
+    console.print(_table(rows, _columns(objective)))
     if any(len(group["jobs"]) > 1 for group in groups):
         console.print(_groups_table(ranked, objective))
     console.print(verdict)
     answer = {"objective": objective, "direction": config["sweep"]["direction"], "verdict": verdict, "settings": ranked}
-    (folder / "sweep.json").write_text(json.dumps({**answer, "jobs": rows}, indent=2, default=str) + "\n")
+    write_json(folder / "sweep.json", {**answer, "jobs": rows})
     page = _plots(rows, objective, folder)
     _tell_wandb(config, folder, rows, verdict, objective)
     console.print(f"Everything is in {folder}" + (f"\nPlots: {page}" if page else ""), soft_wrap=True, highlight=False)
 
 
 def _row(job: Job, failed: dict[int, str]) -> dict[str, Any]:
-    summary = json.loads(job.summary.read_text()) if job.summary else {}
+    summary = Summary(job.result or {})
     summary.pop("samples", None)  # texts stay in the job's own folder
-    state = "done" if job.summary else failed.get(job.number, "with SLURM" if job.submitted else "ended early")
+    state = (
+        "done" if job.result is not None else failed.get(job.number, "with SLURM" if job.submitted else "ended early")
+    )
     return {"job": job.number, "changes": job.changes, "state": state, "folder": str(job.folder), "summary": summary}
 
 
@@ -65,14 +71,14 @@ def by_setting(rows: list[dict[str, Any]], objective: str) -> list[dict[str, Any
     """Finished jobs that differ in the seed only, put together: mean and standard deviation of the objective."""
     groups = defaultdict(list)
     for row in rows:
-        if value(row["summary"], objective) is not None:
+        if row["summary"].score(objective) is not None:
             setting = {key: word for key, word in row["changes"].items() if key != "seed"}
             groups[json.dumps(setting)].append(row)
     return [
         {
             "setting": json.loads(setting),
             "jobs": [row["job"] for row in members],
-            "mean": float(np.mean(found := [value(row["summary"], objective) for row in members])),
+            "mean": float(np.mean(found := [row["summary"].score(objective) for row in members])),
             "std": float(np.std(found, ddof=1)) if len(found) > 1 else None,
         }
         for setting, members in groups.items()
@@ -112,7 +118,7 @@ def _differences(one: Any, other: Any, rows: list[dict[str, Any]], objective: st
         right, others = _answers(rows, one["jobs"]), _answers(rows, other["jobs"])
         return "held-out rows", [right[row] - others[row] for row in sorted(right.keys() & others.keys())]
     by_seed = [
-        {row["changes"].get("seed"): value(row["summary"], objective) for row in rows if row["job"] in group["jobs"]}
+        {row["changes"].get("seed"): row["summary"].score(objective) for row in rows if row["job"] in group["jobs"]}
         for group in (one, other)
     ]
     shared = sorted(by_seed[0].keys() & by_seed[1].keys(), key=str)
@@ -124,10 +130,10 @@ def _answers(rows: list[dict[str, Any]], jobs: list[int]) -> dict[str, float]:
     found = defaultdict(list)
     for row in rows:
         if row["job"] in jobs:
-            for file in sorted(Path(row["folder"]).glob("*/samples.jsonl"))[-1:]:
-                for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
+            for run in Run.named(Path(row["folder"]))[:1]:
+                for line in run.samples():
                     if line.get("tuned_right") is not None:
-                        found[line.get("prompt") or line["id"]].append(float(line["tuned_right"]))
+                        found[str(line.get("prompt") or line["id"])].append(float(bool(line["tuned_right"])))
     return {row: float(np.mean(right)) for row, right in found.items()}
 
 
@@ -153,20 +159,24 @@ def _short(word: str) -> str:
     return f"{number:.4g}" if isinstance(number, float) else word
 
 
-def _table(rows: list[dict[str, Any]], objective: str) -> Table:
+def _columns(objective: str) -> dict[str, tuple[str, ...]]:
+    """What is shown of runs: the objective, where it is none of the usual columns, and these."""
+    known = {key for names in COLUMNS.values() for key in names}
+    return ({} if objective in known else {objective: (objective,)}) | COLUMNS
+
+
+def _table(rows: list[dict[str, Any]], titles: dict[str, tuple[str, ...]]) -> Table:
     """A line for each job; those that failed say why."""
     table = Table()
     keys = list(dict.fromkeys(key for row in rows for key in row["changes"]))
-    known = {key for names in COLUMNS.values() for key in names}
-    titles = ({} if objective in known else {objective: (objective,)}) | COLUMNS
-    titles = {t: names for t, names in titles.items() if any(value(r["summary"], names[-1]) is not None for r in rows)}
+    titles = {t: names for t, names in titles.items() if any(r["summary"].score(names[-1]) is not None for r in rows)}
     for title in ("job", *keys):
         table.add_column(title)
     for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("state", overflow="fold")
     for row in rows:
-        numbers = [" -> ".join(_shown(value(row["summary"], key)) for key in names) for names in titles.values()]
+        numbers = [" -> ".join(_shown(row["summary"].score(key)) for key in names) for names in titles.values()]
         state = row["state"] if row["state"] == "done" else Text(row["state"], style="red")
         numbers = [text if row["summary"] else "" for text in numbers]
         table.add_row(str(row["job"]), *(_short(row["changes"].get(key, "")) for key in keys), *numbers, state)
@@ -190,7 +200,7 @@ def _shown(number: Any) -> str:
 
 def _tell_wandb(config: Config, folder: Path, rows: list[dict[str, Any]], verdict: str, objective: str) -> None:
     """One more run in the jobs' group, with their table and who was best."""
-    if "group" not in (config["logger"] or {}):
+    if not config["logger"] or "group" not in config["logger"]:
         return
     import wandb
 
@@ -200,9 +210,9 @@ def _tell_wandb(config: Config, folder: Path, rows: list[dict[str, Any]], verdic
     table = wandb.Table(columns=["job", *keys, objective, "state"])
     for row in rows:
         changes = [row["changes"].get(key) for key in keys]
-        table.add_data(row["job"], *changes, value(row["summary"], objective), row["state"])
+        table.add_data(row["job"], *changes, row["summary"].score(objective), row["state"])
     settings = {**config["logger"], "group": config["logger"]["group"] or folder.name}
-    logger = build(settings, folder, config)[0]  # W&B's comes first, and others write nothing before they are used
+    logger = build(settings, list, folder, config)[0]  # W&B's comes first; others write nothing before they are used
     try:
         logger.experiment.log({"jobs": table})
         logger.experiment.summary.update({"verdict": verdict, "failed": sum(row["state"] != "done" for row in rows)})
@@ -215,14 +225,14 @@ def _tell_wandb(config: Config, folder: Path, rows: list[dict[str, Any]], verdic
 
 def _plots(rows: list[dict[str, Any]], objective: str, folder: Path) -> Path | None:
     """sweep.html: the objective against each swept key, and parallel coordinates for several; None without plotly."""
-    done = [row for row in rows if value(row["summary"], objective) is not None]
+    done = [row for row in rows if row["summary"].score(objective) is not None]
     keys = list(dict.fromkeys(key for row in done for key in row["changes"]))
     try:
         import plotly.graph_objects as go
         from plotly.offline import get_plotlyjs
     except ImportError:
         return None
-    scores = [value(row["summary"], objective) for row in done]
+    scores = [row["summary"].score(objective) for row in done]
     figures = []
     for key in keys:
         words = [_number(row["changes"].get(key, "")) for row in done]

@@ -13,13 +13,14 @@ from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ftcore.config.compose import load_config
-from ftcore.errors import ConfigError, FtcoreError
 from ftcore.config.roles import keys_of
+from ftcore.errors import ConfigError, FtcoreError
 from ftcore.settings import CHOSEN, Config
 from ftcore.sweeps.grid import Grid
 from ftcore.sweeps.hydra_launcher import run_with_hydra
 from ftcore.sweeps.job import folder_of
 from ftcore.sweeps.pool import RunCommand, Source, run_jobs, start_server
+
 
 class SweepFailed(FtcoreError):  # noqa: N818
     """Some jobs of a sweep failed; the others are done."""
@@ -32,7 +33,8 @@ def sweep(
 ) -> None:
     """Run every combination, each job by `run_command` in a process of its own, or by a launcher of Hydra that `words` name.
 
-    `columns` are what the table shows of the answers of another verb than train. Raises `SweepFailed` when some failed, after all others have ended.
+    `columns` are what the table shows of the answers of another verb than train. Raises `SweepFailed` when some failed, after
+    all others have ended.
     """
     from ftcore.sweeps.report import finish
 

@@ -66,7 +66,7 @@ class Trials(Source):
     def tell(self, job: Job, reason: str) -> str:
         """Tell the study what a job gave; returns why it counts as failed, "" when it does not."""
         trial = self.running.pop(job.number)
-        score = job.result.value(self.settings["objective"]) if job.result and not reason else None
+        score = job.result.score(self.settings["objective"]) if job.result and not reason else None
         if job.number in self.pruned:
             self.study.tell(trial, state=TrialState.PRUNED)
         elif score is not None:
@@ -90,7 +90,7 @@ class Trials(Source):
         seen = self.study._storage.get_trial(trial._trial_id).intermediate_values
         for row in rows:
             if metric in row and row["step"] not in seen:
-                trial.report(row[metric], row["step"])
+                trial.report(row[metric], int(row["step"]))
 
     def _job(self, trial: Trial | FrozenTrial) -> Job:
         changes = {key: as_word(word) for key, word in trial.params.items()}

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from ftcore.errors import ConfigError, FtcoreError
-from ftcore.settings import Config
+from ftcore.settings import Config, Node
 from ftcore.sweeps.job import folder_of
 from ftcore.sweeps.sweep import read_sweep
 
@@ -19,7 +19,7 @@ class NotRegistered(FtcoreError):  # noqa: N818
     exit_code = 1
 
 
-def wandb_sweep(words: list[str], config_dirs: tuple[Path, ...]) -> None:
+def wandb_sweep(arguments: Node, words: list[str], config_dirs: tuple[Path, ...]) -> None:
     """Write the W&B form of a sweep and, with a key at hand and not `dry_run`, register it.
 
     Raises `ConfigError` for a search that is none, `NotRegistered` when the server does not take it.
@@ -28,10 +28,12 @@ def wandb_sweep(words: list[str], config_dirs: tuple[Path, ...]) -> None:
 
     fixed, searched, config = read_sweep(words, config_dirs)
     logger = config["logger"]
-    if "project" not in (logger or {}):
+    if not logger or "project" not in logger:
         raise ConfigError("wandb_sweep needs logger=wandb: its server reads each job's score there.")
     flags = [f"--config-dir={folder.resolve()}" for folder in config_dirs]
-    settings = as_wandb(config, searched, [*flags, *(word for word in fixed if not word.startswith("dry_run="))])
+    settings = as_wandb(
+        config, logger, searched, [*flags, *(word for word in fixed if not word.startswith("dry_run="))]
+    )
     folder = folder_of(config, searched)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / FILE
@@ -42,12 +44,12 @@ def wandb_sweep(words: list[str], config_dirs: tuple[Path, ...]) -> None:
         _register(settings, logger)
 
 
-def as_wandb(config: Config, searched: Config, words: list[str]) -> Config:
+def as_wandb(config: Config, logger: Node, searched: Node, words: list[str]) -> Node:
     """What W&B calls a sweep configuration (docs.wandb.ai/guides/sweeps/sweep-config-keys)."""
     goal = {"name": config["sweep"]["objective"], "goal": config["sweep"]["direction"]}
     return {
         "name": config["name"],
-        "project": config["logger"]["project"],
+        "project": logger["project"],
         "method": "bayes" if config["sampler"] == "tpe" else "grid",
         "metric": goal,
         "parameters": {key: _parameter(key, values, config["sampler"]) for key, values in searched.items()},
@@ -55,12 +57,12 @@ def as_wandb(config: Config, searched: Config, words: list[str]) -> Config:
     }
 
 
-def _parameter(key: str, values: Any, sampler: str) -> Config:
+def _parameter(key: str, values: object, sampler: str) -> Node:
     if isinstance(values, list):
         return {"values": values}
     if sampler == "grid" or not isinstance(values, dict) or not {"low", "high"} <= values.keys():
         raise ConfigError(f"search.{key} must be a list of values, or for sampler=tpe a range with low and high.")
-    found: Config = {"min": values["low"], "max": values["high"]}
+    found: Node = {"min": values["low"], "max": values["high"]}
     whole = all(isinstance(values[word], int) for word in {"low", "high", "step"} & values.keys())
     stepped = "step" in values or (whole and values.get("log"))
     kind = "log_uniform_values" if values.get("log") else "int_uniform" if whole and not stepped else "uniform"
@@ -69,11 +71,13 @@ def _parameter(key: str, values: Any, sampler: str) -> Config:
     )
 
 
-def _register(settings: Config, logger: Config) -> None:
+def _register(settings: Node, logger: Node) -> None:
     import wandb
 
     try:
-        number = wandb.sweep(settings, entity=logger["entity"], project=logger["project"])
+        number = wandb.sweep(
+            dict[str, Any](settings), entity=str(logger["entity"] or "") or None, project=str(logger["project"])
+        )
     except Exception as error:  # of wandb, requests or its service: there is no common class
         raise NotRegistered(
             f"W&B did not take the sweep: {type(error).__name__}: {str(error).splitlines()[0]}"

@@ -4,7 +4,6 @@ import faulthandler
 import resource
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from ftcore.evaluate.score import probe_perplexity
 from ftcore.files import whole_file
 from ftcore.methods.base import Method
 from ftcore.models.sharding import like, whole
+from ftcore.run_folder import Run
 
 
 class ProgressBar(RichProgressBar):
@@ -62,13 +62,13 @@ class StepMetrics(Callback):
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         seconds = time.perf_counter() - self.started
-        names = sorted(method.step_metrics)
-        values = [method.step_metrics[name].double() for name in names]
+        found = method.take_step_metrics()
+        names = sorted(found)
+        values = [found[name].double() for name in names]
         mine = torch.stack(
             [*values, torch.tensor(float(self.tokens_of_step), dtype=torch.float64, device=method.device)]
         )
         *sums, tokens = trainer.strategy.reduce(mine, reduce_op="sum").tolist()
-        method.step_metrics = {}
         self.tokens += int(tokens)
         self.training_seconds += seconds
         metrics = {f"train/{name}": value for name, value in zip(names, sums, strict=True)} | {
@@ -134,7 +134,7 @@ class RetentionGuard(Callback):
             logger.log_metrics({"retention/rise": rise}, step=trainer.global_step)
         if rise > self.max_rise:
             if self.action == "halve_lr":
-                method.lr_scale /= 2
+                method.halve_lr()
                 for group in trainer.optimizers[0].param_groups:  # the schedule has set the next step's rate already
                     group["lr"] /= 2
             trainer.should_stop = self.action == "stop"
@@ -160,8 +160,8 @@ class KeepBest(Callback):
     With `patience`, training ends when the metric has not improved for so many validations.
     """
 
-    def __init__(self, folder: Path, key: str, patience: int | None) -> None:
-        self.file, self.key, self.patience = folder / "checkpoints" / "best.safetensors", key, patience
+    def __init__(self, run: Run, key: str, patience: int | None) -> None:
+        self.file, self.key, self.patience = run.best_weights, key, patience
         self.best: float | None = None
         self.waited = 0
 

@@ -31,27 +31,21 @@ from ftcore.machine.processes import gathered, rank_and_world
 from ftcore.models.sharding import like
 
 State = dict[str, Any]
-
-
 # Name -> size in bytes and checksum.
 Files = dict[str, list[int]]
-
-
 MANIFEST, STATE = "manifest.json", "state.json"
-
-
 # Damaged checkpoints are only of use when an older one is left.
 FEWEST = 2
 
 
-def folders(run: Path) -> list[Path]:
-    """The checkpoints of a run, newest first."""
-    return sorted((run / "checkpoints").glob("step-*"), reverse=True)
+def folders(checkpoints: Path) -> list[Path]:
+    """The checkpoints in a run's folder of them, newest first."""
+    return sorted(checkpoints.glob("step-*"), reverse=True)
 
 
-def newest(run: Path) -> Path | None:
+def newest(checkpoints: Path) -> Path | None:
     """The newest whole checkpoint of a run; damaged ones after it are named. None without any."""
-    for folder in folders(run):
+    for folder in folders(checkpoints):
         damage = problem(folder)
         if not damage:
             return folder
@@ -96,13 +90,13 @@ def read_state(folder: Path) -> State:
     return json.loads((folder / STATE).read_text())
 
 
-def write(run: Path, step: int, tensors: dict[str, Tensor], state: State, keep: int) -> None:
+def write(checkpoints: Path, step: int, tensors: dict[str, Tensor], state: State, keep: int) -> None:
     """Write checkpoint `step` with this process's tensors and the first process's state, then remove the oldest beyond `keep`.
 
     Called in every process. Raises `StorageError` in all of them when one could not write; older checkpoints stay.
     """
     rank, _ = rank_and_world()
-    target = run / "checkpoints" / f"step-{step:08d}"
+    target = checkpoints / f"step-{step:08d}"
     partial = target.with_name(f".{target.name}")
     gathered(_try(lambda: _begin(partial)) if rank == 0 else None)
     written = gathered(_try(lambda: write_mine(partial, rank, tensors, state)))
@@ -113,13 +107,13 @@ def write(run: Path, step: int, tensors: dict[str, Tensor], state: State, keep: 
         shutil.rmtree(partial, ignore_errors=True)
     if failures := [message for part in gathered(failures) for message in part]:
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        free = shutil.disk_usage(run).free
+        free = shutil.disk_usage(checkpoints.parent).free
         raise StorageError(
             f"Checkpoint {target} was not written: {failures[0]}. A process needs {size:,} bytes, {free:,} are free; the "
             "checkpoints before it are as they were."
         )
     if rank == 0:
-        for old in folders(run)[max(keep, FEWEST) :]:
+        for old in folders(checkpoints)[max(keep, FEWEST) :]:
             shutil.rmtree(old, ignore_errors=True)
 
 

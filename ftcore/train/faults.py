@@ -23,11 +23,7 @@ from ftcore.methods.base import Method
 from ftcore.train import checkpoint
 
 VARIABLE = "FTCORE_FAULTS"
-
-
 PLACES = ("process", "step", "seed")
-
-
 Kind = Literal["kill", "raise", "hang", "nan", "out_of_memory", "disk_full"]
 
 

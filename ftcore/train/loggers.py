@@ -12,12 +12,12 @@ import os
 import re
 import sqlite3
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from collections.abc import Mapping
+from contextlib import closing
 from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -25,6 +25,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from ftcore.config.tree import leaves
 from ftcore.errors import ConfigError
 from ftcore.machine.processes import rank_and_world
+from ftcore.run_folder import Run, keep_lines
+from ftcore.settings import Role
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -38,9 +40,9 @@ EXTRAS = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "a
 class JSONLines(Logger):
     """metrics.jsonl: one line per optimizer step, and one per validation."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, run: Run) -> None:
         super().__init__()
-        self.file = folder / "metrics.jsonl"
+        self.file = run.metrics_file
 
     @property
     def name(self) -> str:
@@ -55,7 +57,7 @@ class JSONLines(Logger):
     def keep_until(self, step: int) -> None:
         """Forget what was written after `step`, half a line included: a run that goes on writes it again."""
         if rank_and_world()[0] == 0:
-            keep_lines(self.file, lambda line: line["step"] <= step)
+            keep_lines(self.file, lambda written: written <= step)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """config.yaml holds them."""
@@ -68,25 +70,14 @@ class JSONLines(Logger):
             lines.write(json.dumps({"step": step, **metrics}) + "\n")
 
 
-def keep_lines(file: Path, wanted: Callable[[Any], bool]) -> None:
-    """Leave only the JSON lines of a file that are `wanted` and whole."""
-    kept = []
-    if not file.is_file():
-        return
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        with suppress(ValueError, LookupError, TypeError):
-            kept += [line] if wanted(json.loads(line)) else []
-    file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-
-
 def wandb_logger(
     folder: Path,
     config: dict[str, Any],
     /,
     *,
     project: str,
-    entity: str | None,
-    group: str | None,
+    entity: Annotated[str | None, Role("place", recipe=True)],
+    group: Annotated[str | None, Role("place", recipe=True)],
     tags: list[str],
     mode: Literal["online", "offline", "auto"],
 ) -> list[Logger]:

@@ -7,7 +7,6 @@ one second of a large matrix product in the same precision.
 
 import math
 import statistics
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ftcore.kernels.matmul import times
+from ftcore.run_folder import Run
 from ftcore.timing import Watch, settled_time, watches
 
 # Parts of a step in the order of the table. `head`: log-probabilities from hidden states, wherever they are asked for.
 PARTS = ("data", "rollout", "reward", "forward", "head", "backward", "optimizer")
-
-
 # Side of the square matrices whose product is the peak.
 SIDE = 2048
 
@@ -29,9 +27,9 @@ SIDE = 2048
 class Profile(Callback):
     """Watches the steps after the first ones and writes profile.txt and profile.json, a Chrome trace."""
 
-    def __init__(self, folder: Path, steps: int, updates: int) -> None:
+    def __init__(self, run: Run, steps: int, updates: int) -> None:
         first = -(-2 // updates) * updates  # the first steps are slower
-        self.folder, self.first = folder, max(min(first, steps - updates), 0)
+        self.run, self.first = run, max(min(first, steps - updates), 0)
         self.steps, self.done = min(updates, steps), False
         self.tracer = torch.profiler.profile(with_flops=True, record_shapes=True)
 
@@ -72,13 +70,13 @@ class Profile(Callback):
                 self._write(watch.seconds, trainer.precision)
 
     def _write(self, seconds: dict[str, float], precision: str) -> None:
-        self.tracer.export_chrome_trace(str(self.folder / "profile.json"))
+        self.tracer.export_chrome_trace(str(self.run.profile_trace))
         operations = sum(map(_operations, self.tracer.key_averages(group_by_input_shape=True))) / self.steps
         table = _table({name: value / self.steps for name, value in seconds.items()})
         rate, most = operations * self.steps / sum(seconds.values()) / 1e9, peak(precision) / 1e9
         used = f"{operations / 1e9:,.0f} GFLOP in matrix products, {rate:,.0f} GFLOP/s: "
         used += f"{rate / most:.0%} of the {most:,.0f} of a large one."
-        with (self.folder / "profile.txt").open("w", encoding="utf-8") as file:
+        with self.run.profile_table.open("w", encoding="utf-8") as file:
             Console(file=file, width=120).print(table, used)
         Console(soft_wrap=True, highlight=False).print(table, used)
 

@@ -1,7 +1,7 @@
 """What a person sees: the plan before training, the comparison after it, and what to type next."""
 
+from collections.abc import Mapping
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -9,12 +9,14 @@ from rich.text import Text
 
 from ftcore.console import console
 from ftcore.data import Records
+from ftcore.data.sources import Row
 from ftcore.data.steps import TrainBatches
 from ftcore.data.token_cache import lengths
 from ftcore.errors import is_private
 from ftcore.evaluate.tables import SCORES, comparison, samples_table
 from ftcore.methods.base import Method
 from ftcore.models.foundation import parameter_counts
+from ftcore.run_folder import Run
 from ftcore.settings import Config
 from ftcore.train import ledger
 
@@ -63,23 +65,23 @@ def memory_estimate_gb(network: Any, batches: TrainBatches, longest: int) -> flo
     return (weights + 3 * trained + activations) / 1e9
 
 
-def finish(config: Config, folder: Path, summary: Config, samples: list[Config], loggers: list[Any]) -> None:
+def finish(config: Config, run: Run, summary: dict[str, Any], samples: list[Row], loggers: list[Any]) -> None:
     """Print the comparison and where things are; send the same to the experiment tracker."""
     if summary["tuned"]:
         console.print(comparison(summary["base"], summary["tuned"]))
         if samples and config["evaluate"]["samples"]:
             console.print(samples_table(samples, config["evaluate"]["samples"]))
-    final = folder.with_name(folder.name.removesuffix(".partial"))  # a stage, which gets its name next
     for logger in loggers:
-        if hint := _log_end(logger, folder, summary, samples):
-            console.print(hint.replace(str(folder), str(final)), soft_wrap=True, highlight=False)
+        if hint := _log_end(logger, run, summary, samples):
+            hint = hint.replace(str(run), str(run.final_folder))
+            console.print(hint, soft_wrap=True, highlight=False)
     minutes, seconds = divmod(round(summary["seconds"]), 60)
-    console.print(f"Done in {minutes} min {seconds} s. Everything is in {final}", soft_wrap=True)
+    console.print(f"Done in {minutes} min {seconds} s. Everything is in {run.final_folder}", soft_wrap=True)
     if samples:
-        console.print(f"Next: python -m ftcore chat run={final}", soft_wrap=True, highlight=False)
+        console.print(f"Next: python -m ftcore chat run={run.final_folder}", soft_wrap=True, highlight=False)
 
 
-def scalars(summary: Config) -> dict[str, float]:
+def scalars(summary: Mapping[str, Any]) -> dict[str, float]:
     """Every number of summary.json by its path.
 
     >>> scalars({"name": "run", "tuned": {"loss": 1.5, "rows": 4}})
@@ -94,33 +96,33 @@ def scalars(summary: Config) -> dict[str, float]:
     return found
 
 
-def _log_end(logger: Any, folder: Path, summary: Config, samples: list[Config]) -> str:
+def _log_end(logger: Any, run: Run, summary: dict[str, Any], samples: list[Row]) -> str:
     """Send what is known at the end; where it can be seen, or nothing."""
     if hasattr(logger, "log_table"):
-        return _log_to_wandb(logger, folder, summary, samples)
+        return _log_to_wandb(logger, run, summary, samples)
     return logger.log_summary(scalars(summary), summary["steps"]) if hasattr(logger, "log_summary") else ""
 
 
-def _log_to_wandb(logger: Any, folder: Path, summary: Config, samples: list[Config]) -> str:
+def _log_to_wandb(logger: Any, run: Run, summary: dict[str, Any], samples: list[Row]) -> str:
     """Send what is known at the end. The run is whole without it, so a server that is gone costs a minute and a note."""
     from ftcore.train.loggers import wandb_files, wandb_hint
 
     try:
         hint = wandb_hint(logger)
         try:
-            _tables(logger, folder, summary, samples)
+            _tables(logger, run, summary, samples)
             logger.experiment.summary.update(summary)
         finally:
             logger.experiment.finish()  # the steps arrive even if a table does not
     except Exception as error:  # of wandb, requests or its service: there is no common class
         return (
-            f"W&B did not take the end of this run ({type(error).__name__}); all of it is in {folder}. When the server is back, "
+            f"W&B did not take the end of this run ({type(error).__name__}); all of it is in {run}. When the server is back, "
             f"upload the steps with: wandb sync {wandb_files(logger)}"
         )
     return hint
 
 
-def _tables(logger: Any, folder: Path, summary: Config, samples: list[Config]) -> None:
+def _tables(logger: Any, run: Run, summary: dict[str, Any], samples: list[Row]) -> None:
     if summary["tuned"]:
         rows = [[key, summary["base"][key], summary["tuned"][key]] for key in SCORES if key in summary["tuned"]]
         logger.log_table("before_after", columns=["score", "base", "tuned"], data=rows)
@@ -128,6 +130,6 @@ def _tables(logger: Any, folder: Path, summary: Config, samples: list[Config]) -
             return
         columns = list(samples[0]) if samples else []
         logger.log_table("samples", columns=columns, data=[[row[c] for c in columns] for row in samples[:100]])
-    if (folder / ledger.FILE).is_file():
-        rows = [list(row.values()) for row in ledger.hardest(folder, ledger.SENT)]
+    if run.ledger.is_file():
+        rows = [list(row.values()) for row in ledger.hardest(run, ledger.SENT)]
         logger.log_table("ledger", columns=[*ledger.COLUMNS, "first_loss"], data=rows)

@@ -16,6 +16,8 @@ from ftcore.data import Records
 from ftcore.data.steps import TrainBatches
 from ftcore.errors import DataError, Stopped, StorageError
 from ftcore.methods.base import Method
+from ftcore.run_folder import Run
+from ftcore.settings import CheckpointSettings
 from ftcore.train import checkpoint
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -28,8 +30,8 @@ class Checkpoints(Callback):
     once.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], batches: TrainBatches, records: Records) -> None:
-        self.folder, self.every, self.keep = folder, settings["every"], settings["keep"]
+    def __init__(self, run: Run, settings: CheckpointSettings, batches: TrainBatches, records: Records) -> None:
+        self.run, self.every, self.keep = run, settings["every"], settings["keep"]
         self.stop_on_error = settings["on_error"] == "stop"
         self.batches, self.records = batches, records
         self.asked: int | None = None
@@ -69,7 +71,7 @@ class Checkpoints(Callback):
             return
         state, optimizer = checkpoint.read_state(self.start), trainer.optimizers[0]
         checkpoint.load_tensors(self.start, _trained(method), optimizer)
-        method.lr_scale, method.bad_steps = state["lr_scale"], state["bad_steps"]
+        method.go_on(state)
         for scheduler in (config.scheduler for config in trainer.lr_scheduler_configs):
             scheduler.last_epoch, scheduler._step_count = state["step"], state["step"] + 1
         for group in optimizer.param_groups:
@@ -118,7 +120,7 @@ class Checkpoints(Callback):
             raise self._stopped(asked, f" at step {step:,}")
 
     def _stopped(self, number: int, when: str = "") -> Stopped:
-        return Stopped(128 + number, f"{signal.Signals(number).name}{when}. Go on with resume={self.folder}")
+        return Stopped(128 + number, f"{signal.Signals(number).name}{when}. Go on with resume={self.run}")
 
     def _asked(self, trainer: Trainer) -> int:
         """The signal that one of the processes got; 0 for none."""
@@ -137,14 +139,13 @@ class Checkpoints(Callback):
             "data_sha256": self.records.content_hash,
             "versions": _versions(),
             "threads": torch.get_num_threads(),
-            "lr_scale": method.lr_scale,
-            "bad_steps": method.bad_steps,
+            **method.progress(),
             "scaler": trainer.precision_plugin.state_dict(),
             "callbacks": states,
         }
         tensors = checkpoint.training_tensors(_trained(method), trainer.optimizers[0])
         try:
-            checkpoint.write(self.folder, step, tensors, state, self.keep)
+            checkpoint.write(self.run.checkpoints, step, tensors, state, self.keep)
         except StorageError as error:
             if must or self.stop_on_error:
                 raise

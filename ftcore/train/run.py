@@ -6,6 +6,8 @@ from typing import Any
 
 import lightning
 import torch
+from lightning import Callback
+from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader
 
 from ftcore.config.build import build
@@ -16,12 +18,12 @@ from ftcore.data.token_cache import lengths
 from ftcore.errors import ConfigError, OutOfMemory
 from ftcore.evaluate.base_scores import scores_file
 from ftcore.evaluate.tables import side_by_side, spread
-from ftcore.files import write_json, write_lines
 from ftcore.machine.hardware import keep_freed_memory, smaller
 from ftcore.machine.provenance import made_with
 from ftcore.models import sharding
 from ftcore.models.foundation import parameter_counts, save_model
-from ftcore.settings import Config
+from ftcore.run_folder import Run
+from ftcore.settings import Config, Resolved
 from ftcore.train import faults, report
 from ftcore.train.before_after import BeforeAfter
 from ftcore.train.callbacks import KeepBest, ProgressBar, RetentionGuard, StepMetrics, Watchdog, peak_memory_gb
@@ -39,51 +41,31 @@ TRAINER_DEFAULTS = {
 }
 
 
-def run(config: Config, folder: Path, records: Records | None = None, start: Path | None = None) -> None:
+def run(
+    config: Config, resolved: Resolved, run: Run, records: Records | None = None, start: Path | None = None
+) -> None:
     """Train, compare with the base model, save. Called in every process of the run; `start` is a checkpoint to go on from.
 
-    Writes into `folder`: metrics.jsonl, checkpoints/, model/, samples.jsonl and, last, summary.json.
+    Writes metrics, checkpoints, model, samples and, last, the summary of `run`.
     """
     started = time.perf_counter()
     quiet()
     keep_freed_memory()
     if config["logger"]:
-        check_installed(config["logger"]["_target_"])  # before weights are loaded
-    job = prepare(config, records)
+        check_installed(str(config["logger"]["_target_"]))  # before weights are loaded
+    job = prepare(config, resolved, records)
     if job.batches.rank == 0:
         report.plan(config, job.method, job.records, job.batches)
     if config["dry_run"]:
         return
 
     # The comparison runs at the fit's start and end, inside its processes.
-    scores = folder / "base.json", scores_file(config, job.method, job.held_out)
-    steps, compare = StepMetrics(), BeforeAfter(job.held_out, config["evaluate"], *scores)
-    keeper = Checkpoints(folder, config["checkpoints"], job.batches, job.records)
-    loggers: list[Any] = [JSONLines(folder)]
-    if config["logger"] and job.batches.rank == 0:
-        loggers += build(config["logger"], folder, config)
-    machine = build(config["hardware"])
-    if machine["strategy"] == "fsdp":
-        machine["strategy"] = sharding.strategy(machine)
-    trainer = lightning.Trainer(
-        **machine,
-        max_steps=job.batches.steps,
-        max_epochs=1,  # one pass over batches that know the epochs themselves
-        accumulate_grad_batches=job.batches.accumulation,
-        val_check_interval=min(config["validate_every"] or job.batches.steps, job.batches.steps)
-        * job.batches.accumulation,
-        limit_val_batches=1.0 if job.validation and config["validate_every"] else 0,
-        logger=loggers,
-        callbacks=[
-            steps,
-            *_watching(config, folder, job),
-            keeper,
-            *([compare] if config["evaluate"]["enabled"] else []),
-        ],
-        use_distributed_sampler=False,
-        default_root_dir=folder,
-        **{**TRAINER_DEFAULTS, **config["trainer"]},
-    )
+    shared = scores_file(config, resolved, job.method, job.held_out)
+    steps, compare = StepMetrics(), BeforeAfter(job.held_out, config["evaluate"], run.base_scores, shared)
+    keeper = Checkpoints(run, config["checkpoints"], job.batches, job.records)
+    loggers = [JSONLines(run), *(_trackers(config, run) if job.batches.rank == 0 else [])]
+    callbacks = [steps, *_watching(config, run, job), keeper, *([compare] if config["evaluate"]["enabled"] else [])]
+    trainer = _trainer(config, resolved, run, job, loggers, callbacks)
     if start:
         keeper.resume(trainer, start)
     try:
@@ -94,16 +76,45 @@ def run(config: Config, folder: Path, records: Records | None = None, start: Pat
 
     if trainer.is_global_zero:
         figures = _figures(job, steps, compare, started)  # before adapters are merged for saving
-        save_model(job.method.foundation, folder / "model")
+        save_model(job.method.foundation, run.model)
         samples = side_by_side(compare.base_answers, compare.tuned_answers)
         shown = {"samples": spread(samples, config["evaluate"]["samples"])}
         summary = {"name": config["name"], **compare.scores(), **figures, "made_with": made_with(config), **shown}
-        write_lines(folder / "samples.jsonl", samples)
-        write_json(folder / "summary.json", summary)
-        report.finish(config, folder, summary, samples, loggers)
+        run.finish(summary, samples)
+        report.finish(config, run, summary, samples, loggers)
 
 
-def _figures(job: Job, steps: StepMetrics, compare: BeforeAfter, started: float) -> Config:
+def _trackers(config: Config, run: Run) -> list[Logger]:
+    """The loggers of the experiment tracker that the config names."""
+    return build(config["logger"], list, run.folder, config) if config["logger"] else []
+
+
+def _trainer(
+    config: Config, resolved: Resolved, run: Run, job: Job, loggers: list[Logger], callbacks: list[Callback]
+) -> lightning.Trainer:
+    machine, steps, accumulation = resolved.machine, job.batches.steps, job.batches.accumulation
+    strategy = {"single": "auto", "ddp": "ddp"}.get(machine.strategy) or sharding.strategy(machine)
+    more: dict[str, Any] = {**TRAINER_DEFAULTS, **config["trainer"]}
+    return lightning.Trainer(
+        accelerator=machine.accelerator,
+        devices=machine.devices,
+        num_nodes=machine.num_nodes,
+        strategy=strategy,
+        precision=machine.precision,
+        max_steps=steps,
+        max_epochs=1,  # one pass over batches that know the epochs themselves
+        accumulate_grad_batches=accumulation,
+        val_check_interval=min(config["validate_every"] or steps, steps) * accumulation,
+        limit_val_batches=1.0 if job.validation and config["validate_every"] else 0,
+        logger=loggers,
+        callbacks=callbacks,
+        use_distributed_sampler=False,
+        default_root_dir=run.folder,
+        **more,
+    )
+
+
+def _figures(job: Job, steps: StepMetrics, compare: BeforeAfter, started: float) -> dict[str, object]:
     """What the run took."""
     trained, parameters = parameter_counts(job.method.network)
     return {
@@ -138,19 +149,19 @@ def out_of_memory(config: Config, batches: TrainBatches) -> str:
     )
 
 
-def _watching(config: Config, folder: Path, job: Job) -> list[Any]:
+def _watching(config: Config, run: Run, job: Job) -> list[Callback]:
     """Callbacks that look at the run, and those that a setting or the environment asks for."""
-    found = [*_selection(config, folder, job.validation), *_guard(config, job), ProgressBar(leave=True)]
+    found = [*_selection(config, run, job.validation), *_guard(config, job), ProgressBar(leave=True)]
     if config["profile"]:
-        found.append(Profile(folder, job.batches.steps, job.method.updates))
+        found.append(Profile(run, job.batches.steps, job.method.updates))
     if config["ledger"]:
-        found.append(Ledger(folder, job.batches.rank))
+        found.append(Ledger(run, job.batches.rank))
     if config["hang_timeout"]:
         found.append(Watchdog(config["hang_timeout"]))
     return [*faults.asked_for(config["seed"]), *found]
 
 
-def _selection(config: Config, folder: Path, validation: DataLoader | None) -> list[Any]:
+def _selection(config: Config, run: Run, validation: DataLoader | None) -> list[Callback]:
     """Callbacks that choose the weights and stop early, by one metric."""
     key = config["keep_best"]
     if key == "last":
@@ -159,10 +170,10 @@ def _selection(config: Config, folder: Path, validation: DataLoader | None) -> l
         raise ConfigError(
             f"keep_best={key}, but there is no validation row: set data.validation_share=0.1 or a file of them."
         )
-    return [KeepBest(folder, key, config["patience"])]
+    return [KeepBest(run, key, config["patience"])]
 
 
-def _guard(config: Config, job: Job) -> list[Any]:
+def _guard(config: Config, job: Job) -> list[Callback]:
     """The callback that watches the probe, where a limit is set."""
     keep = config["retention"]
     if not keep["max_rise"]:

@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -18,14 +17,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ftcore.config.build import locate, options, schemas
 from ftcore.config.check import closest, describe
 from ftcore.config.compose import load_config, read_overrides
-from ftcore.config.recipe_rules import recipe_folders, staged_recipes
+from ftcore.config.options import options, recipe_folders
+from ftcore.config.recipe_rules import staged_recipes
+from ftcore.config.roles import type_of
 from ftcore.config.yaml_source import choices, read
 from ftcore.errors import ConfigError
 from ftcore.files import resources
-from ftcore.settings import FILES, GROUPS, OF_THE_COMMAND, Config
+from ftcore.run_folder import Row, Run
+from ftcore.settings import FILES, GROUPS, Config, ExplainArguments
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,15 @@ class Setting:
     """One place that sets a key; `comment` is what stands above it: in conf/ what the key means, elsewhere why it is set."""
 
     path: str
-    value: Any
+    value: object
     source: str
     comment: str = ""
     in_conf: bool = False
 
 
-def explain(overrides: list[str], config_dirs: tuple[Path, ...] = ()) -> None:
+def explain(arguments: ExplainArguments, words: list[str], config_dirs: tuple[Path, ...] = ()) -> list[Row]:
     """Print value, source, replaced values, type and meaning of every key that `key=` names."""
-    keys, words = _asked(overrides)
+    keys = _asked(arguments["key"])
     config = load_config(words, config_dirs)
     known = dict(_nodes(config))
     for key in keys:
@@ -54,21 +55,30 @@ def explain(overrides: list[str], config_dirs: tuple[Path, ...] = ()) -> None:
             _print_table(key, known, history)
         else:
             _print_key(key, config, known[key], history)
+    return [_answer(key, config, known[key], history) for key in keys]
 
 
-def _asked(overrides: list[str]) -> tuple[list[str], list[str]]:
-    """The keys to explain, and the words that make the config."""
-    asked = [word.partition("=")[2] for word in overrides if word.startswith("key=")]
-    keys = [key for text in asked for key in re.split(r"[\s,]+", text.strip(" []")) if key]
+def _answer(key: str, config: Config, value: object, history: list[Setting]) -> Row:
+    """What a program wants to know of a key."""
+    newest, *before = _settings_of(key, value, history)
+    replaced = [{"value": setting.value, "set_by": setting.source} for setting in before]
+    about = {"type": _type(key, config), "meaning": _meaning(key, [newest, *before])}
+    return {"key": key, "value": value, "set_by": newest.source, "replaced": replaced, **about}
+
+
+def _asked(asked: str | list[str] | None) -> list[str]:
+    """The keys to explain."""
+    texts = [asked] if isinstance(asked, str) else asked or []
+    keys = [key for text in texts for key in re.split(r"[\s,]+", text.strip(" []")) if key]
     if not keys:
         raise ConfigError(
             "Which key? Write key=method.lr, key=[method.lr,seed] or a whole group, key=method, and after it the words of "
             "the run: python -m ftcore explain key=method.lr method=dpo."
         )
-    return list(dict.fromkeys(keys)), [word for word in overrides if not word.startswith("key=")]
+    return list(dict.fromkeys(keys))
 
 
-def _nodes(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def _nodes(node: Mapping[str, object], path: str = "") -> Iterator[tuple[str, object]]:
     """(dotted path, value) of every mapping and every value below `node`."""
     for key, value in node.items():
         inner = f"{path}.{key}".strip(".")
@@ -127,9 +137,9 @@ def _of_run(config: Config, words: list[str]) -> Iterator[Setting]:
     if not named:
         return
     chosen = {o.key_or_group for o in read_overrides(words) if o.key_or_group in GROUPS}
-    for setting in _of_file(Path(named).expanduser() / "config.yaml"):
+    for setting in _of_file(Run(named).config_file):
         top, _, rest = setting.path.partition(".")
-        if top not in {*chosen, *OF_THE_COMMAND} and not (top == "choices" and rest in chosen):
+        if top not in chosen and not (top == "choices" and rest in chosen):
             yield setting
 
 
@@ -141,7 +151,7 @@ def _of_command_line(words: list[str]) -> Iterator[Setting]:
             yield Setting(path, inner, source)
 
 
-def _settings_of(key: str, value: Any, history: list[Setting]) -> list[Setting]:
+def _settings_of(key: str, value: object, history: list[Setting]) -> list[Setting]:
     """The places that set a key or, with something that is no mapping, all around it; newest first."""
     found = [
         s
@@ -153,7 +163,7 @@ def _settings_of(key: str, value: Any, history: list[Setting]) -> list[Setting]:
     return found or [Setting(key, value, "ftcore")]
 
 
-def _print_table(key: str, known: Config, history: list[Setting]) -> None:
+def _print_table(key: str, known: dict[str, object], history: list[Setting]) -> None:
     """All keys below a group or mapping, with value and source."""
     console = Console()
     if not console.is_terminal:
@@ -171,7 +181,7 @@ def _print_table(key: str, known: Config, history: list[Setting]) -> None:
     console.print(table)
 
 
-def _print_key(key: str, config: Config, value: Any, history: list[Setting]) -> None:
+def _print_key(key: str, config: Config, value: object, history: list[Setting]) -> None:
     """One key: who set it, what was there before, what it may be and what it means."""
     newest, *before = _settings_of(key, value, history)
     written = f" (written {newest.value})" if "${" in str(newest.value) else ""
@@ -193,46 +203,12 @@ def _meaning(key: str, newest_first: list[Setting]) -> str:
     return next((s.comment for s in newest_first if s.path == key and s.in_conf and s.comment), "")
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _type(key: str, config: Config) -> str:
     """Type and range of a key in words."""
-    everything, parts = schemas(), key.split(".")
-    schema, node = everything["top"], config[parts[0]]
-    if len(parts) > 1 and isinstance(node, Mapping) and "_target_" in node:
-        target, parts = node["_target_"], parts[1:]
-        schema = everything["targets"].get(target) or _schema_of_users(node)
-        if parts == ["_target_"]:
-            return "text: the class or function that gets the other keys"
-    definitions, found = schema.get("$defs", {}), schema
-    for part in parts:
-        found = _below(found, part, definitions)
-    return describe(_resolved(found, definitions)) if found else "anything"
-
-
-def _schema_of_users(node: Mapping[str, Any]) -> Config:
-    from ftcore.config.schema import schema_of
-
-    return schema_of(locate(node))
-
-
-def _below(schema: Config, part: str, definitions: Config) -> Config:
-    """The schema of one key of a mapping; {} where it is free."""
-    schema = _resolved(schema, definitions)
-    for branch in schema.get("anyOf", [schema]):
-        if part in branch.get("properties", {}):
-            return branch["properties"][part]
-        if branch.get("additionalProperties"):
-            return branch["additionalProperties"] if isinstance(branch["additionalProperties"], dict) else {}
-    return {}
-
-
-def _resolved(schema: Config, definitions: Config) -> Config:
-    """The same schema with its references looked up, one level deep."""
-    if "$ref" in schema:
-        return definitions[schema["$ref"].rpartition("/")[2]]
-    if "anyOf" in schema:
-        return {"anyOf": [_resolved(branch, definitions) for branch in schema["anyOf"]]}
-    return schema
+    if key.endswith("._target_"):
+        return "text: the class or function that gets the other keys"
+    return describe(type_of(key, config)) if type_of(key, config) else "anything"

@@ -14,35 +14,31 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from ftcore.config.build import build, locate, record_type
+from ftcore.config.build import build, record_type
+from ftcore.console import quiet
 from ftcore.data import Data, Records
 from ftcore.data.records import SPLITS
 from ftcore.data.sources import Row
 from ftcore.data.tokens import TEXTS, Encoder, Example, Pair, Prompt
 from ftcore.errors import ConfigError
-from ftcore.models.foundation import load_foundation
+from ftcore.models.foundation import Foundation, architecture_of
+from ftcore.run_folder import Run
+from ftcore.settings import Config
 from ftcore.train.ledger import hardest_table
 
-Config = dict[str, Any]
-
-
 BINS = 20
-
-
 SHOWN_TOKENS = 300
-
-
 SHOWN_CHARACTERS = 200
 
 
-def inspect(config: Config) -> None:
+def inspect(config: Config) -> dict[str, object]:
     """Read all rows as a run of this config would, and print what they are like. Nothing is trained, no weights are loaded.
 
-    With `run=`, also its ledger's rows of the highest loss.
-
-    Writes inspect-<name>.html into the working directory. Wrong and leaked rows are listed instead of refused.
+    With `run=`, also its ledger's rows of the highest loss. Writes inspect-<name>.html into the working directory. Wrong and
+    leaked rows are listed instead of refused.
     """
-    data: Data = replace(build(config["data"]), leakage="allow", on_bad_row="skip", max_bad_rows=10**9)
+    quiet()
+    data = replace(build(config["data"], Data), leakage="allow", on_bad_row="skip", max_bad_rows=10**9)
     records = data.load(record_type(config["method"]))
     encoder = Encoder(_tokenizer(config), data)
     examples = _examples(encoder, records)
@@ -57,12 +53,27 @@ def inspect(config: Config) -> None:
     file = Path(f"inspect-{config['name'].replace('/', '-')}.html")
     file.write_text(_html(config["name"], page, _sizes(examples)), encoding="utf-8")
     print(f"The same with plots: {file.resolve()}")
+    return _answer(records, encoder, examples) | {"page": str(file.resolve())}
+
+
+def _answer(records: Records, encoder: Encoder, examples: list[Any]) -> dict[str, object]:
+    """The numbers of the page."""
+    sizes = sorted(_sizes(examples))
+    return {
+        "type": records.type,
+        "rows": {part: len(getattr(records, part)) for part in SPLITS},
+        "tokens": {"median": sizes[len(sizes) // 2], "longest": sizes[-1], "all": sum(sizes)},
+        "trained_share": _trained(examples),
+        "too_long": dict(encoder.counts),
+        "control_tokens": len(encoder.forged(records.train)),
+        "notes": list(records.notes),
+    }
 
 
 def _tokenizer(config: Config) -> Any:
-    node = {key: value for key, value in config["model"].items() if key != "_target_"} | {"random_weights": True}
+    node = {**config["model"], "random_weights": True}
     with torch.device("meta"):  # a network without weights: only its tokenizer and limits are used
-        return load_foundation(locate(config["method"]).architecture_of(config["method"]), **node).tokenizer
+        return build(node, Foundation, architecture_of(config), False).tokenizer
 
 
 def _examples(encoder: Encoder, records: Records) -> list[Any]:
@@ -173,7 +184,7 @@ def _hardest(config: Config, records: Records) -> list[Any]:
         return []
     rows = [] if config["private"] else records.train
     texts = {row["id"]: " / ".join(row[column] for column in TEXTS if column in row)[:SHOWN_CHARACTERS] for row in rows}
-    return [hardest_table(Path(config["run"]).expanduser(), texts)]
+    return [hardest_table(Run(config["run"]), texts)]
 
 
 def _coloured(encoder: Encoder, example: Any) -> Text:

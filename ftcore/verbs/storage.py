@@ -19,8 +19,11 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from ftcore.config.check import closest
+from ftcore.config.compose import read_overrides
 from ftcore.errors import ConfigError
 from ftcore.files import home
+from ftcore.run_folder import Run
+from ftcore.settings import StorageArguments
 
 # Folders of FTCORE_HOME and what is in them.
 KEPT = {
@@ -31,14 +34,7 @@ KEPT = {
     "activations": "activations",
     "stages": "stages",
 }
-
-
 KINDS = ("weights", "rows", "scores", "references", "activations", "stages", "runs", "checkpoints")
-
-
-WORDS = ("output_dir", "delete", "yes")
-
-
 console = Console(soft_wrap=True, highlight=False)
 
 
@@ -65,37 +61,40 @@ class Item:
         return sum(file.stat().st_size for file in self.files)
 
 
-def storage(words: list[str], config_dirs: tuple[Path, ...]) -> None:
+def storage(arguments: StorageArguments, words: list[str], config_dirs: tuple[Path, ...]) -> list[dict[str, object]]:
     """List what is kept, or delete some of it. Raises `ConfigError` for words and names that are none."""
-    given = dict(word.split("=", 1) for word in words)
-    for name in given.keys() - set(WORDS):
-        raise ConfigError(f"storage takes {', '.join(WORDS)}, not {name}{closest(name, WORDS)}")
+    given = {o.key_or_group: str(o.value()) for o in read_overrides(words)}
+    for name in given.keys() - {"output_dir"}:
+        raise ConfigError(
+            f"storage takes output_dir, delete and yes, not {name}{closest(name, ('output_dir', *arguments))}"
+        )
     items = list(_items(Path(given.get("output_dir", "runs")).expanduser().resolve()))
-    if "delete" not in given:
+    if arguments["delete"] is None:
         console.print(_table(items))
         console.print(f"Delete with: storage delete=checkpoints (or {', '.join(KEPT.values())}, or one of the paths)")
-        return
-    chosen = [item for name in given["delete"].strip("[]").split(",") for item in _named(name.strip(), items)]
-    _delete(chosen, given.get("yes", "false").lower() == "true")
+    else:
+        named = arguments["delete"] if isinstance(arguments["delete"], list) else arguments["delete"].split(",")
+        _delete([item for name in named for item in _named(name.strip(), items)], arguments["yes"])
+    return [{"kind": item.kind, "path": str(item.path), "bytes": item.size, "stays": item.stays} for item in items]
 
 
 def _items(output_dir: Path) -> Iterator[Item]:
-    runs = sorted(file.parent for file in output_dir.rglob("config.yaml") if not file.is_symlink())
-    configs = {run: (run / "config.yaml").read_text(errors="replace") for run in runs}
+    runs = Run.below(output_dir)
     for folder, kind in KEPT.items():
         for path in sorted((home() / folder).glob("*")):
             if path.suffix != ".lock":
                 lock = path.with_name(f"{path.name}.lock")
-                yield Item(kind, path, home().resolve(), lock, _needed(path, configs) if kind == "stages" else "")
+                yield Item(kind, path, home().resolve(), lock, _needed(path, runs) if kind == "stages" else "")
     for run in runs:
-        finished, lock = (run / "summary.json").is_file(), run / ".lock"
-        yield Item("runs", run, output_dir, lock, _needed(run, configs))
-        if (run / "checkpoints").is_dir():
-            yield Item("checkpoints", run / "checkpoints", output_dir, lock, "" if finished else "the run can go on")
+        yield Item("runs", run.folder, output_dir, run.lock, _needed(run.folder, runs))
+        if run.checkpoints.is_dir():
+            stays = "" if run.finished else "the run can go on"
+            yield Item("checkpoints", run.checkpoints, output_dir, run.lock, stays)
 
 
-def _needed(path: Path, configs: dict[Path, str]) -> str:
-    users = [run for run, text in configs.items() if run != path and str(path) in text]
+def _needed(path: Path, runs: list[Run]) -> str:
+    """Which run was made from what lies at `path`; "" for none."""
+    users = [run for run in runs if path in [parent.folder for parent in run.parents]]
     return f"{users[-1]} needs it" if users else ""
 
 

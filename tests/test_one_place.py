@@ -1,0 +1,52 @@
+"""One fact stands in one place: names of a run's files in ftcore/run_folder.py, lists of config keys in ftcore/settings.py."""
+
+import ast
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+RUN_FILES = {
+    "config.yaml", "summary.json", "metrics.jsonl", "samples.jsonl", "ledger.parquet", "profile.txt", "profile.json"
+}  # fmt: skip
+SHIPPED = ("CONF", "'conf'")  # conf/config.yaml is no file of a run
+MAY_LIST_KEYS = {
+    "ftcore/settings.py",
+    "ftcore/cli/verbs.py",  # the table of verbs; those with arguments of their own have a key of their name
+    "ftcore/config/schema.py",  # keys of lightning.Trainer, some of which are called like ours
+}
+
+
+def nodes(*besides: str) -> list[tuple[str, ast.AST]]:
+    """Each syntax node of the package with its place (file:line), except for those of some files."""
+    files = [file for file in sorted((ROOT / "ftcore").rglob("*.py")) if str(file.relative_to(ROOT)) not in besides]
+    trees = [(file.relative_to(ROOT), ast.parse(file.read_text())) for file in files]
+    return [(f"{file}:{getattr(node, 'lineno', 0)}", node) for file, tree in trees for node in ast.walk(tree)]
+
+
+def keys() -> set[str]:
+    """The top-level keys of the config, groups too."""
+    top = yaml.safe_load((ROOT / "conf/config.yaml").read_text())
+    return {*top, *(name for entry in top["defaults"] if isinstance(entry, dict) for name in entry)} - {"defaults"}
+
+
+def held(node: ast.AST) -> set[str]:
+    """The strings that stand in a literal tuple, list or set, or as keys in a literal dict."""
+    parts = getattr(node, "keys" if isinstance(node, ast.Dict) else "elts", [])
+    return {part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)}
+
+
+def test_names_of_a_runs_files_stand_in_run_folder():
+    found = nodes("ftcore/run_folder.py")
+    divided = [node for _, node in found if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)]
+    shipped = {id(node.right) for node in divided if ast.unparse(node.left).endswith(SHIPPED)}
+    texts = [(place, node.value) for place, node in found if isinstance(node, ast.Constant) and id(node) not in shipped]
+    wrong = [f"{place}: {text}" for place, text in texts if str(text).rpartition("/")[2] in RUN_FILES]
+    assert not wrong, "\n".join(["let Run(folder) of ftcore/run_folder.py name a run's files:", *wrong])
+
+
+def test_lists_of_config_keys_stand_in_settings():
+    known = keys()
+    lists = [(place, held(node) & known) for place, node in nodes(*MAY_LIST_KEYS)]
+    wrong = [f"{place}: {', '.join(sorted(names))}" for place, names in lists if len(names) >= 3]
+    assert not wrong, "\n".join(["take these keys from ftcore/settings.py, by what they are for:", *wrong])
