@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
+from typing import TypeVarTuple
+
+Given = TypeVarTuple("Given")
 
 PR_SET_PDEATHSIG = 1  # of prctl, on Linux
 
@@ -26,7 +29,7 @@ def uninterrupted() -> Iterator[None]:
 
 
 def start(
-    context: SpawnContext | ForkServerContext, work: Callable[..., object], *given: object, daemon: bool = False
+    context: SpawnContext | ForkServerContext, work: Callable[[*Given], object], *given: *Given, daemon: bool = False
 ) -> BaseProcess:
     """Start `work(*given)` in a new process, which is returned; call it, and keep the process, inside `uninterrupted`.
 
@@ -47,7 +50,7 @@ def end(process: BaseProcess) -> None:
     process.join()
 
 
-def _lead(work: Callable[..., object], *given: object) -> None:
+def _lead(work: Callable[[*Given], object], *given: *Given) -> None:
     """In the new process: leave the terminal and its signals, then work."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.setsid()
