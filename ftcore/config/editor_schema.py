@@ -5,26 +5,25 @@ options are chosen and is stricter.
 """
 
 import json
-from typing import Any
 
+from ftcore.config.build import Schema, Schemas
 from ftcore.config.roles import may_stand_in_files
 from ftcore.config.yaml_source import Entry, read
 from ftcore.files import PACKAGE, resources
 from ftcore.settings import CHOSEN
 
-Schema = dict[str, Any]
 CONF = resources() / "conf"
 FILE = PACKAGE / "recipe.schema.json"
 
 
-def build(schema: Schema) -> str:
+def build(schema: Schemas) -> str:
     """The content of recipe.schema.json from that of schema.json."""
     properties = _described(schema["top"]["properties"], _comments(read(CONF / "config.yaml").entries))
     for group in CHOSEN:
         properties[group] = _group(schema, group)
     properties = {key: value for key, value in properties.items() if may_stand_in_files(key)}
     defaults = {"type": "array", "items": {"anyOf": [{"const": "_self_"}, _choice()]}}
-    definitions: Schema = {}
+    definitions: dict[str, Schema] = {}
     for part in (schema["top"], *schema["targets"].values()):
         definitions |= part.get("$defs", {})
     whole = {
@@ -38,20 +37,20 @@ def build(schema: Schema) -> str:
     return json.dumps(_optional(whole), indent=1, sort_keys=True) + "\n"
 
 
-def _group(schema: Schema, group: str) -> Schema:
+def _group(schema: Schemas, group: str) -> Schema:
     """All keys of all options of a group."""
     entries = [entry for file in sorted((CONF / group).glob("*.yaml")) for entry in read(file).entries]
-    targets = {entry.value for entry in entries if entry.path == "_target_"}
+    targets = {str(entry.value) for entry in entries if entry.path == "_target_"}
     found: dict[str, list[Schema]] = {}
     for target in sorted(targets & schema["targets"].keys()):
         for key, value in schema["targets"][target]["properties"].items():
             if value not in found.setdefault(key, []):
                 found[key].append(value)
-    properties = {key: values[0] if len(values) == 1 else {"anyOf": values} for key, values in found.items()}
+    properties = {key: values[0] if len(values) == 1 else Schema(anyOf=values) for key, values in found.items()}
     return {"type": "object", "properties": _described(properties, _comments(entries)), "additionalProperties": False}
 
 
-def _described(properties: Schema, comments: dict[str, str]) -> Schema:
+def _described(properties: dict[str, Schema], comments: dict[str, str]) -> dict[str, Schema]:
     return {k: {**value, "description": comments[k]} if k in comments else value for k, value in properties.items()}
 
 
@@ -60,7 +59,7 @@ def _comments(entries: list[Entry]) -> dict[str, str]:
     return {entry.path: entry.comment.replace("\n", " ") for entry in reversed(entries)}
 
 
-def _choice() -> Schema:
+def _choice() -> dict[str, object]:
     """A line of defaults: `override /method: dpo`."""
     names = {
         f"override /{group}": {"enum": [f.stem for f in sorted((CONF / group).glob("[!_]*.yaml"))]} for group in CHOSEN
@@ -74,7 +73,7 @@ def _choice() -> Schema:
     }
 
 
-def _optional(node: Any) -> Any:
+def _optional(node: object) -> object:
     """The same schema with nothing required, and without the roles that ftcore reads."""
     if isinstance(node, dict):
         ours = {"required": list, "role": dict}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from ftcore.config.build import Schema
+from ftcore.config.build import Schema, Schemas
 from ftcore.config.check import describe
 from ftcore.config.roles import below, branches
 from ftcore.config.tree import above
@@ -47,7 +47,7 @@ class Option:
     @property
     def target(self) -> str | None:
         """What is called with its keys; None for shared keys of several classes."""
-        return next((found for option in self.lineage if (found := option.source.value("_target_"))), None)
+        return next((str(found) for option in self.lineage if (found := option.source.value("_target_"))), None)
 
     def replaced(self, path: str) -> Entry | None:
         """The key that this option's own replaces."""
@@ -115,7 +115,8 @@ def _options(group: str) -> list[Option]:
     sources = {file.stem: read(file) for file in _files(group)}
 
     def option(name: str) -> Option:
-        named = sources[name].value("defaults") or []
+        found = sources[name].value("defaults")
+        named = found if isinstance(found, list) else []
         return Option(name, sources[name], [option(base) for base in named if base != "_self_"])
 
     return [option(name) for name in sources]

@@ -7,9 +7,9 @@ program. While a class passes `**kwargs` on, its bases' parameters belong to it 
 
 import inspect
 import json
-from collections.abc import Callable
 from pkgutil import resolve_name
-from typing import Any, get_type_hints
+from types import FunctionType
+from typing import get_type_hints
 
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
@@ -26,25 +26,25 @@ TRAINER_OWNED = [
 ]  # fmt: skip
 
 
-def parameters(target: Callable[..., Any]) -> dict[str, Any]:
+def parameters(target: type | FunctionType) -> dict[str, object]:
     """Keyword-only parameter -> annotation of a function or, along its class tree, of a class."""
     functions = (
         [c.__dict__["__init__"] for c in target.__mro__ if "__init__" in c.__dict__]
         if inspect.isclass(target)
         else [target]
     )
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for function in functions:
         signature, hints = inspect.signature(function), get_type_hints(function, include_extras=True)
         for name, parameter in signature.parameters.items():
             if parameter.kind is parameter.KEYWORD_ONLY:
-                found.setdefault(name, hints.get(name, Any))
+                found.setdefault(name, hints.get(name, object))
         if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
             break
     return found
 
 
-def schema_of(target: Callable[..., Any]) -> dict[str, Any]:
+def schema_of(target: type | FunctionType) -> dict[str, object]:
     """JSON schema of the config node that calls `target`: every parameter is required, no other key is known."""
     node = TypedDict("node", parameters(target))  # type: ignore[misc]
     node.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]

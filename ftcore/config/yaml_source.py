@@ -6,13 +6,12 @@ Nothing here limits what is read: recipe_rules counts the events of a stranger's
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from yaml.constructor import SafeConstructor
 
 # libyaml is ten times as fast where it is there.
-LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 NULL = "tag:yaml.org,2002:null"
 
 
@@ -33,7 +32,7 @@ class Entry:
         return self.key.start_mark.line + 1
 
     @property
-    def value(self) -> Any:
+    def value(self) -> object:
         """What `yaml.safe_load` makes of it."""
         return SafeConstructor().construct_object(self.node, deep=True)
 
@@ -45,7 +44,7 @@ class Source:
     head: str
     entries: list[Entry]
 
-    def value(self, path: str) -> Any:
+    def value(self, path: str) -> object:
         """The value at a dotted path; None where there is no such key."""
         return next((entry.value for entry in self.entries if entry.path == path), None)
 

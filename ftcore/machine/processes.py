@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch.distributed as dist
 
@@ -19,11 +19,11 @@ def rank_and_world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def gathered(part: Any) -> list[Any]:
+def gathered(part: T) -> list[T]:
     """`part` of every process, in the order of their numbers."""
     if not dist.is_initialized():
         return [part]
-    parts: list[Any] = [None] * dist.get_world_size()
+    parts = [part] * dist.get_world_size()
     dist.all_gather_object(parts, part)
     return parts
 
