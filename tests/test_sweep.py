@@ -176,6 +176,7 @@ def finished(folder, seed, rank, right):
     job = Job(seed * 100 + rank, [], {"adapter.rank": str(rank), "seed": str(seed)}, folder / f"{seed}-{rank}")
     run = job.folder / "then"
     run.mkdir(parents=True)
+    (run / "config.yaml").touch()
     rows = [{"id": f"q{k}", "tuned_right": k in right} for k in range(40)]
     (run / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (run / "summary.json").write_text(json.dumps({"base": {}, "tuned": {"accuracy": len(right) / 40}}))
@@ -186,7 +187,7 @@ def finished(folder, seed, rank, right):
 def test_a_sweep_says_tie_when_it_is_one(tmp_path, second, said):
     config = {"sweep": {"objective": "tuned.accuracy", "direction": "maximize"}, "logger": None}
     jobs = [finished(tmp_path, seed, rank, right) for seed in (1, 2) for rank, right in ((4, second), (8, range(39)))]
-    finish(config, tmp_path, jobs, {})
+    finish(config, tmp_path, jobs, {}, ())
     verdict = json.loads((tmp_path / "sweep.json").read_text())["verdict"]
     assert verdict.startswith("Best by tuned.accuracy: adapter.rank=8")
     assert verdict.endswith(f", {said}.")
@@ -198,8 +199,8 @@ def test_losses_of_one_method_or_data_set_are_not_ranked_against_another_s(tmp_p
     jobs = [finished(tmp_path, 1, rank, ()) for rank in (1, 2)]
     for job, word in zip(jobs, ("a", "b"), strict=True):
         job.changes = {key: word}
-        job.summary.write_text(json.dumps({"tuned": {"loss": job.number}}))
-    finish(config, tmp_path, jobs, {})
+        (job.runs[0].folder / "summary.json").write_text(json.dumps({"tuned": {"loss": job.number}}))
+    finish(config, tmp_path, jobs, {}, ())
     verdict = json.loads((tmp_path / "sweep.json").read_text())["verdict"]
     assert ("Best by" in verdict) == ranked != ("sweep.objective=tuned.accuracy" in verdict)
 
