@@ -36,6 +36,8 @@ RULES: dict[str, tuple[bool, bool]] = {
 FILES = ("recipes", "sweeps")
 CHOSEN = ("model", "adapter", "data", "method", "hardware", "logger")
 GROUPS = CHOSEN + FILES
+# What a run is called after.
+NAMED_AFTER = ("method", "data", "model")
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from ftcore.config import editor_schema, schema
-from ftcore.config.options import options
 from ftcore.config.compose import load_config
+from ftcore.config.options import options
 from ftcore.errors import ConfigError
 from ftcore.files import PACKAGE, resources
 from ftcore.settings import FILES, GROUPS

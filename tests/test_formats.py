@@ -10,9 +10,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from ftcore.data import Data
 from ftcore.config.build import build
 from ftcore.config.compose import load_config
+from ftcore.data import Data
 from ftcore.data.sources import files_of, read_rows, rows_of
 from ftcore.errors import DataError
 from tests.test_data import data

@@ -9,11 +9,11 @@ import pytest
 import torch
 import yaml
 
-from ftcore.models.foundation import Foundation
 from ftcore.config.build import build
-from ftcore.config.options import options
 from ftcore.config.compose import load_config
+from ftcore.config.options import options
 from ftcore.files import PACKAGE
+from ftcore.models.foundation import Foundation
 from ftcore.runs.stages import folder_of, stage_config
 
 METHODS = sorted(options("method"))

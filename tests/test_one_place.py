@@ -31,8 +31,9 @@ def keys() -> set[str]:
 
 
 def held(node: ast.AST) -> set[str]:
-    """The strings that stand in a literal tuple, list or set, or as keys in a literal dict."""
-    parts = getattr(node, "keys" if isinstance(node, ast.Dict) else "elts", [])
+    """The strings in a literal tuple, list or set, or as keys of a literal dict that says something of each."""
+    is_table = isinstance(node, ast.Dict) and all(isinstance(value, ast.Constant) for value in node.values)
+    parts = node.keys if is_table else getattr(node, "elts", [])  # another dict gives the keys their values
     return {part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)}
 
 

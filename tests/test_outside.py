@@ -18,7 +18,7 @@ WORDS = [*FAST, "max_steps=6", "global_batch_size=8"]
 
 
 def torchrun(cwd, *words):
-    """The command of the README, once for each of two machines."""
+    """The command of docs/machines.md, once for each of two machines."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

@@ -14,7 +14,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
 
-from ftcore.methods.base import Method
 from ftcore.config.build import build
 from ftcore.config.compose import load_config
 from ftcore.data.layouts import pad
@@ -22,6 +21,7 @@ from ftcore.data.steps import TrainBatches
 from ftcore.data.tokens import Example, Pair
 from ftcore.data.transforms import mismatched
 from ftcore.files import PACKAGE
+from ftcore.methods.base import Method
 from ftcore.methods.grpo import advantages
 from ftcore.methods.kto import Labelled
 from ftcore.methods.losses import log_odds

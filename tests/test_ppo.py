@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ftcore.methods.base import Method
 from ftcore.config.build import build
 from ftcore.config.compose import load_config
 from ftcore.data.steps import TrainBatches
 from ftcore.data.tokens import Example
+from ftcore.methods.base import Method
 from ftcore.methods.losses import clipped_policy_loss, clipped_value_loss, generalized_advantages, whitened
 from ftcore.methods.online import Sample
 from ftcore.models.foundation import Foundation
@@ -137,7 +137,9 @@ def defaults():
 def rlhf(monkeypatch):
     """The method on a tiny network, with a value head that says something. Scores come with the samples."""
     monkeypatch.setattr("ftcore.methods.rlhf.RewardModel", lambda *_: None)
-    made = build(defaults() | SETTINGS, Method, Foundation(network("llama3", sharper=4), SimpleNamespace(pad_token_id=0)), None)
+    made = build(
+        defaults() | SETTINGS, Method, Foundation(network("llama3", sharper=4), SimpleNamespace(pad_token_id=0)), None
+    )
     torch.nn.init.normal_(made.value_head.weight, std=0.3, generator=torch.Generator().manual_seed(0))
     torch.nn.init.constant_(made.value_head.bias, 0.1)
     made.trainer = SimpleNamespace(accumulate_grad_batches=1, world_size=1)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from ftcore.methods.base import Method
 from ftcore.config.build import build
 from ftcore.config.compose import load_config
 from ftcore.data.layouts import pad, share_prompts
 from ftcore.data.tokens import Example, Pair
 from ftcore.files import PACKAGE
+from ftcore.methods.base import Method
 from ftcore.models.foundation import TAKE_ANY_MASK, Foundation, takes_any_mask
 from ftcore.models.logprobs import completion_logps, row_sums, sequence_scores
 

@@ -26,7 +26,7 @@ from ftcore.config.yaml_source import read
 from ftcore.errors import ConfigError
 from ftcore.files import resources
 from ftcore.run_folder import Run
-from ftcore.settings import FILES, GROUPS, Config
+from ftcore.settings import FILES, GROUPS, NAMED_AFTER, Config
 
 Problem = tuple[str, str]  # key path, what is wrong
 
@@ -66,7 +66,7 @@ def load_config(
 
 def default_name(config: Config) -> str:
     """The name of a run that has none of its own: its method, data and model."""
-    return "-".join(str(config["choices"][group]) for group in ("method", "data", "model"))
+    return "-".join(str(config["choices"][group]) for group in NAMED_AFTER)
 
 
 def _files(chosen: list[Override], recipe: Path | None) -> list[tuple[str, str | Path]]:

@@ -186,7 +186,7 @@ def check_folder(folder: Path) -> None:
             f"{folder} holds an adapter, not a model: give the folder of its run, or export it with format=merged."
         )
     files = sorted(folder.glob("*.safetensors"))
-    if not files and (folder / "config.yaml").is_file():
+    if not files and Run(folder).begun:
         raise ModelError(f"{folder} is a run that did not finish: it has no model/.")
     if not files:
         pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]

@@ -26,7 +26,7 @@ from ftcore.run_folder import PARTIAL, Run
 from ftcore.runs.launch import launch
 from ftcore.runs.resolve import resolve as settle
 from ftcore.runs.resolve import with_weights
-from ftcore.settings import FILES, Config
+from ftcore.settings import CHOSEN, FILES, NAMED_AFTER, Config
 
 Stages = dict[str, list[str]]  # name -> overrides
 
@@ -110,7 +110,7 @@ def _make(name: str, stage: Config, words: list[str], folder: Path, dry_run: boo
             print(f"Stage {name}: {folder} (made before)")
             return True
         _refuse_to_start(name, stage, words)
-        print(f"Stage {name}: {' '.join(str(stage['choices'][key]) for key in ('method', 'data', 'model'))}")
+        print(f"Stage {name}: {' '.join(str(stage['choices'][key]) for key in NAMED_AFTER)}")
         hashes = weights_hashes(stage["model"])
         resolved = with_weights(resolved, hashes)
         if dry_run:
@@ -132,7 +132,7 @@ def _make(name: str, stage: Config, words: list[str], folder: Path, dry_run: boo
 def _refuse_to_start(name: str, stage: Config, words: list[str]) -> None:
     """Raise `ConfigError` with the command to run first where this process cannot start others."""
     if torchrun.started() or stage["hardware"]["slurm"]:
-        choices = [f"{group}={stage['choices'][group]}" for group in ("model", "adapter", "data", "hardware")]
+        choices = [f"{group}={stage['choices'][group]}" for group in CHOSEN if group != "method"]
         command = " ".join([*choices, *words])
         raise ConfigError(
             f"Stage {name} is not made yet, and processes that something else starts cannot start others. Run it first:\n"

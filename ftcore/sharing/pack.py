@@ -26,7 +26,7 @@ from ftcore.machine.provenance import MadeWith
 from ftcore.models.weights import weights_hashes
 from ftcore.run_folder import Run, Summary
 from ftcore.runs.stages import folder_of, stage_config, stages_of
-from ftcore.settings import CHOSEN, Config
+from ftcore.settings import CHOSEN, NAMED_AFTER, Config
 from ftcore.sharing.lock import Facts, facts, row_facts, write_lock
 from ftcore.sharing.places import RECIPE, not_weights, own_places
 
@@ -156,7 +156,7 @@ def _recipe(config: Config, summary: Summary, places: dict[str, str], found: Fac
 
 def _head(config: Config, summary: Summary, places: dict[str, str], found: Facts) -> Iterator[str]:
     chosen, device = config["choices"], _made_with(summary)["machine"]["device"]
-    names = " ".join(f"{group}={chosen[group]}" for group in ("method", "data", "model", "adapter"))
+    names = " ".join(f"{group}={chosen[group]}" for group in (*NAMED_AFTER, "adapter"))
     yield f"# For: the run {config['name']} again: {names}."
     memory, seconds = summary.number("peak_memory_gb"), summary.number("seconds")
     yield f"# Needs: {memory:.1f} GB of memory; it took {seconds:.0f} s on {device}."
