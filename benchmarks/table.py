@@ -1,4 +1,4 @@
-"""The README's table of benchmarks/results: `python benchmarks/table.py` writes it anew, as every measurement does."""
+"""The benchmark table of docs/performance.md: `python benchmarks/table.py` rewrites it, as every measurement does."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ WORK = {
 }
 SIDES = {
     "trl": "TRL",
-    "trl_allocator": "TRL with ftcore's setting of the allocator",
+    "trl_allocator": "TRL with ftcore's allocator setting",
     "trl_defaults": "TRL with gradient checkpointing, its default",
     "loop": "a plain PyTorch loop",
     "litgpt": "LitGPT",
@@ -23,7 +23,7 @@ SIDES = {
 
 def table(results: Path = HERE / "results") -> str:
     """A row for every side of every case that has been measured."""
-    lines = ["| work | ftcore | beside | | times its speed | of its memory |", "|---|---|---|---|---|---|"]
+    lines = ["| work | ftcore | compared with | | speed ratio | memory ratio |", "|---|---|---|---|---|---|"]
     for case, work in WORK.items():
         if (file := results / f"{case}.json").exists():
             lines += _rows(work, json.loads(file.read_text()))
@@ -32,7 +32,7 @@ def table(results: Path = HERE / "results") -> str:
             ours = f"| {sweep['jobs']} runs of {steps} steps of 8 short rows | {sweep['sweep_s']:.0f} s, one sweep |"
             lines += [
                 f"{ours} TRL, one after another | {sweep['trl_s']:.0f} s | {sweep['speed']:.2f} | |",
-                f"{ours} TRL, one for each core | {sweep['trl_together_s']:.0f} s | {sweep['speed_together']:.2f} | |",
+                f"{ours} TRL, one per core | {sweep['trl_together_s']:.0f} s | {sweep['speed_together']:.2f} | |",
             ]
     return "\n".join(lines) + "\n"
 
@@ -46,10 +46,10 @@ def _rows(work: str, result: dict[str, dict[str, dict[str, float]]]) -> list[str
     ]
 
 
-def write(readme: Path = HERE.parent / "README.md") -> None:
-    """Put the table between its marks."""
-    before, rest = readme.read_text().split(START)
-    readme.write_text(before + START + "\n" + table() + "\n" + END + rest.split(END)[1])
+def write(page: Path = HERE.parent / "docs" / "performance.md") -> None:
+    """Put the table between its markers."""
+    before, rest = page.read_text().split(START)
+    page.write_text(before + START + "\n" + table() + "\n" + END + rest.split(END)[1])
 
 
 if __name__ == "__main__":
