@@ -13,10 +13,10 @@ def run(case: Case, folder: Path, steps: int) -> dict[str, Any]:
     from ftcore.cli.command import run_command
     from ftcore.methods.base import Method
     from ftcore.methods.online import OnlineMethod
-    from ftcore.train import run as train
+    from ftcore.train import prepare
     from ftcore.train.loggers import JSONLines
 
-    train.reference_file = lambda _: None  # type: ignore[assignment]  # nothing is kept from one measurement to the next
+    prepare.reference_file = lambda *_: None  # type: ignore[assignment]  # nothing is kept from one measurement to the next
     ends: list[float] = []
     metrics: list[dict[str, float]] = []
     order: list[dict[str, Any]] = []

@@ -43,7 +43,7 @@ PATHS = {name: ["data.path=x.jsonl"] for name in ("jsonl", "own_jsonl", "qlora_8
         (["seed=99999999999"], 2, ["seed"]),
         (["name=../../x"], 2, ["output_dir"]),
         (["hydra.run.dir=x"], 2, ["hydra.*"]),
-        (["logger=null"], 2, ["Options: none"]),
+        (["logger=null"], 2, ["Options: mlflow, none"]),
         (["evaluate.probe=nowhere.jsonl"], 2, ["evaluate.probe", "nowhere.jsonl"]),
         (["patience=2"], 2, ["keep_best=val/loss"]),
         (["trian"], 2, ["did you mean 'train'"]),

@@ -3,6 +3,7 @@
 import pyarrow.parquet
 import pytest
 
+from ftcore.run_folder import Run
 from ftcore.train.ledger import hardest
 from tests.conftest import FAST
 
@@ -49,7 +50,7 @@ def test_inspect_shows_the_hardest_rows_of_a_run(ftcore, rows, fails):
     words = ("data=jsonl", f"data.path={rows(*QUESTIONS)}", "data.test_share=0", *FAST, *ONE_EPOCH)
     run = ftcore(*words).folder
     first = max(ledger(run), key=lambda row: row["loss"])
-    assert hardest(run, 1)[0]["id"] == first["id"]
+    assert hardest(Run(run), 1)[0]["id"] == first["id"]
     out = ftcore("inspect", f"run={run}").out
     assert "highest loss" in out and out.rindex(first["id"]) > out.index("highest loss")
     without = ftcore(*words, "ledger=false").folder

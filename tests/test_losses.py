@@ -157,7 +157,7 @@ def logp(model, example):
 def trained(kind, adapt=full, distance=0.05, seed=1, **own):
     """A method whose trained weights moved away from the base model's, and the base model."""
     foundation = Foundation(network("llama3", sharper=5), SimpleNamespace(pad_token_id=0))
-    foundation.network = adapt(foundation)
+    foundation = adapt(foundation)
     method = kind(foundation, SimpleNamespace(max_length=None), **own, **SHARED)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -315,7 +315,7 @@ def test_methods_that_compare_ignore_the_networks_dropout_and_keep_the_adapters(
     torch.manual_seed(0)
     settings = {**FAMILIES["gpt2"].to_diff_dict(), "resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5}
     foundation = Foundation(AutoModelForCausalLM.from_config(GPT2Config(**settings)), SimpleNamespace(pad_token_id=0))
-    foundation.network = lora(foundation, **LORA | {"dropout": 0.5})
+    foundation = lora(foundation, **LORA | {"dropout": 0.5})
     DPO(foundation, None, beta=0.3, label_smoothing=0.0, **SHARED)
     on = {name for name, m in foundation.network.named_modules() if isinstance(m, torch.nn.Dropout) and m.p}
     assert on and all("lora_dropout" in name for name in on)

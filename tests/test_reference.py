@@ -46,8 +46,8 @@ def test_they_are_those_of_a_run_without_them(ftcore, computed, monkeypatch):
 
     def plain(self, batch):
         batch = dict(batch)
-        self.references.known.clear()
-        self.references.file = None
+        self.context.references.known.clear()
+        self.context.references.file = None
         return ask(self, batch)
 
     ask = Method.reference_sums

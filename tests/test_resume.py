@@ -100,27 +100,29 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(ftcore, stops)
 @pytest.mark.parametrize("hurt", ["cut", "delete", "flip"])
 def test_damage_of_any_file_is_seen(tmp_path, hurt):
     for step in (1, 2):
-        checkpoint.write(tmp_path, step, {"weight/a": torch.full((50, 50), step)}, {"step": step}, keep=1)
+        checkpoint.write(
+            tmp_path / "checkpoints", step, {"weight/a": torch.full((50, 50), step)}, {"step": step}, keep=1
+        )
     before, newest = sorted((tmp_path / "checkpoints").iterdir())
     for file in sorted(newest.iterdir()):
         content = file.read_bytes()
         flipped = bytes([content[0] ^ 1]) + content[1:]
         file.unlink() if hurt == "delete" else file.write_bytes(content[:-1] if hurt == "cut" else flipped)
-        assert checkpoint.newest(tmp_path) == before, file.name
+        assert checkpoint.newest(tmp_path / "checkpoints") == before, file.name
         file.write_bytes(content)
-        assert checkpoint.newest(tmp_path) == newest
+        assert checkpoint.newest(tmp_path / "checkpoints") == newest
 
 
 def test_what_the_disk_refuses_is_named_and_the_checkpoint_before_stays(tmp_path):
-    checkpoint.write(tmp_path, 1, {}, {"step": 1}, keep=1)
-    before, limits = checkpoint.newest(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    checkpoint.write(tmp_path / "checkpoints", 1, {}, {"step": 1}, keep=1)
+    before, limits = checkpoint.newest(tmp_path / "checkpoints"), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
     try:
         with pytest.raises(StorageError, match=r"not written: File too large \(.*process-0.safetensors\).* are free"):
-            checkpoint.write(tmp_path, 2, {"weight/a": torch.zeros(50, 50)}, {"step": 2}, keep=1)
+            checkpoint.write(tmp_path / "checkpoints", 2, {"weight/a": torch.zeros(50, 50)}, {"step": 2}, keep=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert checkpoint.newest(tmp_path) == before and list(before.parent.iterdir()) == [before]
+    assert checkpoint.newest(tmp_path / "checkpoints") == before and list(before.parent.iterdir()) == [before]
 
 
 def test_a_full_disk_keeps_the_checkpoints_before_and_the_run_goes_on(ftcore, stops, monkeypatch):
@@ -168,7 +170,7 @@ def test_a_signal_saves_and_ends_the_run_and_nobody_else_may_work_in_its_folder(
     message = run.stderr.read()
     (folder,) = tmp_path.glob("runs/*/*")
     steps = (folder / "metrics.jsonl").read_text().splitlines()
-    (saved,) = checkpoint.folders(folder)
+    (saved,) = checkpoint.folders(folder / "checkpoints")
     assert checkpoint.read_state(saved)["step"] == json.loads(steps[-1])["step"] and f"resume={folder}" in message
     assert "Traceback" not in message
 

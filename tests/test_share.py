@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ftcore.config.compose import load_config
+from ftcore.run_folder import Summary
 from ftcore.sharing.lock import disagreements
 from tests.conftest import FAST
 
@@ -223,7 +224,7 @@ def test_a_lock_with_control_characters_is_refused(packed, fails):
 def test_scores_agree_within_the_tolerance(key, seen, agree):
     base = {"loss": 2.0, "accuracy": 0.5, "probe": None, "rows_with_checkable_answer": 10}
     lock = {"expected": {"base": base, "tuned": base}, "tolerance": {"relative": 1e-6, "rows": 0}}
-    assert bool(disagreements(lock, {"base": base, "tuned": {**base, key: seen}})) is not agree
+    assert bool(disagreements(lock, Summary({"base": base, "tuned": {**base, key: seen}}))) is not agree
     lock["tolerance"]["rows"] = 1
-    assert not disagreements(lock, {"base": base, "tuned": {**base, "accuracy": 0.6}})
-    assert disagreements(lock, {"base": base, "tuned": {**base, "accuracy": 0.7}})
+    assert not disagreements(lock, Summary({"base": base, "tuned": {**base, "accuracy": 0.6}}))
+    assert disagreements(lock, Summary({"base": base, "tuned": {**base, "accuracy": 0.7}}))

@@ -17,12 +17,16 @@ def kept(tmp_path, monkeypatch):
 
     folder("home/rows/abc", rows="x" * 2000)
     folder("home/models/m", weights="x" * 3000)
-    used, unused = folder("home/stages/sft-1", summary_json="{}"), folder("home/stages/sft-2", summary_json="{}")
+    used, unused = (
+        folder("home/stages/sft-1", summary_json="{}", config_yaml="seed: 1"),
+        folder("home/stages/sft-2", summary_json="{}"),
+    )
     runs = {
         "finished": folder("runs/a/1", config_yaml="seed: 1", summary_json="{}"),
         "stopped": folder("runs/a/2", config_yaml="seed: 1"),
-        "needs": folder("runs/b/1", config_yaml=f"policy: {used}", summary_json="{}"),
+        "needs": folder("runs/b/1", config_yaml=f"method: {{policy: {used}}}", summary_json="{}"),
     }
+    (used / "model").mkdir()
     for run in runs.values():
         (run / "checkpoints").mkdir()
         (run / "checkpoints" / "step").write_text("x" * 1000)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ftcore.cli.verbs import VERBS
 from ftcore.config.build import schemas
-from ftcore.config.roles import below, branches
+from ftcore.config.roles import branches
 from ftcore.errors import ConfigError
 
 
@@ -24,7 +24,7 @@ class Line:
 
 def read_line(words: list[str]) -> Line:
     """Take a command line apart. Raises `ConfigError` for a word that is neither verb, flag nor `key=value`."""
-    line, rest, arguments = Line(), iter(words), dict[str, bool]()
+    line, rest, arguments = Line(), iter(words), dict[str, set[str]]()
     for word in rest:
         if word in VERBS and not line.overrides:
             line.verb, arguments = word, _arguments(word)
@@ -55,22 +55,22 @@ def _meant(word: str) -> str:
     return f"; did you mean {match[0]!r}?" if match else "."
 
 
-def _arguments(verb: str) -> dict[str, bool]:
-    """The verb's own keys, and whether each is text that is taken as it is, whatever commas and apostrophes it holds."""
+def _arguments(verb: str) -> dict[str, set[str]]:
+    """The verb's own keys, and the types that each may have."""
     top = schemas()["top"]
-    node = top["properties"].get(verb, {})
-    keys = [key for branch in branches(node, top["$defs"]) for key in branch.get("properties", {})]
-    kinds = {key: {kind.get("type") for kind in branches(below(node, key, top["$defs"]), top["$defs"])} for key in keys}
-    return {
-        key: kind <= {"string", "null"} and "enum" not in below(node, key, top["$defs"]) for key, kind in kinds.items()
+    node = branches(top["properties"].get(verb, {}), top["$defs"])
+    found = {
+        key: branches(schema, top["$defs"]) for branch in node for key, schema in branch.get("properties", {}).items()
     }
+    return {key: {kind.get("type", "") for kind in kinds if "enum" not in kind} for key, kinds in found.items()}
 
 
-def _override(word: str, verb: str, arguments: dict[str, bool]) -> str:
-    """A word as an override: an argument of the verb gets the name of its node, and text is quoted."""
+def _override(word: str, verb: str, arguments: dict[str, set[str]]) -> str:
+    """A word as an override: an argument of the verb gets the name of its node, and text is quoted, commas and all."""
     key, _, text = word.partition("=")
     name = key.removeprefix(f"{verb}.")
     if name not in arguments:
         return word
-    quoted = json.dumps(text, ensure_ascii=False) if arguments[name] and text != "null" else text
-    return f"{verb}.{name}={quoted}"
+    is_list = "array" in arguments[name] and text.startswith("[")
+    as_it_is = "string" in arguments[name] and text != "null" and not is_list
+    return f"{verb}.{name}={json.dumps(text, ensure_ascii=False) if as_it_is else text}"

@@ -123,7 +123,8 @@ class Method(lightning.LightningModule, Generic[E, B]):
         self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
         self.schedule, self.warmup, self.final_lr, self.max_grad_norm = schedule, warmup, final_lr, max_grad_norm
         self.context, self.micro_batch_size = context, context.micro_batch_size
-        self.retention_weight = context.retention_weight if self.models_language else 0.0
+        weight = context.retention_weight
+        self.retention_weight = weight if weight and self.models_language else 0.0
         self.step_metrics: dict[str, Tensor] = {}
         self.metrics: dict[str, float] = {}
         self.lr_scale, self.bad_steps, self.bad_rows = 1.0, 0, list[str]()

@@ -16,7 +16,7 @@ from filelock import FileLock
 from ftcore import __version__
 from ftcore.config.build import build, record_type
 from ftcore.config.compose import load_config, of_run
-from ftcore.config.roles import files_of_config, leaves_of, top_roles
+from ftcore.config.roles import files_of_config, leaves_of, role_of, top_roles
 from ftcore.data.records import Data
 from ftcore.errors import ConfigError
 from ftcore.files import home, resolve, sha256
@@ -94,7 +94,8 @@ def _fits(micro_batch_size: int | str, stage: Config) -> bool:
 def folder_of(stage: Config) -> Path:
     """Where a stage's run is kept: named by a hash of what its result depends on, its rows, texts and local weights included."""
     rows = build(stage["data"], Data).load(record_type(stage["method"])).content_hash
-    texts = [sha256(Path(resolve(path))) for _, path in files_of_config(stage, "text")]
+    named = [path for key, path in files_of_config(stage, "text") if role_of(key, stage).kind != "rows"]
+    texts = [sha256(Path(resolve(path))) for path in named]
     path = stage["model"].get("path")
     local = weights_hashes(stage["model"]) if path and Path(resolve(path)).is_dir() else {}
     content = json.dumps([__version__, leaves_of(stage, "result"), rows, texts, local], sort_keys=True)
