@@ -107,7 +107,7 @@ class Method(lightning.LightningModule, Generic[E, B]):
         self,
         foundation: Foundation,
         encoder: Encoder,
-        context: RunContext = RunContext(),
+        context: RunContext | None = None,
         /,
         *,
         lr: Annotated[float, Gt(0)],
@@ -122,8 +122,8 @@ class Method(lightning.LightningModule, Generic[E, B]):
         self.foundation, self.network, self.encoder = foundation, foundation.network, encoder
         self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
         self.schedule, self.warmup, self.final_lr, self.max_grad_norm = schedule, warmup, final_lr, max_grad_norm
-        self.context, self.micro_batch_size = context, context.micro_batch_size
-        weight = context.retention_weight
+        self.context = context or RunContext()
+        self.micro_batch_size, weight = self.context.micro_batch_size, self.context.retention_weight
         self.retention_weight = weight if weight and self.models_language else 0.0
         self.step_metrics: dict[str, Tensor] = {}
         self.metrics: dict[str, float] = {}
