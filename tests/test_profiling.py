@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ftcore.kernels.matmul import times
-from ftcore.kernels.packed_weights import packed
+from ftcore.kernels.packed_weights import packed_weights
 from ftcore.timing import Watch
 from ftcore.train.profile import SIDE, _operations, peak
 from tests.conftest import FAST
@@ -35,7 +35,7 @@ def test_a_run_of_one_step_is_watched_and_computes_the_same(ftcore):
 def test_products_by_onednn_count_like_torch_s_own(monkeypatch):
     monkeypatch.setattr("ftcore.kernels.matmul.ONEDNN_IS_FASTER", True)
     layer, x = torch.nn.Linear(24, 40), torch.randn(3, 7, 24)
-    with packed(layer):
+    with packed_weights(layer):
         calls = [lambda: x @ layer.weight.T, lambda: times(x.view(-1, 24), layer.weight), lambda: layer(x)]
         for call in calls:
             with torch.profiler.profile(with_flops=True, record_shapes=True) as tracer:

@@ -12,7 +12,7 @@ from ftcore.data.layouts import T, in_batches, pad
 from ftcore.data.sources import Row
 from ftcore.data.tokens import Example
 from ftcore.errors import is_private
-from ftcore.kernels.packed_weights import packed
+from ftcore.kernels.packed_weights import packed_weights
 from ftcore.machine.processes import gathered, rank_and_world
 from ftcore.methods.base import Averages, HeldOut, Method
 from ftcore.models.logprobs import completion_logps
@@ -81,7 +81,7 @@ def _answers(method: Method, held_out: HeldOut, settings: Evaluate, label: str) 
     prompts = [method.encoder.prompt(row) for row in held_out.rows]
     order = sorted(range(len(prompts)), key=lambda k: len(prompts[k]))
     answers: dict[int, str] = {}
-    with packed(method.network):
+    with packed_weights(method.network):
         for batch in _batches(order, settings["batch_size"], label):
             texts = generate(method.network, method.encoder, [prompts[k] for k in batch], settings["max_new_tokens"])
             answers.update(zip(batch, texts, strict=True))

@@ -1,8 +1,8 @@
-"""adapter=freeze: what the frozen blocks make of a row is computed once and kept in FTCORE_HOME, for every epoch and every job.
+"""adapter=freeze: the frozen blocks compute a row once; their output is cached in FTCORE_HOME for all epochs and jobs.
 
-The hidden states that enter the lowest trained block depend on the row's tokens alone, as long as nothing below is random. A
-row whose states are known goes past the frozen blocks. Each row has a file of its own, put in place in one move: several
-processes may share them, and one that is killed leaves none in halves.
+As long as nothing below is random, the hidden states that enter the lowest trained block depend on the row's tokens alone.
+A cached row skips the frozen blocks. Each row is a file of its own, moved into place when complete: several processes may share
+them, and a killed one leaves no partial file.
 """
 
 import functools
@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,113 +18,104 @@ from transformers import PreTrainedModel
 
 from ftcore.files import whole_file
 
-# What a transformer block gives: hidden states (B, T, H), in some architectures with other things beside them.
+# Output of a transformer block: hidden states (B, T, H), in some architectures the first item of a tuple.
 BlockOutput = Tensor | tuple[Tensor, ...]
 
 
-class KeptActivations:
-    """Hidden states (T, H), without padding, by row, in a folder that holds at most `limit` bytes."""
+class ActivationCache:
+    """Hidden states (T, H) of rows, without padding, by the row's name, in a folder of at most `limit` bytes."""
 
     def __init__(self, folder: Path, limit: float) -> None:
-        self.folder, self.room = folder, limit
-        self.room -= sum(file.stat().st_size for file in folder.glob("*/*.safetensors"))
+        self.folder = folder
+        self.room = limit - sum(file.stat().st_size for file in folder.glob("*/*.safetensors"))
 
     def get(self, row: str) -> Tensor | None:
-        """What is known of a row."""
+        """The hidden states of a row; None when they are not cached."""
         try:
             return load_file(self._file(row))["hidden"]
-        except (OSError, SafetensorError, KeyError):  # not there, or a disk that was full once
+        except (OSError, SafetensorError, KeyError):  # not there, or cut short by a full disk
             return None
 
     def put(self, row: str, hidden: Tensor) -> None:
-        """Keep a row's states while there is room."""
-        file, size = self._file(row), hidden.nbytes
-        if size > self.room:
+        """Cache a row's hidden states while there is room."""
+        if hidden.nbytes > self.room:
             return
         try:
-            with whole_file(file) as beside:
-                save_file({"hidden": hidden.detach().cpu().clone()}, beside)
-            self.room -= size
-        except (OSError, SafetensorError):  # without a place to keep them they are computed again
+            with whole_file(self._file(row)) as partial:
+                save_file({"hidden": hidden.detach().cpu().clone()}, partial)
+            self.room -= hidden.nbytes
+        except (OSError, SafetensorError):  # nowhere to write: nothing more is cached
             self.room = 0
 
     def _file(self, row: str) -> Path:
         return self.folder / row[:2] / f"{row}.safetensors"
 
 
-class FrozenPart:
-    """The lower blocks of a network, which rows that are known go past.
+class FrozenBlocks:
+    """The lower blocks of a network, which cached rows skip.
 
     Args:
         network: a transformers model.
         blocks: its frozen blocks, from the lowest on; nothing before them trains.
-        kept: where their outputs are.
+        cache: holds their outputs.
     """
 
-    def __init__(self, network: PreTrainedModel, blocks: list[nn.Module], kept: KeptActivations) -> None:
-        self.kept = kept
-        # Whether blocks of this architecture give more than hidden states, once one was seen.
+    def __init__(self, network: PreTrainedModel, blocks: list[nn.Module], cache: ActivationCache) -> None:
+        self.cache = cache
+        # Whether this architecture's blocks return tuples; None until one has run.
         self.in_tuple: bool | None = None
-        self.rows: list[str] = []  # of the batch that is computed; none where nothing is kept
-        self.lengths: list[int] = []
-        self.known: list[Tensor | None] = []
+        # Name, length and cached states of each row of the batch; empty outside of it and for batches that are not cached.
+        self.rows: list[tuple[str, int, Tensor | None]] = []
         network.register_forward_pre_hook(self._begin, with_kwargs=True)
-        network.register_forward_hook(self._end, always_call=True)
+        network.register_forward_hook(lambda *_: self.rows.clear(), always_call=True)
         for block in blocks:
-            block.forward = functools.partial(self._pass, block.forward, block is blocks[-1])  # type: ignore[method-assign]
+            block.forward = functools.partial(self._forward, block.forward, block is blocks[-1])  # type: ignore[method-assign]
 
-    def _begin(self, _: nn.Module, args: tuple[object, ...], given: dict[str, Any]) -> None:
-        """Look up the rows of a padded batch. Decoding and rows that hold several sequences are computed as ever."""
-        mask, ids = given.get("attention_mask"), given.get("input_ids")
-        if ids is None or mask is None or mask.ndim != 2 or given.get("position_ids") is not None:
+    def _begin(self, _: nn.Module, args: tuple[object, ...], inputs: dict[str, Any]) -> None:
+        """Look up the rows of a padded batch. Generation and rows of several sequences are not cached."""
+        ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+        if inputs.get("use_cache") is not False or inputs.get("position_ids") is not None:
             return
-        if given.get("use_cache") is not False:
+        if ids is None or mask is None or mask.ndim != 2:
             return
-        self.lengths = mask.sum(1).tolist()
-        self.rows = [_name(row[:n]) for row, n in zip(ids.cpu(), self.lengths, strict=True)]
-        self.known = [self.kept.get(row) for row in self.rows]
+        for row, n in zip(ids.cpu(), mask.sum(1).tolist(), strict=True):
+            name = hashlib.blake2b(row[:n].numpy().tobytes(), digest_size=12).hexdigest()
+            self.rows.append((name, n, self.cache.get(name)))
 
-    def _end(self, *_: object) -> None:
-        self.rows = []
-
-    def _pass(
-        self, forward: Callable[..., BlockOutput], last: bool, hidden: Tensor, *args: object, **given: object
+    def _forward(
+        self, forward: Callable[..., BlockOutput], last: bool, hidden: Tensor, *args: object, **kwargs: object
     ) -> BlockOutput:
-        """A block's forward pass, or none where every row is known."""
+        """A block's own forward pass, or none when every row is cached. After the last block cached states are put in."""
         if not self.rows:
-            return forward(hidden, *args, **given)
-        if self.in_tuple is not None and all(states is not None for states in self.known):
-            hidden = self._placed(hidden) if last else hidden
-            return (hidden,) if self.in_tuple else hidden
-        output = forward(hidden, *args, **given)
-        if not last:
-            return output
-        self.in_tuple = isinstance(output, tuple)
-        hidden = output[0] if isinstance(output, tuple) else output
-        for row, n, states, computed in zip(self.rows, self.lengths, self.known, hidden, strict=True):
-            if states is None:
-                self.kept.put(row, computed[:n])
-        hidden = self._placed(hidden)
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+            return forward(hidden, *args, **kwargs)
+        if self.in_tuple is None or any(states is None for *_, states in self.rows):
+            output = forward(hidden, *args, **kwargs)
+            if not last:
+                return output
+            self.in_tuple = isinstance(output, tuple)
+            hidden = output[0] if isinstance(output, tuple) else output
+        if last:
+            hidden = self._with_cached(hidden)
+        return (hidden,) if self.in_tuple else hidden
 
-    def _placed(self, hidden: Tensor) -> Tensor:
-        """`hidden` (B, T, H) with what is known in its place: a row has the states that it had the first time."""
+    def _with_cached(self, hidden: Tensor) -> Tensor:
+        """`hidden` (B, T, H) with the cached states of cached rows; the other rows are now cached."""
         hidden = hidden.clone()
-        for k, (n, states) in enumerate(zip(self.lengths, self.known, strict=True)):
-            if states is not None:
+        for k, (name, n, states) in enumerate(self.rows):
+            if states is None:
+                self.cache.put(name, hidden[k, :n])
+            else:
                 hidden[k, :n] = states.to(hidden.device)
         return hidden
 
 
-def _name(ids: Tensor) -> str:
-    return hashlib.blake2b(ids.numpy().tobytes(), digest_size=12).hexdigest()
-
-
-def keep_activations(network: PreTrainedModel, blocks: list[nn.Module], kept: KeptActivations) -> bool:
-    """Let a network keep what its frozen `blocks` give; False where that is not the same every time."""
-    dropout = any(isinstance(m, torch.nn.Dropout) and m.p for m in network.modules())
-    dropout |= any(getattr(m, "attention_dropout", 0) for m in network.modules())
+def cache_activations(network: PreTrainedModel, blocks: list[nn.Module], cache: ActivationCache) -> bool:
+    """Cache the outputs of a network's frozen `blocks`; False where they are not the same every time."""
+    dropout = any(
+        (isinstance(module, nn.Dropout) and module.p) or getattr(module, "attention_dropout", 0)
+        for module in network.modules()
+    )
     if not blocks or dropout or network.get_input_embeddings().weight.requires_grad:
         return False
-    FrozenPart(network, blocks, kept)
+    FrozenBlocks(network, blocks, cache)
     return True

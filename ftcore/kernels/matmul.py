@@ -1,7 +1,6 @@
-"""Matrix products on a CPU by whichever of the two libraries that torch brings is faster there.
+"""Matmuls on a CPU, by the faster of the two libraries that torch ships.
 
-oneDNN uses AVX-512 on every processor that has it, MKL on those of Intel alone; with AVX2 MKL is 1.1 to 1.2 times as fast
-(dev/LOG.md).
+oneDNN uses AVX-512 on every processor that has it, MKL only on Intel's. With AVX2, MKL is 1.1 to 1.2 times as fast (dev/LOG.md).
 """
 
 from typing import Any
@@ -9,28 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Not the pieces of sharded ones.
-WHOLE = (Tensor, torch.nn.Parameter)
+# Types of tensors that hold all their values, unlike DTensor.
+UNSHARDED = (Tensor, torch.nn.Parameter)
 ONEDNN_IS_FASTER = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def times(rows: Tensor, weight: Tensor) -> Tensor:
-    """`rows` (N, in) times `weight` (out, in) transposed: (N, out). Without gradient."""
+    """`rows` (N, in) times the transpose of `weight` (out, in): (N, out). No gradient."""
     if ONEDNN_IS_FASTER and rows.numel() and onednn_takes(rows, weight):
         return torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")  # type: ignore[no-any-return]
     return rows @ weight.T
 
 
 def onednn_takes(*matrices: Tensor) -> bool:
-    """Whether oneDNN multiplies such matrices: whole ones of float32 on a CPU, with something in them."""
+    """Whether oneDNN multiplies such matrices: float32, on a CPU, unsharded, not empty."""
     return torch.backends.mkldnn.is_available() and all(
-        matrix.dtype == torch.float32 and matrix.device.type == "cpu" and matrix.numel() and type(matrix) in WHOLE
+        matrix.dtype == torch.float32 and matrix.device.type == "cpu" and matrix.numel() and type(matrix) in UNSHARDED
         for matrix in matrices
     )
 
 
 class Times(torch.autograd.Function):
-    """`times` with gradients of both."""
+    """`times` with gradients to both."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:

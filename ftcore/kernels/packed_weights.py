@@ -1,9 +1,9 @@
-"""Generation on a CPU with copies of the weights in oneDNN's own layout, low-rank updates added in.
+"""Faster generation on a CPU, with copies of the weights in oneDNN's own layout; low-rank updates are added in.
 
-The products of generation have few rows each, so reading the weights is what takes their time.
+A matmul of generation has few rows, so most of its time goes into reading the weights.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -12,22 +12,22 @@ from torch import Tensor, nn
 from ftcore.kernels.lora_linear import LoraLinear
 from ftcore.kernels.matmul import onednn_takes
 
-# Bytes of copies above which there are none. Not a share of free memory, which changes from run to run, and last digits with it.
+# No copies if they would be larger (bytes). Not a share of free memory: that differs from run to run, and so would last digits.
 LARGEST = 4 * 2**30
-# Rows for which oneDNN chooses the layout.
+# Rows of x that oneDNN chooses the layout for.
 ROWS = 64
 
 
 @contextmanager
-def packed(network: nn.Module) -> Iterator[None]:
-    """Inside, linear layers of `network` in float32 on a CPU multiply by such copies, made at its beginning; no gradients."""
+def packed_weights(network: nn.Module) -> Iterator[None]:
+    """Inside, the float32 CPU linear layers of `network` use packed copies of the weights they have now; no gradients."""
     layers = [layer for layer in dict.fromkeys(_linear_layers(network)) if onednn_takes(layer.weight)]
     if sum(layer.weight.nbytes for layer in layers) > LARGEST or torch.is_autocast_enabled("cpu"):
         layers = []
     with torch.no_grad():
         try:
             for layer in layers:
-                layer.forward = _Product(layer)  # type: ignore[assignment,method-assign]
+                layer.forward = _packed_forward(layer)  # type: ignore[assignment,method-assign]
             yield
         finally:
             for layer in layers:
@@ -42,15 +42,14 @@ def _linear_layers(module: nn.Module) -> Iterator[nn.Linear | LoraLinear]:
             yield from _linear_layers(child)
 
 
-class _Product:
-    """What a linear layer gives for x (..., in), as long as its weights stay."""
+def _packed_forward(layer: nn.Linear | LoraLinear) -> Callable[[Tensor], Tensor]:
+    """The layer's forward for x (..., in), with a packed copy of its weight."""
+    weight = layer.updated_weight() if isinstance(layer, LoraLinear) else layer.weight
+    packed, bias, size = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS), layer.bias, len(weight)
 
-    def __init__(self, layer: nn.Linear | LoraLinear) -> None:
-        weight = layer.updated_weight() if isinstance(layer, LoraLinear) else layer.weight
-        self.size, self.bias = len(weight), layer.bias
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
-
-    def __call__(self, x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         if not x.numel():
-            return x.new_zeros(*x.shape[:-1], self.size)
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")  # type: ignore[no-any-return]
+            return x.new_zeros(*x.shape[:-1], size)
+        return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")  # type: ignore[no-any-return]
+
+    return forward

@@ -18,7 +18,7 @@ from ftcore.data.layouts import Batch, in_batches, is_shared
 from ftcore.data.sources import Row
 from ftcore.data.steps import Draw
 from ftcore.data.tokens import Example, Prompt
-from ftcore.kernels.packed_weights import packed
+from ftcore.kernels.packed_weights import packed_weights
 from ftcore.machine.hardware import memory_of
 from ftcore.machine.processes import rank_and_world, shared_out
 from ftcore.methods.base import HeldOut, Method, Term
@@ -164,10 +164,10 @@ class OnlineMethod(Method[Sample, R], Generic[R]):
         """Groups of this process's prompts, each given with its seed."""
         samples: list[Sample] = []
         # 1. Sample and score, as many completions together as rollout_batch_size allows.
-        with packed(self.network):
+        with packed_weights(self.network):
             for chunk in in_batches(share, max(self.rollout_batch_size // self.group_size, 1)):
                 samples += self._scored(chunk, self.group_size)
-        # 2. Compare with the base model outside `packed`: in the micro-batches and by the layers that train.
+        # 2. Compare with the base model outside `packed_weights`: in the micro-batches and by the layers that train.
         for batch in in_batches(samples, self.micro_batch_size):
             self.annotate(batch)
         return in_batches(samples, self.group_size)
@@ -242,7 +242,7 @@ class OnlineMethod(Method[Sample, R], Generic[R]):
             return {}
         seeds = np.random.default_rng(0).integers(2**63, size=len(held_out.examples)).tolist()
         chunks = in_batches(list(zip(held_out.examples, seeds, strict=True)), self.rollout_batch_size)
-        with packed(self.network):
+        with packed_weights(self.network):
             samples = shared_out(chunks, lambda share: [self._scored(chunk, 1) for chunk in share])
         return reward_means([sample for chunk in samples for sample in chunk])
 

@@ -23,7 +23,7 @@ from ftcore.config.build import build, locate
 from ftcore.config.check import earlier_problems
 from ftcore.errors import ModelError
 from ftcore.files import resolve
-from ftcore.kernels.frozen_blocks import KeptActivations, keep_activations
+from ftcore.kernels.frozen_blocks import ActivationCache, cache_activations
 from ftcore.models.blocks import transformer_blocks
 from ftcore.models.weights import check_folder, weights_folder, weights_hashes
 from ftcore.run_folder import Run
@@ -122,10 +122,10 @@ class Foundation:
 
     def keep_activations(self, folder: Path) -> None:
         """Let the frozen blocks of all networks remember in `folder` what they give, where that is the same every time."""
-        kept = KeptActivations(folder, 1e9 * self.keep_activations_gb)
+        cache = ActivationCache(folder, 1e9 * self.keep_activations_gb)
         for network in filter(None, (self.frozen_copy, self.network)):
-            self.keeps_activations |= keep_activations(
-                network, [*transformer_blocks(network)][: self.frozen_blocks], kept
+            self.keeps_activations |= cache_activations(
+                network, [*transformer_blocks(network)][: self.frozen_blocks], cache
             )
 
 

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from ftcore.data.layouts import Batch, is_packed, is_shared
-from ftcore.kernels.projection import plain_weight, target_scores
+from ftcore.kernels.projection import plain_weight, target_logps
 from ftcore.timing import part
 
 
@@ -125,7 +125,7 @@ def token_scores(
     if (weight := plain_weight(network)) is not None:
         hidden = hidden_at(network, batch, positions)
         with part("head"):
-            return TokenScores(*target_scores(hidden, weight, targets, temperature, entropies), hidden)
+            return TokenScores(*target_logps(hidden, weight, targets, temperature, entropies), hidden)
     logits, hidden = _output_at(network, batch, positions)  # (N, V), (N, H)
     logps = (logits / temperature).log_softmax(-1)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Log-probabilities a piece at a time: values and gradients are those of the plain computation."""
+"""Log-probabilities a chunk at a time: values and gradients are those of the plain computation."""
 
 import pytest
 import torch
@@ -6,8 +6,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ftcore.data.layouts import pad
 from ftcore.data.tokens import Example
-from ftcore.kernels import projection as head
-from ftcore.kernels.projection import plain_weight, target_scores
+from ftcore.kernels import projection
+from ftcore.kernels.projection import plain_weight, target_logps
 from ftcore.models.logprobs import inputs, predicted, token_scores
 
 SIZES = {
@@ -18,8 +18,8 @@ ROWS = [Example(str(k), list(range(5, 25 + k)), [False] * 3 + [True] * (17 + k))
 
 
 @pytest.fixture(autouse=True)
-def small_pieces(monkeypatch):
-    monkeypatch.setattr(head, "PIECE", 7)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(projection, "CHUNK", 7)
 
 
 def plain(hidden, weight, targets, temperature):
@@ -35,7 +35,7 @@ def test_values_entropies_and_gradients_are_those_of_plain_autograd(count, tempe
     targets, slope = torch.randint(0, 300, (count,)), torch.randn(count)
     given = [(torch.randn(count, 32), torch.randn(300, 32)) for _ in range(1)] * 2
     sides = []
-    for (h, w), scores in zip(given, (plain, lambda *a: target_scores(*a, True)), strict=True):
+    for (h, w), scores in zip(given, (plain, lambda *a: target_logps(*a, True)), strict=True):
         hidden, weight = h.clone().requires_grad_(), w.clone().requires_grad_(trained)
         logps, entropies = scores(hidden, weight, targets, temperature)
         (logps * slope).sum().backward()
@@ -47,7 +47,7 @@ def test_values_entropies_and_gradients_are_those_of_plain_autograd(count, tempe
 
 def test_without_gradient_none_is_computed():
     with torch.no_grad():
-        logps, entropies = target_scores(torch.randn(9, 32), torch.randn(300, 32), torch.arange(9), 1.0, False)
+        logps, entropies = target_logps(torch.randn(9, 32), torch.randn(300, 32), torch.arange(9), 1.0, False)
     assert not logps.requires_grad and len(entropies) == 0
 
 

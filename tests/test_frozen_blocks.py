@@ -5,7 +5,7 @@ import torch
 
 from ftcore.data.layouts import pad
 from ftcore.data.tokens import Example
-from ftcore.kernels.frozen_blocks import KeptActivations, keep_activations
+from ftcore.kernels.frozen_blocks import ActivationCache, cache_activations
 from ftcore.models.adapters import transformer_blocks
 from ftcore.models.logprobs import completion_logps
 from tests.conftest import FAST
@@ -33,11 +33,11 @@ def test_a_run_is_the_one_without_them_and_the_second_is_equal_to_the_bit(ftcore
     ]
     plain = losses(ftcore(*words, "adapter.keep_activations_gb=0"))
     assert not (tmp_path / "home" / "activations").exists()
-    kept = losses(ftcore(*words))
-    assert kept == pytest.approx(plain, abs=1e-6)
+    cached = losses(ftcore(*words))
+    assert cached == pytest.approx(plain, abs=1e-6)
     files = list((tmp_path / "home" / "activations").rglob("*.safetensors"))
     assert len(files) > 100
-    assert losses(ftcore(*words)) == kept
+    assert losses(ftcore(*words)) == cached
     assert sorted(files) == sorted((tmp_path / "home" / "activations").rglob("*.safetensors"))
 
 
@@ -49,7 +49,7 @@ def test_known_rows_go_past_the_frozen_blocks_of_any_architecture(kind, tmp_path
     blocks = list(transformer_blocks(model))[:1]
     attention = getattr(blocks[0], "self_attn", None) or blocks[0].attn
     attention.register_forward_hook(lambda *_: calls.append(1))
-    assert keep_activations(model, blocks, KeptActivations(tmp_path, 1e9))
+    assert cache_activations(model, blocks, ActivationCache(tmp_path, 1e9))
     for _ in range(3):
         assert torch.equal(completion_logps(model, batch), expected)
     assert len(calls) == 1
@@ -64,21 +64,21 @@ def test_known_rows_go_past_the_frozen_blocks_of_any_architecture(kind, tmp_path
 
 
 def test_a_damaged_file_and_a_full_folder_are_computed_again(tmp_path):
-    kept, states = KeptActivations(tmp_path, 1000), torch.randn(10, 16)
-    kept.put("aa1", states)
-    assert torch.equal(kept.get("aa1"), states)
-    kept.put("aa2", states)  # 640 bytes each
-    assert kept.get("aa2") is None
-    assert KeptActivations(tmp_path, 1000).room < 360
+    cached, states = ActivationCache(tmp_path, 1000), torch.randn(10, 16)
+    cached.put("aa1", states)
+    assert torch.equal(cached.get("aa1"), states)
+    cached.put("aa2", states)  # 640 bytes each
+    assert cached.get("aa2") is None
+    assert ActivationCache(tmp_path, 1000).room < 360
     file = next(tmp_path.rglob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:100])
-    assert kept.get("aa1") is None
+    assert cached.get("aa1") is None
 
 
-def test_with_dropout_or_a_trained_embedding_nothing_is_kept(tmp_path):
+def test_with_dropout_or_a_trained_embedding_nothing_is_cached(tmp_path):
     model = network("gpt2").requires_grad_(False)
     blocks = list(transformer_blocks(model))[:1]
     model.get_input_embeddings().requires_grad_(True)
-    assert not keep_activations(model, blocks, KeptActivations(tmp_path, 1e9))
+    assert not cache_activations(model, blocks, ActivationCache(tmp_path, 1e9))
     model.requires_grad_(False).transformer.drop.p = 0.1
-    assert not keep_activations(model, blocks, KeptActivations(tmp_path, 1e9))
+    assert not cache_activations(model, blocks, ActivationCache(tmp_path, 1e9))

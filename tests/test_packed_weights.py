@@ -1,11 +1,11 @@
-"""Packed weights: products, and so completions and their log-probabilities, are those without; afterwards nothing is left."""
+"""Packed weights: outputs, and so completions and their log-probabilities, are those without; afterwards nothing is left."""
 
 import pytest
 import torch
 from torch import nn
 
 from ftcore.kernels import packed_weights as module
-from ftcore.kernels.packed_weights import packed
+from ftcore.kernels.packed_weights import packed_weights
 from tests.test_lora_linear import layer
 from tests.test_losses import CAUSAL, network
 from tests.test_rollout import rollouts
@@ -19,10 +19,10 @@ def packs(net):
 @pytest.mark.parametrize(
     "settings", [{}, {"use_rslora": True}, {"use_dora": True}, {"lora_bias": True}, {"lora_dropout": 0.5}], ids=str
 )
-def test_products_are_those_of_the_layer(shape, settings):
+def test_outputs_are_those_of_the_layer(shape, settings):
     net, x = layer(ours=True, **settings).eval(), torch.randn(shape)
     expected = net(x)
-    with packed(net):
+    with packed_weights(net):
         assert packs(net)
         got = net(x)
     assert not packs(net) and not got.requires_grad
@@ -32,11 +32,11 @@ def test_products_are_those_of_the_layer(shape, settings):
 
 def test_a_low_rank_update_is_added_once_and_not_where_it_is_switched_off():
     net, x = layer(ours=True), torch.randn(5, 24)
-    with packed(net):
+    with packed_weights(net):
         assert packs(net) == {"base_model.model.0"}  # the whole layer, not its parts
     with net.disable_adapter():
         expected = net(x)
-        with packed(net):
+        with packed_weights(net):
             torch.testing.assert_close(net(x), expected.detach(), atol=1e-5, rtol=1e-5)
 
 
@@ -44,7 +44,7 @@ def test_a_low_rank_update_is_added_once_and_not_where_it_is_switched_off():
 def test_completions_are_those_of_the_network(family):
     net = network(family, sharper=10)
     expected = [completion for group in rollouts(net) for completion in group]
-    with packed(net):
+    with packed_weights(net):
         got = [completion for group in rollouts(net) for completion in group]
     assert [one.ids for one in got] == [one.ids for one in expected]
     for one, other in zip(got, expected, strict=True):
@@ -53,17 +53,17 @@ def test_completions_are_those_of_the_network(family):
 
 def test_an_error_leaves_nothing_behind():
     net = layer(ours=True)
-    with pytest.raises(KeyError), packed(net):
+    with pytest.raises(KeyError), packed_weights(net):
         raise KeyError
     assert not packs(net) and torch.is_grad_enabled()
 
 
 def test_other_precisions_and_large_networks_stay_as_they_are(monkeypatch):
     half, single = nn.Linear(8, 8, dtype=torch.bfloat16), nn.Linear(8, 8)
-    with packed(nn.Sequential(half, single)):
+    with packed_weights(nn.Sequential(half, single)):
         assert not vars(half).get("forward") and vars(single).get("forward")
-    with torch.autocast("cpu", dtype=torch.bfloat16), packed(single):
+    with torch.autocast("cpu", dtype=torch.bfloat16), packed_weights(single):
         assert not packs(single)
     monkeypatch.setattr(module, "LARGEST", 8 * 8 * 4 - 1)
-    with packed(single):
+    with packed_weights(single):
         assert not packs(single)
