@@ -9,16 +9,15 @@ from ftcore.settings import Config
 
 
 def load_held_out(config: Config, data: Data, method: Method, records: Records) -> HeldOut:
-    """The rows that base and tuned model answer, sentences with a gap, and the general-text probe."""
-    limit = config["evaluate"]["max_rows"]
-    rows = records.test[:limit]
+    """The held-out rows, cloze sentences and the general-text probe."""
+    rows = records.test[: config["evaluate"]["max_rows"]]
     cloze = gaps(data.cloze) if data.cloze else []
     probe = general_texts(config["evaluate"]["probe"]) if config["evaluate"]["probe"] else []
     return HeldOut(rows, method.encode(rows), cloze, method.pieces(probe) if method.models_language else [])
 
 
 def general_texts(path: str) -> list[Row]:
-    """Rows of general text with their ids. Raises `DataError` for one without a text."""
+    """Rows of general text with their ids. Raises `DataError` for a row without a text."""
     rows = list(rows_of(path))
     if missing := [where for where, row in rows if not isinstance(row.get("text"), str)]:
         raise DataError(f"{missing[0]}: general text needs a column 'text'.")

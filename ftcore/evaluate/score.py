@@ -1,7 +1,8 @@
 """Is the tuned model better than the base? Both answer the same held-out rows; general text shows what was forgotten."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,32 +15,32 @@ from ftcore.data.tokens import Example
 from ftcore.errors import is_private
 from ftcore.kernels.packed_weights import packed_weights
 from ftcore.machine.processes import gathered, rank_and_world
-from ftcore.methods.base import Averages, HeldOut, Method
+from ftcore.methods.base import Averages, HeldOut, Method, Term
 from ftcore.models.logprobs import completion_logps
 from ftcore.rewards.answers import accepted_answers, is_right
 from ftcore.rollout.greedy import generate
+from ftcore.run_folder import Scores
 from ftcore.settings import Evaluate
-
-Scores = dict[str, Any]
 
 
 def score(method: Method, held_out: HeldOut, settings: Evaluate, label: str) -> tuple[Scores, list[Row]]:
     """Scores of a method's network and its answers (id, prompt, expected, answer, right) to the held-out rows.
 
-    Every term of the method's loss averaged over the held-out rows (loss: nats per token where it is a likelihood, then
-    perplexity is its exponential); accuracy: share of rows whose greedy answer holds an accepted answer as whole words, over
-    rows with a checkable answer; probe_perplexity: on general text; and what the method adds. With several processes each
-    scores its share, and all return the whole.
+    Every term of the method's loss, averaged over the held-out rows (`loss`: nats per token where it is a likelihood, and then
+    `perplexity` is its exponential). `accuracy`: share of rows whose greedy answer holds an accepted answer as whole words,
+    over rows with a checkable answer. `probe_perplexity`: on general text. And what the method adds. Several processes score a
+    part each, and all return the scores of all rows.
     """
     method.network.eval()
     size = settings["batch_size"]
     with torch.inference_mode():
         answers = _answers(method, held_out, settings, f"{label}: answers")
-        terms = _averages(method, held_out.examples, size, f"{label}: loss")
+        terms = _averages(method.held_out_terms, held_out.examples, size, f"{label}: loss")
         more = method.held_out_scores(held_out, answers, size)
-        probe = probe_perplexity(method, held_out.probe, size // 4 or 1, f"{label}: probe")
+        probe = probe_perplexity(method, held_out.probe, size, f"{label}: probe")
     checked = [row["right"] for row in answers if row["right"] is not None]
     scores = {
+        "loss": None,
         **terms,
         "perplexity": math.exp(min(terms["nll"], 700)) if "nll" in terms else None,
         "accuracy": sum(checked) / len(checked) if checked else None,
@@ -53,40 +54,37 @@ def score(method: Method, held_out: HeldOut, settings: Evaluate, label: str) -> 
     return scores, answers
 
 
-def probe_perplexity(method: Method, probe: list[Example], size: int, label: str) -> float | None:
-    """Perplexity on general text; None without a probe."""
-    if not probe:
-        return None
-    total, count = 0.0, 0
-    for examples in _batches(sorted(probe, key=len), size, label):
+def probe_perplexity(method: Method, probe: list[Example], batch_size: int, label: str) -> float | None:
+    """Perplexity on general text, whose passages are long: a quarter of `batch_size` at once. None without a probe."""
+
+    def terms(examples: list[Example]) -> dict[str, Term]:
         logps = completion_logps(method.network, method.placed(pad(examples, method.pad_id)))  # (N,)
-        total, count = total - logps.double().sum().item(), count + len(logps)
-    sums = gathered((total, count))
-    return math.exp(min(sum(part[0] for part in sums) / max(sum(part[1] for part in sums), 1), 700))
+        return {"nll": Term(-logps.double(), len(logps), "tokens")}
+
+    return math.exp(min(_averages(terms, probe, batch_size // 4 or 1, label)["nll"], 700)) if probe else None
 
 
-def changes(base: Scores, tuned: Scores) -> dict[str, Any]:
+def changes(base: Scores, tuned: Scores) -> Scores:
     """How the tuned model differs: accuracy gained, and the relative rise of perplexity on general text (forgetting)."""
     if not base or not tuned:
         return {}
     gain = None if base["accuracy"] is None or tuned["accuracy"] is None else tuned["accuracy"] - base["accuracy"]
-    probe = base["probe_perplexity"]
-    return {"accuracy_gain": gain, "probe_perplexity_rise": tuned["probe_perplexity"] / probe - 1 if probe else None}
+    before, after = base["probe_perplexity"], tuned["probe_perplexity"]
+    return {"accuracy_gain": gain, "probe_perplexity_rise": after / before - 1 if before and after else None}
 
 
 def _answers(method: Method, held_out: HeldOut, settings: Evaluate, label: str) -> list[Row]:
-    """Generated answers to the held-out rows, in their order."""
+    """Greedy answers to the held-out rows, in their order."""
     if not method.network.can_generate() or not any("prompt" in row for row in held_out.rows):
         return []
     prompts = [method.encoder.prompt(row) for row in held_out.rows]
-    order = sorted(range(len(prompts)), key=lambda k: len(prompts[k]))
-    answers: dict[int, str] = {}
+    by_length = sorted(range(len(prompts)), key=lambda k: len(prompts[k]))
+    answers: list[tuple[int, str]] = []
     with packed_weights(method.network):
-        for batch in _batches(order, settings["batch_size"], label):
+        for batch in _batches(by_length, settings["batch_size"], label):
             texts = generate(method.network, method.encoder, [prompts[k] for k in batch], settings["max_new_tokens"])
-            answers.update(zip(batch, texts, strict=True))
-    whole = {k: text for part in gathered(answers) for k, text in part.items()}
-    return [_answered(held_out.rows[k], whole[k]) for k in sorted(whole)]
+            answers += zip(batch, texts, strict=True)
+    return [_answered(held_out.rows[k], text) for k, text in sorted(chain.from_iterable(gathered(answers)))]
 
 
 def _answered(row: Row, answer: str) -> Row:
@@ -100,16 +98,18 @@ def _answered(row: Row, answer: str) -> Row:
     }
 
 
-def _averages(method: Method, examples: list[Any], size: int, label: str) -> Scores:
-    """Each term of the loss averaged over held-out rows and processes."""
+def _averages(
+    terms: Callable[[list[Any]], dict[str, Term]], examples: list[Any], size: int, label: str
+) -> dict[str, float]:
+    """Each term averaged over the examples of all processes; {} without examples."""
     sums = Averages()
     for batch in _batches(sorted(examples, key=len), size, label):
-        sums.add(method.held_out_terms(batch))
-    return {"loss": None, **sums.over_processes()} if examples else {"loss": None}
+        sums.add(terms(batch))
+    return sums.over_processes()
 
 
-def _batches(items: list[T], size: int, label: str) -> Iterator[list[T]]:
-    """This process's share of the batches, with a progress bar on the first process."""
+def _batches(items: list[T], size: int, label: str) -> Iterable[list[T]]:
+    """This process's batches, with a progress bar in the first process."""
     rank, world = rank_and_world()
     mine = in_batches(items, size)[rank::world]
-    yield from track(mine, f"{label:<16}", console=console, transient=True, disable=rank > 0 or not console.is_terminal)
+    return track(mine, f"{label:<16}", console=console, transient=True, disable=rank > 0 or not console.is_terminal)

@@ -5,6 +5,7 @@ the whole optimizer step, so micro-batches, accumulation and processes never cha
 (x1+x2)/(n1+n2)).
 """
 
+import inspect
 import math
 import sys
 from collections import defaultdict
@@ -404,6 +405,12 @@ class Method(lightning.LightningModule, Generic[E, B]):
         done = (step - warmup) / max(total - warmup, 1)
         shape = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[self.schedule]
         return self.lr_scale * (self.final_lr + (1 - self.final_lr) * shape)
+
+
+def own_settings(node: Mapping[str, object]) -> dict[str, object]:
+    """The keys of a method's config node that not all methods have: what it does to rows depends on no others."""
+    shared = inspect.signature(Method.__init__).parameters
+    return {key: value for key, value in node.items() if key not in shared}
 
 
 @torch.no_grad()

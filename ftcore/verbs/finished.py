@@ -14,7 +14,7 @@ from ftcore.data.sources import Row, rows_of
 from ftcore.data.tokens import Encoder
 from ftcore.errors import ConfigError, ModelError, StorageError
 from ftcore.evaluate.held_out import load_held_out
-from ftcore.evaluate.score import Scores, changes, score
+from ftcore.evaluate.score import changes, score
 from ftcore.evaluate.tables import comparison, samples_table, side_by_side
 from ftcore.methods.base import HeldOut, Method, RunContext
 from ftcore.models.foundation import (
@@ -27,7 +27,7 @@ from ftcore.models.foundation import (
     with_adapter,
 )
 from ftcore.rollout.greedy import generate
-from ftcore.run_folder import Run
+from ftcore.run_folder import Run, Scores
 from ftcore.settings import Config, Machine
 
 Answer = dict[str, object]
