@@ -22,15 +22,15 @@ FileKind = Literal["weights", "rows", "text"]
 #   place      says where things lie, or whose they are
 #   search     says what a sweep searches and how
 #   command    belongs to one command and never to a run
-RULES: dict[str, tuple[bool, bool]] = {
-    "result": (False, True),
-    "rows": (False, True),
-    "scores": (False, True),
-    "reporting": (True, True),
-    "machine": (True, True),
-    "place": (True, False),
-    "search": (True, True),
-    "command": (True, False),
+RULES: dict[Kind, dict[str, bool]] = {
+    "result": {"resume": False, "recipe": True},
+    "rows": {"resume": False, "recipe": True},
+    "scores": {"resume": False, "recipe": True},
+    "reporting": {"resume": True, "recipe": True},
+    "machine": {"resume": True, "recipe": True},
+    "place": {"resume": True, "recipe": False},
+    "search": {"resume": True, "recipe": True},
+    "command": {"resume": True, "recipe": False},
 }
 # Groups of conf/: each gives one node of the config; `recipes` and `sweeps` are files of differences that a team shares.
 FILES = ("recipes", "sweeps")
@@ -63,9 +63,7 @@ class Role:
     def __get_pydantic_json_schema__(self, core, handler):  # type: ignore[no-untyped-def]
         """The schema of the annotated type with this role beside it (pydantic calls it)."""
         schema = {"type": "object", "additionalProperties": True} if self.free else handler(core)
-        said = {"kind": self.kind, "path": self.path, "resume": self.resume, "recipe": self.recipe}
-        said["stage"] = self.stage or None
-        return {**schema, "role": {name: value for name, value in said.items() if value is not None}}
+        return {**schema, "role": dict(vars(self).items() - vars(Role()).items())}
 
 
 PositiveInt = Annotated[int, Ge(1)]
@@ -83,8 +81,6 @@ Attention = Literal["sdpa", "eager", "flash_attention_2"]
 class Evaluate(TypedDict):
     """Keys under `evaluate`."""
 
-    __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]
-
     enabled: bool
     max_rows: PositiveInt | None
     max_new_tokens: PositiveInt
@@ -95,8 +91,6 @@ class Evaluate(TypedDict):
 
 class Retention(TypedDict):
     """Keys under `retention`."""
-
-    __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]
 
     weight: Annotated[float, Ge(0)]
     every: PositiveInt
@@ -111,8 +105,6 @@ class Retention(TypedDict):
 class CheckpointSettings(TypedDict):
     """Keys under `checkpoints`."""
 
-    __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]
-
     every: PositiveInt | None
     keep: Annotated[int, Ge(2)]
     on_error: Literal["continue", "stop"]
@@ -120,8 +112,6 @@ class CheckpointSettings(TypedDict):
 
 class Sweep(TypedDict):
     """Keys under `sweep`."""
-
-    __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]
 
     n_jobs: PositiveInt
     time_limit: Annotated[float, Gt(0)] | None
@@ -133,8 +123,6 @@ class Sweep(TypedDict):
 
 class Slurm(TypedDict):
     """What is asked of SLURM; `cluster=local` runs the job on this machine, to try it out."""
-
-    __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]
 
     cluster: Literal["slurm", "local"]
     partition: str | None
@@ -162,8 +150,6 @@ class Hardware(TypedDict):
 
 class Package(TypedDict):
     """A GGUF file inside a wheel: its requirement, the wheel's SHA-256 and the file's path in it."""
-
-    __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]
 
     requirement: str
     sha256: str
@@ -194,8 +180,6 @@ Node = dict[str, object]
 class JsonArguments(TypedDict):
     """Arguments of a verb that only says how it answers."""
 
-    __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]
-
     json: bool
 
 
@@ -208,15 +192,11 @@ class CompareArguments(JsonArguments):
 class ChatArguments(TypedDict):
     """Keys under `chat`."""
 
-    __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]
-
     prompt: str | None
 
 
 class ExportArguments(TypedDict):
     """Keys under `export`."""
-
-    __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]
 
     format: Literal["merged", "adapter"]
 
@@ -229,8 +209,6 @@ class CheckArguments(JsonArguments):
 
 class ReplayArguments(TypedDict):
     """Keys under `replay`."""
-
-    __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]
 
     recipe: str | None
     expect: bool
@@ -252,8 +230,6 @@ class StorageArguments(JsonArguments):
 
 class Config(TypedDict):
     """Keys of the whole config. Groups are mappings here; each is checked against what its `_target_` takes."""
-
-    __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]
 
     model: Annotated[Model, Role("result", stage=True, free=True)]
     adapter: Annotated[Node, Role("result", stage=True)]

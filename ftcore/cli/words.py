@@ -57,12 +57,10 @@ def _meant(word: str) -> str:
 
 def _arguments(verb: str) -> dict[str, set[str]]:
     """The verb's own keys, and the types that each may have."""
-    top = schemas()["top"]
-    node = branches(top["properties"].get(verb, {}), top["$defs"])
-    found = {
-        key: branches(schema, top["$defs"]) for branch in node for key, schema in branch.get("properties", {}).items()
+    keys = schemas()["top"]["properties"].get(verb, {}).get("properties", {})
+    return {
+        key: {kind.get("type", "") for kind in branches(schema) if "enum" not in kind} for key, schema in keys.items()
     }
-    return {key: {kind.get("type", "") for kind in kinds if "enum" not in kind} for key, kinds in found.items()}
 
 
 def _override(word: str, verb: str, arguments: dict[str, set[str]]) -> str:

@@ -11,17 +11,19 @@ from ftcore.errors import ConfigError
 from ftcore.files import PACKAGE
 
 T = TypeVar("T")
-# JSON schema (2020-12) of one value, as far as it is read here; `role` is settings.Role.
-Schema = TypedDict(
-    "Schema",
-    {
-        "$ref": str, "$defs": dict[str, "Schema"], "anyOf": list["Schema"], "type": str, "enum": list[object],
-        "const": object, "properties": dict[str, "Schema"], "additionalProperties": "bool | Schema", "required": list[str],
-        "items": "Schema", "description": str, "role": dict[str, object], "minimum": float, "maximum": float,
-        "exclusiveMinimum": float, "exclusiveMaximum": float,
-    },
-    total=False,
-)  # fmt: skip
+
+
+class Schema(TypedDict, total=False):
+    """JSON schema (2020-12) of one value, as far as it is read here; `role` holds what a `settings.Role` says."""
+
+    type: str
+    anyOf: list["Schema"]
+    enum: list[object]
+    const: object
+    properties: dict[str, "Schema"]
+    additionalProperties: "bool | Schema"
+    description: str
+    role: dict[str, object]
 
 
 class Schemas(TypedDict):

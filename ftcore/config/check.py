@@ -82,9 +82,7 @@ def earlier_problems(config: object) -> list[str]:
 
 def argument_problems(verb: str, node: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """(key path, what is wrong) for the arguments of a verb."""
-    top = schemas()["top"]
-    if verb in top["properties"]:
-        yield from _check_node({verb: node}, {"properties": {verb: top["properties"][verb]}, "$defs": top["$defs"]}, "")
+    yield from _check_node(node, schemas()["top"]["properties"].get(verb, {}), verb)
 
 
 def conflicts(config: Config) -> Iterator[tuple[str, str]]:

@@ -23,18 +23,14 @@ def build(schema: Schemas) -> str:
         properties[group] = _group(schema, group)
     properties = {key: value for key, value in properties.items() if may_stand_in_files(key)}
     defaults = {"type": "array", "items": {"anyOf": [{"const": "_self_"}, _choice()]}}
-    definitions: dict[str, Schema] = {}
-    for part in (schema["top"], *schema["targets"].values()):
-        definitions |= part.get("$defs", {})
-    whole = {
+    recipe = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A recipe or sweep of ftcore",
         "type": "object",
         "additionalProperties": False,
         "properties": {"defaults": defaults, **properties},
-        "$defs": definitions,
     }
-    return json.dumps(_optional(whole), indent=1, sort_keys=True) + "\n"
+    return json.dumps(_optional(recipe), indent=1, sort_keys=True) + "\n"
 
 
 def _group(schema: Schemas, group: str) -> Schema:

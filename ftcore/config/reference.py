@@ -12,7 +12,7 @@ import yaml
 
 from ftcore.config.build import Schema, Schemas
 from ftcore.config.check import describe
-from ftcore.config.roles import below, branches
+from ftcore.config.roles import below
 from ftcore.config.tree import above
 from ftcore.config.yaml_source import Entry, Source, choices, read
 from ftcore.files import PACKAGE, resources
@@ -177,10 +177,9 @@ def _default(entry: Entry) -> str:
 
 def _type(path: str, schema: Schema) -> str:
     """Type and range of a key in words."""
-    definitions, found = schema.get("$defs", {}), schema
     for key in path.split("."):
-        found = below(found, key, definitions)
-    return describe({"anyOf": branches(found, definitions)}) if found else "anything"
+        schema = below(schema, key)
+    return describe(schema) if schema else "anything"
 
 
 def _prose(comment: str) -> str:

@@ -1,6 +1,7 @@
 """What each key of a config is for, as its declaration says (settings.Role), carried by ftcore/schema.json."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 
 from ftcore.config.build import Schema, schema_of_target, schemas
@@ -21,9 +22,8 @@ def keys_of(*kinds: str) -> list[str]:
 
 def mappings() -> set[str]:
     """The top-level keys whose value is a mapping."""
-    top = schemas()["top"]
-    kinds = {key: branches(schema, top["$defs"]) for key, schema in top["properties"].items()}
-    return {key for key, found in kinds.items() if any(branch.get("type") == "object" for branch in found)}
+    properties = schemas()["top"]["properties"].items()
+    return {key for key, schema in properties if any(branch.get("type") == "object" for branch in branches(schema))}
 
 
 def leaves_of(config: Mapping[str, object], *kinds: str) -> dict[str, object]:
@@ -48,7 +48,7 @@ def role_of(path: str, config: Mapping[str, object]) -> Role:
 
 
 def type_of(path: str, config: Mapping[str, object]) -> Schema:
-    """The schema of the key `path` of this config, references looked up; {} where anything may stand."""
+    """The schema of the key `path` of this config; {} where anything may stand."""
     *_, last = _schemas_along(path, config)
     return last
 
@@ -56,34 +56,23 @@ def type_of(path: str, config: Mapping[str, object]) -> Schema:
 def _schemas_along(path: str, config: Mapping[str, object]) -> Iterator[Schema]:
     """The schemas of a top-level key and of each key below it on the way to `path`."""
     top, *rest = path.split(".")
-    trust = config.get("trust", trusted())
-    node, definitions = config.get(top), schemas()["top"].get("$defs", {})
-    schema = schemas()["top"]["properties"].get(top, {})
-    yield _looked_up(schema, definitions)
-    if isinstance(node, Mapping) and "_target_" in node and rest:
+    node, schema = config.get(top), schemas()["top"]["properties"].get(top, {})
+    yield schema
+    if isinstance(node, Mapping) and "_target_" in node:
+        trust = config.get("trust", trusted())
         schema = schema_of_target(str(node["_target_"]), trust if isinstance(trust, list) else [])
-        definitions = schema.get("$defs", {})
-    for part in rest:
-        schema = below(schema, part, definitions)
-        yield _looked_up(schema, definitions)
-
-
-def _looked_up(schema: Schema, definitions: Mapping[str, Schema]) -> Schema:
-    found: Schema = {"anyOf": branches(schema, definitions)} if schema.keys() & {"$ref", "anyOf"} else {**schema}
-    if "role" in schema:
-        found["role"] = schema["role"]
-    return found
+    for key in rest:
+        schema = below(schema, key)
+        yield schema
 
 
 @cache
 def not_for_files() -> frozenset[str]:
     """Dotted paths, below any option of a group, that only the command line may set."""
-    found = {key for key, role in top_roles().items() if role.recipe is False}
+    roots = [(key, schema, Role()) for key, schema in schemas()["top"]["properties"].items()]
     for group, targets in schemas()["groups"].items():
-        for target in targets:
-            schema = schemas()["targets"][target]
-            found |= set(_refused(schema, group, top_roles()[group], schema.get("$defs", {})))
-    return frozenset(found)
+        roots += [(group, schemas()["targets"][target], top_roles()[group]) for target in targets]
+    return frozenset(path for root in roots for path in _not_for_files(*root))
 
 
 def may_stand_in_files(path: str) -> bool:
@@ -91,44 +80,33 @@ def may_stand_in_files(path: str) -> bool:
     return not_for_files().isdisjoint(above(path))
 
 
-def _refused(schema: Schema, path: str, role: Role, definitions: Mapping[str, Schema]) -> Iterator[str]:
-    for branch in branches(schema, definitions):
+def _not_for_files(path: str, schema: Schema, outer: Role) -> Iterator[str]:
+    role = _inherited(schema, outer)
+    if role.recipe is False:
+        yield path
+        return
+    for branch in branches(schema):
         for key, inner in branch.get("properties", {}).items():
-            own = _inherited(inner, role)
-            if own.recipe is False:
-                yield f"{path}.{key}"
-            else:
-                yield from _refused(inner, f"{path}.{key}", own, definitions)
+            yield from _not_for_files(f"{path}.{key}", inner, role)
 
 
 def _inherited(schema: Schema, outer: Role) -> Role:
-    """The role that a key's schema declares, what it leaves out taken from its kind or else from the mapping around it."""
-    own = Role(**schema.get("role", {}))  # type: ignore[arg-type]
-    resume, recipe = RULES[own.kind] if own.kind else (outer.resume, outer.recipe)
-    return Role(
-        own.kind or outer.kind,
-        own.path,
-        resume if own.resume is None else own.resume,
-        recipe if own.recipe is None else own.recipe,
-        own.stage or outer.stage,
-    )
+    """The role of a key: what its schema says, then the rules of its kind, then the role of the mapping around it."""
+    own = schema.get("role", {})
+    rules = RULES[own["kind"]] if "kind" in own else {}  # type: ignore[index]
+    return replace(outer, **{"path": None, **rules, **own})  # type: ignore[arg-type]
 
 
-def branches(schema: Schema, definitions: Mapping[str, Schema]) -> list[Schema]:
-    """The alternatives of a schema, references looked up."""
-    if "$ref" in schema:
-        return branches(definitions[schema["$ref"].rpartition("/")[2]], definitions)
-    if "anyOf" in schema:
-        return [found for branch in schema["anyOf"] for found in branches(branch, definitions)]
-    return [schema]
+def branches(schema: Schema) -> list[Schema]:
+    """The alternatives of a schema."""
+    return [found for branch in schema["anyOf"] for found in branches(branch)] if "anyOf" in schema else [schema]
 
 
-def below(schema: Schema, key: str, definitions: Mapping[str, Schema]) -> Schema:
+def below(schema: Schema, key: str) -> Schema:
     """The schema of one key of a mapping; {} where it is free."""
-    for branch in branches(schema, definitions):
+    for branch in branches(schema):
         if key in branch.get("properties", {}):
             return branch["properties"][key]
-        inner = branch.get("additionalProperties")
-        if inner:
+        if inner := branch.get("additionalProperties"):
             return inner if isinstance(inner, dict) else {}
     return {}

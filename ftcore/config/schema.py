@@ -7,6 +7,7 @@ program. While a class passes `**kwargs` on, its bases' parameters belong to it 
 
 import inspect
 import json
+from collections.abc import Mapping
 from pkgutil import resolve_name
 from types import FunctionType
 from typing import get_type_hints
@@ -47,8 +48,27 @@ def parameters(target: type | FunctionType) -> dict[str, object]:
 def schema_of(target: type | FunctionType) -> dict[str, object]:
     """JSON schema of the config node that calls `target`: every parameter is required, no other key is known."""
     node = TypedDict("node", parameters(target))  # type: ignore[misc]
-    node.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
-    return TypeAdapter(node).json_schema()
+    return _json_schema(node)
+
+
+def _json_schema(node: type) -> dict[str, object]:
+    schema = TypeAdapter(node).json_schema()
+    return _closed(schema, schema.get("$defs", {}))  # type: ignore[return-value]
+
+
+def _closed(node: object, definitions: Mapping[str, dict[str, object]]) -> object:
+    """A schema with references replaced by what they name, and without keys besides those that a mapping lists."""
+    if isinstance(node, list):
+        return [_closed(item, definitions) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        others, node = dict(definitions), dict(node)
+        found = others.pop(node.pop("$ref").rpartition("/")[2], {})  # {}: a type inside itself is not checked
+        return _closed({**found, **node}, others)
+    lists_keys = node.get("type") == "object" and "properties" in node
+    closed = {key: _closed(value, definitions) for key, value in node.items() if key != "$defs"}
+    return {"additionalProperties": False, **closed} if lists_keys else closed
 
 
 def shipped_targets() -> dict[str, list[str]]:
@@ -65,7 +85,7 @@ def build() -> str:
     groups = shipped_targets()
     targets = {name: resolve_name(name) for names in groups.values() for name in names}
     schema = {
-        "top": TypeAdapter(Config).json_schema(),
+        "top": _json_schema(Config),
         "targets": {name: schema_of(target) for name, target in targets.items()},
         "record_types": {
             name: target.record_type for name, target in targets.items() if hasattr(target, "record_type")

@@ -16,8 +16,6 @@ from ftcore.settings import Role
 class Source(TypedDict):
     """One source: its rows, its columns, how often its training rows are seen, and how many of them are taken at most."""
 
-    __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]
-
     path: Annotated[str, Role(path="rows")]
     columns: dict[str, str]
     weight: Annotated[float, Gt(0)]

@@ -19,8 +19,6 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 class Hub(TypedDict):
     """A data set of the Hugging Face hub: its name, configuration and revision, its splits by ours, and its columns."""
 
-    __pydantic_config__ = {"extra": "forbid"}  # type: ignore[misc]
-
     name: str
     config: str | None
     revision: str
