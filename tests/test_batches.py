@@ -26,9 +26,9 @@ def tokens(example):
 
 def batches(micro=8, world=1, rank=0, **changes):
     fields = {
-        "examples": EXAMPLES, "collate": lambda rows: pad(rows, 0), "counts": tokens, "retention_rows": 1,
-        "retention_every": 1, "steps": 9, "global_batch_size": 16, "micro_batch_size": micro, "seed": 3, "rank": rank,
-        "world_size": world,
+        "examples": EXAMPLES, "collate": lambda rows: pad(rows, 0), "counts": tokens,
+        "collate_text": lambda texts: pad(texts, 0), "retention_rows": 1, "retention_every": 1, "steps": 9,
+        "global_batch_size": 16, "micro_batch_size": micro, "seed": 3, "rank": rank, "world_size": world,
     }  # fmt: skip
     return TrainBatches(**(fields | changes))
 

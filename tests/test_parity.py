@@ -28,7 +28,6 @@ from ftcore.methods.losses import log_odds
 from ftcore.methods.online import Sample
 from ftcore.models.foundation import Foundation
 from ftcore.models.logprobs import completion_logps
-from ftcore.rollout.sample import Completion
 
 pytestmark = pytest.mark.parity
 
@@ -98,7 +97,7 @@ def step(method, examples):
     """Loss and gradients of one optimizer step."""
     sizes = {"global_batch_size": len(examples), "micro_batch_size": 2, "seed": 0, "rank": 0, "world_size": 1}
     none = {"retention_rows": 0, "retention_every": 1}
-    batches = TrainBatches(examples, method.collate, method.counts, steps=1, **sizes, **none)
+    batches = TrainBatches(examples, method.collate, method.counts, method.collate_text, steps=1, **sizes, **none)
     return differentiated(sum(method.training_step(batch, 0) for batch in batches), method.network)
 
 
@@ -303,8 +302,8 @@ def rollouts(method, drift=DRIFT):
     for one, ids, logps, by, advantage in zip(examples(), CHOSEN, now, drift, ADVANTAGES, strict=True):
         old = [logp - by * (0.4 if k % 2 else 1.4) for k, logp in enumerate(logps.tolist())]  # tokens differ, too
         numbers = {"old_logps": old, "advantages": [advantage] * len(ids)}
-        samples.append(Sample(one, {}, Completion(ids, old, old, True), 0.0, {}, numbers))
-    method.annotate(samples)
+        samples.append(Sample(one.id, one.input_ids, one.completion_mask, reward=0.0, parts={}, per_token=numbers))
+    method.compute_per_token(samples)
     return samples
 
 
@@ -316,7 +315,7 @@ def trl_rollouts(samples):
         return side_by_side([torch.tensor(row, dtype=dtype) for row in rows], value, side)
 
     mask = padded([[1] * len(ids) for ids in CHOSEN], 0)
-    old = padded([one.tokens["old_logps"] for one in samples], 0.0, dtype=torch.float32)
+    old = padded([one.per_token["old_logps"] for one in samples], 0.0, dtype=torch.float32)
     return {
         "prompt_ids": padded(PROMPTS, TOKENIZER.pad_token_id, "left"),
         "prompt_mask": padded([[1] * len(ids) for ids in PROMPTS], 0, "left"),

@@ -14,12 +14,10 @@ import torch
 from ftcore.config.build import build
 from ftcore.config.compose import load_config
 from ftcore.data.steps import TrainBatches
-from ftcore.data.tokens import Example
 from ftcore.methods.base import Method
 from ftcore.methods.losses import clipped_policy_loss, clipped_value_loss, generalized_advantages, whitened
 from ftcore.methods.online import Sample
 from ftcore.models.foundation import Foundation
-from ftcore.rollout.sample import Completion
 from tests.test_losses import network
 
 REWARDS, VALUES = [-0.1, 0.3, -0.2, 1.5], [0.4, -0.3, 0.8, 0.2]
@@ -170,8 +168,8 @@ def samples(method):
         logps, values = logps_and_values(method, prompt, ids)
         old = minus(logps, DRIFT[k])
         numbers = {"old_logps": old, "ref_logps": minus(old, GAPS[k]), "old_values": minus(values, GROWTH[k])}
-        whole = Example(str(k), prompt + ids, [False] * len(prompt) + [True] * len(ids))
-        made.append(Sample(whole, {}, Completion(ids, old, old, FINISHED[k]), SCORES[k], {}, numbers))
+        whole = (str(k), prompt + ids, [False] * len(prompt) + [True] * len(ids))
+        made.append(Sample(*whole, truncated=not FINISHED[k], reward=SCORES[k], parts={}, per_token=numbers))
     return made
 
 
@@ -204,9 +202,10 @@ def expected(method):
 
 def test_losses_of_a_step_are_those_of_the_equations(rlhf):
     """From scores and log-probabilities to the loss, two rows at a time as in a run."""
-    trained = rlhf.advise([[one] for one in samples(rlhf)])
+    trained = rlhf.compute_advantages([[one] for one in samples(rlhf)])
     sizes = {"global_batch_size": 4, "micro_batch_size": 2, "seed": 0, "rank": 0, "world_size": 1}
-    batches = TrainBatches(trained, rlhf.collate, rlhf.counts, steps=1, retention_rows=0, retention_every=1, **sizes)
+    none = {"retention_rows": 0, "retention_every": 1}
+    batches = TrainBatches(trained, rlhf.collate, rlhf.counts, rlhf.collate_text, steps=1, **sizes, **none)
     loss = sum(rlhf.training_step(batch, 0) for batch in batches)
     loss.backward()
     by_hand = expected(rlhf)
@@ -218,17 +217,18 @@ def test_losses_of_a_step_are_those_of_the_equations(rlhf):
 
 
 def test_right_after_sampling_ratios_are_one_and_value_errors_are_the_advantages(rlhf):
-    """`annotate` keeps the values that `loss` finds again, and the reference is what the policy still is."""
+    """`compute_per_token` keeps the values that `loss` finds again, and the reference is what the policy still is."""
     made = samples(rlhf)
-    now = [logps_and_values(rlhf, prompt, one.completion.ids) for prompt, one in zip(PROMPTS, made, strict=True)]
+    now = [logps_and_values(rlhf, prompt, ids) for prompt, ids in zip(PROMPTS, COMPLETIONS, strict=True)]
     for one, (logps, _) in zip(made, now, strict=True):
-        one.tokens = {"old_logps": logps}
-    rlhf.annotate(made)
+        one.per_token.clear()
+        one.per_token["old_logps"] = logps
+    rlhf.compute_per_token(made)
     for one, (logps, values) in zip(made, now, strict=True):
-        assert one.tokens["ref_logps"] == pytest.approx(logps, abs=1e-5)
-        assert one.tokens["old_values"] == pytest.approx(values, abs=1e-5)
-    terms = rlhf.loss(rlhf.collate(rlhf.advise([made])))
-    errors = [error for one in made for error in minus(one.tokens["returns"], one.tokens["old_values"])]
+        assert one.per_token["ref_logps"] == pytest.approx(logps, abs=1e-5)
+        assert one.per_token["old_values"] == pytest.approx(values, abs=1e-5)
+    terms = rlhf.loss(rlhf.collate(rlhf.compute_advantages([made])))
+    errors = [error for one in made for error in minus(one.per_token["returns"], one.per_token["old_values"])]
     assert terms["policy"].total.item() == pytest.approx(0, abs=1e-5)  # minus the sum of whitened advantages
     assert terms["value"].total.item() == pytest.approx(sum(error**2 for error in errors) / 2, abs=1e-5)
     assert terms["clipped"].total == 0

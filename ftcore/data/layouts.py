@@ -1,8 +1,7 @@
-"""Examples to batches. The rows of a step depend on seed, epoch, position and lengths alone; the layout comes after.
+"""Layouts of a batch: one sequence in each row, all sequences packed into one row, or answers behind a shared prompt.
 
-A step is up to `global_batch_size` rows (the remainder of an epoch is spread over its steps, so none is much smaller).
-They are sorted by length, cut into micro-batches and dealt to the processes in turn. Every batch carries `counts`: each
-loss term's count over *all* micro-batches and processes of its step, so that sums divide exactly.
+Every training batch carries `counts`: each loss term's count over *all* micro-batches and processes of its step, so that sums
+divide exactly.
 
 The letters of shapes, here and in every file:
 
@@ -15,65 +14,68 @@ The letters of shapes, here and in every file:
     H  hidden size
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import NotRequired, TypedDict, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import TypeIs
 
 from ftcore.data.tokens import Example
 
 
-class OfStep(TypedDict, total=False):
+class StepInfo(TypedDict, total=False):
     """What data/steps.py adds to a training batch."""
 
     counts: dict[str, int]  # tokens, pairs, ... of all micro-batches and processes of the step, by name
     row_counts: list[dict[str, int]]  # the same of each row of this batch
     epoch: int
-    facts: list[tuple[int, bool]]  # of each row: tokens with loss, whether it was cut
+    row_sizes: list[tuple[int, bool]]  # of each row: tokens with loss, whether it was truncated
     retention: "Batch"  # general text, in some steps
 
 
-class Batch(OfStep):
-    """A sequence in each row, padded on the right; the other layouts add to it, and methods their own columns."""
+class Batch(StepInfo):
+    """One sequence in each row, padded on the right. The other layouts add to it, and methods their own columns."""
 
     input_ids: Tensor  # (B, T)
     attention_mask: Tensor  # (B, T): 1 for tokens, 0 for padding
     completion_mask: Tensor  # (B, T): True for tokens with loss
-    targets: NotRequired[Tensor]  # (B, T): tokens to predict where they stand (masked words), not from those before
-    ids: list[str]  # names of the rows of data; two sequences of a pair have one
-    contents: NotRequired[list[int]]  # hash of each sequence, by which models/reference.py knows its log-probability
+    targets: NotRequired[Tensor]  # (B, T): tokens to predict at their own place (masked words), not from those before
+    ids: list[str]  # ids of the rows of data; both sequences of a pair have the same
+    contents: NotRequired[
+        list[int]
+    ]  # hash of each sequence: the key of its cached log-probability in models/reference.py
 
 
 class Packed(Batch):
     """All sequences in one row, without padding."""
 
-    position_ids: Tensor  # (B, T): from 0 on in each sequence
+    position_ids: Tensor  # (B, T): counted from 0 in each sequence
 
 
 class SharedPrompts(Packed):
-    """Answers to one prompt behind it in one row; none sees another."""
+    """In each row a prompt and its answers, which do not see each other."""
 
     segments: Tensor  # (B, T): 0 in the prompt, k in its k-th answer, -1 in padding
-    previous: Tensor  # (B, T): place in the row of the token before, of an answer's first token the prompt's last
+    previous: Tensor  # (B, T): place of the token that predicts this one; for an answer's first, the prompt's last
     sequences: Tensor  # (B, T): number of the sequence that an answer's token belongs to
     ends: Tensor  # (2, S): row and place of each sequence's last token
-    order: list[int]  # sequences as they follow each other in the rows
+    order: list[int]  # numbers of the sequences in the order in which they stand in the rows
 
 
 T = TypeVar("T")
 
 
 def is_packed(batch: Batch) -> TypeIs[Packed]:
-    """Whether rows hold several sequences, also such as share a prompt."""
+    """Whether rows hold several sequences, packed or sharing a prompt."""
     return "position_ids" in batch
 
 
 def is_shared(batch: Batch) -> TypeIs[SharedPrompts]:
-    """Whether rows hold answers that share a prompt."""
+    """Whether the answers of a row share a prompt."""
     return "segments" in batch
 
 
@@ -87,34 +89,31 @@ def in_batches(items: Sequence[T], size: int) -> list[list[T]]:
 
 
 def pad(examples: Sequence[Example], pad_id: int) -> Batch:
-    """Each sequence in a row, padded on the right. No examples: one masked token.
+    """One sequence in each row, padded on the right. Without examples: a single masked token.
 
     >>> batch = pad([Example("a", [5, 6, 7], [False, True, True]), Example("b", [5, 8], [False, True])], pad_id=0)
     >>> batch["input_ids"].tolist(), batch["completion_mask"].int().tolist()
     ([[5, 6, 7], [5, 8, 0]], [[0, 1, 1], [0, 1, 0]])
     """
-    shape = (max(len(examples), 1), max((len(example) for example in examples), default=1))  # (B, T)
+    ids = [example.input_ids or [pad_id] for example in examples] or [[pad_id]]
     batch = Batch(
-        input_ids=torch.full(shape, pad_id),
-        attention_mask=torch.zeros(shape, dtype=torch.long),
-        completion_mask=torch.zeros(shape, dtype=torch.bool),
+        input_ids=_padded(ids, pad_id),
+        attention_mask=_padded([[1] * len(row) for row in ids], 0),
+        completion_mask=_padded([example.completion_mask or [False] for example in examples] or [[False]], 0),
         ids=[example.id for example in examples],
     )
-    batch["attention_mask"][:, 0] = 1
     if any(example.targets for example in examples):
-        batch["targets"] = torch.zeros(shape, dtype=torch.long)
-    for k, example in enumerate(examples):
-        n = len(example)
-        batch["input_ids"][k, :n] = torch.tensor(example.input_ids)
-        batch["attention_mask"][k, :n] = 1
-        batch["completion_mask"][k, :n] = torch.tensor(example.completion_mask)
-        if example.targets:
-            batch["targets"][k, :n] = torch.tensor(example.targets)
+        batch["targets"] = _padded([example.targets or [0] * len(example) for example in examples], 0)
     return batch
 
 
+def _padded(rows: Iterable[Sequence[int]], fill: int) -> Tensor:
+    """Rows of different lengths as one tensor (B, T), filled up with `fill`."""
+    return pad_sequence([torch.from_numpy(np.array(row)) for row in rows], batch_first=True, padding_value=fill)
+
+
 def pack(examples: list[Example]) -> Batch:
-    """Sequences side by side in one row without padding; positions begin again at each, and none sees another.
+    """All sequences in one row without padding. Positions begin again at each sequence, and none sees another.
 
     >>> batch = pack([Example("a", [5, 6, 7], [False, True, True]), Example("b", [5, 8], [True, True])])
     >>> batch["input_ids"].tolist(), batch["position_ids"].tolist(), batch["completion_mask"].int().tolist()
@@ -122,18 +121,17 @@ def pack(examples: list[Example]) -> Batch:
     """
     if not examples:
         return pad([], 0)
-    ids, masks = zip(*((e.input_ids, [False, *e.completion_mask[1:]]) for e in examples), strict=True)
     return Packed(  # tensors (1, T)
-        input_ids=torch.tensor([list(chain(*ids))]),
-        position_ids=torch.tensor([[k for e in examples for k in range(len(e))]]),
+        input_ids=_padded([[token for e in examples for token in e.input_ids]], 0),
+        position_ids=_padded([[k for e in examples for k in range(len(e))]], 0),
         attention_mask=torch.ones(1, sum(map(len, examples)), dtype=torch.long),
-        completion_mask=torch.tensor([list(chain(*masks))]),
+        completion_mask=_padded([[trained for e in examples for trained in (False, *e.completion_mask[1:])]], 0),
         ids=[example.id for example in examples],
     )
 
 
 def share_prompts(examples: Sequence[Example], pad_id: int, width: int) -> SharedPrompts:
-    """Rows in which answers to one prompt follow it side by side: it is computed once, and no answer sees another.
+    """Rows of a prompt and its answers: the prompt is computed once, and no answer sees another.
 
     `width`, the model's hidden size, decides how many answers a row holds.
 
@@ -142,76 +140,61 @@ def share_prompts(examples: Sequence[Example], pad_id: int, width: int) -> Share
     >>> batch["input_ids"].tolist(), batch["segments"].tolist(), batch["previous"].tolist()
     ([[5, 6, 7, 8]], [[0, 1, 1, 2]], [[0, 0, 1, 0]])
     """
-    rows = _rows_sharing(examples, width)
-    prompts = [_prompt_length(examples[row[0]]) for row in rows]
-    longest = max(p + sum(len(examples[k]) - p for k in row) for p, row in zip(prompts, rows, strict=True))
-    batch = _without_tokens(examples, (len(rows), longest), pad_id)
-    batch["order"] = list(chain(*rows))
-    for r, (p, row) in enumerate(zip(prompts, rows, strict=True)):
-        # The prompt once, at the beginning of the row.
-        batch["input_ids"][r, :p] = torch.tensor(examples[row[0]].input_ids[:p])
-        batch["position_ids"][r, :p], batch["segments"][r, :p] = torch.arange(p), 0
-        start = p
-        for segment, k in enumerate(row, 1):
-            _put_answer(batch, r, start, examples[k], p)
-            end = start + len(examples[k]) - p
-            batch["segments"][r, start:end], batch["sequences"][r, start:end] = segment, k
-            # An answer without tokens ends where its prompt does.
-            batch["ends"][:, k] = torch.tensor([r, end - 1 if end > start else p - 1])
-            start = end
-    batch["attention_mask"] = (batch["segments"] >= 0).long()
-    return batch
-
-
-def _without_tokens(examples: Sequence[Example], shape: tuple[int, int], pad_id: int) -> SharedPrompts:
-    """Rows (B, T) of padding, to be filled with `examples`."""
+    rows = _grouped_by_prompt(examples, width)
+    *columns, last = zip(*(_shared_row(examples, row) for row in rows), strict=True)
+    ids, mask, positions, segments, previous, sequences = map(_padded, columns, (pad_id, 0, 0, -1, 0, 0))
+    ends = {k: (r, place) for r, row in enumerate(rows) for k, place in zip(row, last[r], strict=True)}
     return SharedPrompts(
-        input_ids=torch.full(shape, pad_id),
-        attention_mask=torch.zeros(shape, dtype=torch.long),
-        completion_mask=torch.zeros(shape, dtype=torch.bool),
-        position_ids=torch.zeros(shape, dtype=torch.long),
-        segments=torch.full(shape, -1),
-        previous=torch.zeros(shape, dtype=torch.long),
-        sequences=torch.zeros(shape, dtype=torch.long),
-        ends=torch.zeros(2, len(examples), dtype=torch.long),
-        order=[],
+        input_ids=ids,
+        attention_mask=(segments >= 0).long(),
+        completion_mask=mask,
+        position_ids=positions,
+        segments=segments,
+        previous=previous,
+        sequences=sequences,
+        ends=torch.tensor([ends[k] for k in range(len(examples))]).T,
+        order=list(chain(*rows)),
         ids=[example.id for example in examples],
     )
 
 
-def _put_answer(batch: SharedPrompts, r: int, start: int, example: Example, p: int) -> None:
-    """Put the answer of `example`, what comes after its first `p` tokens, into row `r` from `start` on."""
-    end = start + len(example) - p
-    place = (r, slice(start, end))
-    batch["input_ids"][place] = torch.tensor(example.input_ids[p:], dtype=torch.long)
-    batch["completion_mask"][place] = torch.tensor(example.completion_mask[p:], dtype=torch.bool)
-    # Positions go on from the prompt's, whatever answers stand between, and the first token is predicted by the prompt's last.
-    batch["position_ids"][place] = torch.arange(p, len(example))
-    batch["previous"][place] = torch.arange(start - 1, end - 1)
-    batch["previous"][r, start : min(start + 1, end)] = p - 1
+def _shared_row(examples: Sequence[Example], numbers: list[int]) -> tuple[Sequence[int], ...]:
+    """Of the row of these examples: tokens, loss mask, positions, segments, previous, sequences, and where each one ends."""
+    p = _prompt_length(examples[numbers[0]])
+    ids, mask, positions = examples[numbers[0]].input_ids[:p], [False] * p, [*range(p)]
+    segments, previous, sequences, ends = [0] * p, [0] * p, [0] * p, list[int]()
+    for segment, k in enumerate(numbers, 1):
+        start, n = len(ids), len(examples[k]) - p
+        ids += examples[k].input_ids[p:]
+        mask += examples[k].completion_mask[p:]
+        positions += range(p, p + n)  # they go on from the prompt's, whatever answers stand between
+        segments += [segment] * n
+        previous += [p - 1, *range(start, start + n - 1)][:n]
+        sequences += [k] * n
+        ends.append(len(ids) - 1 if n else p - 1)  # an answer without tokens ends where its prompt does
+    return ids, mask, positions, segments, previous, sequences, ends
 
 
 def _prompt_length(example: Example) -> int:
-    """Tokens before the first with loss; at least one, as nothing comes before the first token."""
+    """Tokens before the first with loss; at least one, as nothing predicts the first token."""
     return max(example.completion_mask.index(True), 1) if example.trained else len(example)
 
 
-def _rows_sharing(examples: Sequence[Example], width: int) -> list[list[int]]:
-    """Numbers of the examples of each row: those of one prompt, as many together as is cheapest.
+def _grouped_by_prompt(examples: Sequence[Example], width: int) -> list[list[int]]:
+    """Numbers of the examples of each row: examples of one prompt, as many together as is cheapest.
 
-    A row of T tokens costs 6 width T + T^2: matrix products against attention (Kaplan et al. 2020, arXiv:2001.08361, table 1).
+    A row of T tokens costs 6 width T + T^2: matmuls and attention (Kaplan et al. 2020, arXiv:2001.08361, table 1).
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     for k, example in enumerate(examples):
         groups.setdefault(tuple(example.input_ids[: _prompt_length(example)]), []).append(k)
     rows: list[list[int]] = []
-    for prompt, members in groups.items():
-        choices = [in_batches(members, size) for size in range(1, len(members) + 1)]
-        costs = [sum(_cost(examples, row, len(prompt), width) for row in choice) for choice in choices]
-        rows += choices[int(np.argmin(costs))]
+    for prompt, numbers in groups.items():
+        choices = [in_batches(numbers, size) for size in range(1, len(numbers) + 1)]
+        rows += min(choices, key=lambda choice: sum(_cost(examples, row, len(prompt), width) for row in choice))
     return rows
 
 
-def _cost(examples: Sequence[Example], row: list[int], prompt: int, width: int) -> int:
-    tokens = prompt + sum(len(examples[k]) - prompt for k in row)
+def _cost(examples: Sequence[Example], numbers: list[int], prompt: int, width: int) -> int:
+    tokens = prompt + sum(len(examples[k]) - prompt for k in numbers)
     return (6 * width + tokens) * tokens

@@ -1,7 +1,12 @@
-"""The rows of every optimizer step, a function of seed, epoch, position and lengths alone, and their micro-batches."""
+"""The rows of every optimizer step and their micro-batches.
+
+The rows of a step depend on seed, epoch, position and lengths alone. They are sorted by length, cut into micro-batches and
+dealt to the processes in turn.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import chain, count, islice
 from math import ceil
 from typing import Any, Generic, Protocol, TypeVar
@@ -14,7 +19,7 @@ from ftcore.data.tokens import Example
 
 
 class Trainable(Protocol):
-    """What steps are made of: an example, a pair of them, or a completion with its reward."""
+    """What a step trains on: an example, a pair of them, or a completion with its reward."""
 
     def __len__(self) -> int: ...
 
@@ -24,18 +29,18 @@ class Trainable(Protocol):
 
     @property
     def truncated(self) -> bool:
-        """Whether it was cut."""
+        """Whether its text goes on beyond the longest length."""
 
 
 E = TypeVar("E", bound=Trainable)
-# Draws the rows of the next step, of which a method's `prepare` makes what it trains on: the rows, or completions of them.
+# Returns the rows of the next step. From them a method's `prepare` makes what it trains on: the rows, or completions of them.
 Draw = Callable[[], list[Any]]
 # Steps whose rows are sorted by length together: fewer padding tokens, order still random across windows.
 WINDOW = 16
 
 
 def steps_of_epoch(lengths: Sequence[int], global_batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Row numbers of each step of an epoch: shuffled, then alike lengths together within windows, then shuffled steps."""
+    """Row numbers of each step of an epoch: shuffled, then sorted by length within windows, then the steps shuffled."""
     random = np.random.default_rng([seed, epoch])
     shuffled = random.permutation(len(lengths))
     window = WINDOW * global_batch_size
@@ -47,52 +52,57 @@ def steps_of_epoch(lengths: Sequence[int], global_batch_size: int, seed: int, ep
     return [steps[k] for k in random.permutation(len(steps))]
 
 
+def longest_first(rows: list[E]) -> list[E]:
+    """Rows by length, so that neighbours need little padding."""
+    return sorted(rows, key=lambda row: -len(row))
+
+
+@dataclass(eq=False)
 class TrainBatches(Generic[E]):
-    """The micro-batches of a whole run for one process; accumulation is their number per step.
+    """The micro-batches of all steps of a run, for one process.
+
+    A step is up to `global_batch_size` rows: the remainder of an epoch is spread over its steps, so that none is much smaller.
 
     Args:
         examples: rows to train on.
         collate: a list of examples to one batch of tensors; an empty list gives a batch without loss.
         counts: an example's contribution to the counts that loss terms are divided by.
+        collate_text: `collate` of the general text.
+        retention: general text, `retention_rows` of it beside the rows of every `retention_every`-th step (empty: none).
         prepare: what to train on in a step, given a function that draws its rows and a random generator that is the same in
             every process (default: the rows).
-        collate_text: `collate` of the general text (default: the same).
-        arrange: the rows of a step as micro-batches and processes take their shares (default: the longest first).
-        retention: general text, `retention_rows` of it beside the rows of every `retention_every`-th step (none: no such term).
+        arrange: the rows of a step in the order in which micro-batches and processes take them (default: longest first).
         steps: optimizer steps of the run.
         updates: optimizer steps on what one call of `prepare` returned.
+        rows_per_step: rows that a step draws (default: `global_batch_size`).
     """
 
-    def __init__(
-        self,
-        examples: Sequence[Sized],
-        collate: Callable[[list[E]], Batch],
-        counts: Callable[[E], dict[str, int]],
-        retention: Sequence[Example] = (),
-        prepare: Callable[[Draw, np.random.Generator], list[E]] = lambda draw, _: draw(),
-        collate_text: Callable[[list[Example]], Batch] | None = None,
-        arrange: Callable[[list[E]], list[E]] | None = None,
-        *,
-        retention_rows: int,
-        retention_every: int,
-        steps: int,
-        updates: int = 1,
-        rows_per_step: int | None = None,
-        global_batch_size: int,
-        micro_batch_size: int,
-        seed: int,
-        rank: int,
-        world_size: int,
-    ) -> None:
-        self.examples, self.collate, self.counts, self.steps = examples, collate, counts, steps
-        self.collate_text: Callable[[list[Any]], Batch] = collate_text or collate
-        self.arrange = arrange or longest_first
-        self.prepare, self.updates, self.rows_per_step = prepare, updates, rows_per_step or global_batch_size
-        self.retention, self.retention_rows, self.retention_every = retention, retention_rows, retention_every
-        self.global_batch_size, self.micro_batch_size, self.seed = global_batch_size, micro_batch_size, seed
-        self.rank, self.world_size, self.epoch = rank, world_size, 0
-        self.first_step, self.draws = 0, 0
-        self.accumulation = global_batch_size // (micro_batch_size * world_size)
+    examples: Sequence[Sized]
+    collate: Callable[[list[E]], Batch]
+    counts: Callable[[E], dict[str, int]]
+    collate_text: Callable[[list[Example]], Batch]
+    retention: Sequence[Example] = ()
+    prepare: Callable[[Draw, np.random.Generator], list[E]] = lambda draw, _: draw()
+    arrange: Callable[[list[E]], list[E]] = longest_first
+    _: KW_ONLY
+    retention_rows: int
+    retention_every: int
+    steps: int
+    updates: int = 1
+    rows_per_step: int | None = None
+    global_batch_size: int
+    micro_batch_size: int
+    seed: int
+    rank: int
+    world_size: int
+    epoch: int = field(default=0, init=False)
+    first_step: int = field(default=0, init=False)
+    draws: int = field(default=0, init=False)
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of a process in each step."""
+        return self.global_batch_size // (self.micro_batch_size * self.world_size)
 
     def __len__(self) -> int:
         return self.steps * self.accumulation
@@ -102,19 +112,18 @@ class TrainBatches(Generic[E]):
         self.first_step, self.draws = step, draws
 
     def __iter__(self) -> Iterator[Batch]:
-        sizes = lengths(self.examples)
-        shown = ceil(self.first_step / self.retention_every) * self.retention_rows
-        general = _forever(self._general, len(self.retention), shown)
-        draws = ceil(len(sizes) / self.rows_per_step)
-        order = _forever(lambda epoch: steps_of_epoch(sizes, self.rows_per_step, self.seed, epoch), draws, self.draws)
+        sizes, rows_per_step = lengths(self.examples), self.rows_per_step or self.global_batch_size
+        draws = ceil(len(sizes) / rows_per_step)
+        order = _forever(lambda epoch: steps_of_epoch(sizes, rows_per_step, self.seed, epoch), draws, self.draws)
+        seen = ceil(self.first_step / self.retention_every) * self.retention_rows
+        general = _forever(self._general, len(self.retention), seen)
         prepared: list[E] = []
         for step in range(self.first_step, self.steps):
             if step % self.updates == 0:
                 random = np.random.default_rng([self.seed, step, 2])
                 prepared = self.prepare(lambda: self._drawn(next(order), draws), random)
-            due = self.retention and step % self.retention_every == 0
-            kept = [self.retention[row] for row in islice(general, self.retention_rows)] if due else []
-            yield from self._micro_batches(prepared, kept)
+            due = self.retention_rows if self.retention and step % self.retention_every == 0 else 0
+            yield from self._micro_batches(prepared, [self.retention[row] for row in islice(general, due)])
 
     def _general(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, epoch, 1]).permutation(len(self.retention))
@@ -124,30 +133,21 @@ class TrainBatches(Generic[E]):
         return [self.examples[row] for row in rows]
 
     def _micro_batches(self, rows: list[E], retention: list[Example]) -> Iterator[Batch]:
-        totals: Counter[str] = Counter(retention=sum(sum(example.completion_mask) for example in retention))
+        totals = Counter(retention=sum(example.trained for example in retention))
         for row in rows:
             totals.update(self.counts(row))
         rows = self.arrange(rows)
-        for k in range(self.accumulation):
-            share = k * self.world_size + self.rank
-            mine = _share(rows, share, self.micro_batch_size)
-            batch = self.collate(mine)
-            batch["counts"], batch["row_counts"] = dict(totals), [self.counts(row) for row in mine]
-            batch["epoch"], batch["facts"] = self.epoch, [(row.trained, row.truncated) for row in mine]
-            general = _share(retention, share, ceil(len(retention) / (self.accumulation * self.world_size)))
+        retention_size = ceil(len(retention) / (self.accumulation * self.world_size))
+        for k in range(self.rank, self.accumulation * self.world_size, self.world_size):
+            own = rows[k * self.micro_batch_size : (k + 1) * self.micro_batch_size]
+            batch = self.collate(own)
+            batch["counts"], batch["row_counts"] = dict(totals), [self.counts(row) for row in own]
+            batch["epoch"], batch["row_sizes"] = self.epoch, [(row.trained, row.truncated) for row in own]
+            general = retention[k * retention_size : (k + 1) * retention_size]
             # With several processes each takes part in every forward pass, if only with a masked token.
             if general or (retention and self.world_size > 1):
                 batch["retention"] = self.collate_text(general)
             yield batch
-
-
-def longest_first(rows: list[E]) -> list[E]:
-    """Rows by length, so that those side by side need little padding."""
-    return sorted(rows, key=lambda row: -len(row))
-
-
-def _share(rows: list[T], number: int, size: int) -> list[T]:
-    return rows[number * size : (number + 1) * size]
 
 
 def _forever(items_of_epoch: Callable[[int], Iterable[T]], size: int, start: int) -> Iterator[T]:

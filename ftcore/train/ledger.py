@@ -34,10 +34,10 @@ class Ledger(Callback):
     ) -> None:
         """Append the rows of a micro-batch."""
         step = batch_idx // trainer.accumulate_grad_batches + 1
-        rows = zip(batch["ids"], method.row_losses, batch["facts"], strict=True)
+        rows = zip(batch["ids"], method.row_losses, batch["row_sizes"], strict=True)
         with self.lines.open("a", encoding="utf-8") as lines:
-            for id, loss, facts in rows:
-                lines.write(json.dumps([step, batch["epoch"], id, loss, *facts]) + "\n")
+            for id, loss, size in rows:
+                lines.write(json.dumps([step, batch["epoch"], id, loss, *size]) + "\n")
 
     def on_train_end(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
         """Put the processes' lines together, in the order of the steps."""

@@ -59,9 +59,9 @@ def prepare(config: Config, resolved: Resolved, records: Records | None = None) 
         train,
         method.collate,
         method.counts,
+        method.collate_text,
         _general(method, config["retention"]),
         method.rows_of_step,
-        method.collate_text,
         method.arrange,
         retention_rows=config["retention"]["rows"],
         retention_every=config["retention"]["every"],
@@ -132,7 +132,7 @@ def _encoded(config: Config, method: Method, rows: list[Row]) -> Sequence[Any]:
 
 def _general(method: Method, keep: Retention) -> list[Example]:
     """Pieces of general text for the retention term; none when it is off."""
-    return method.pieces(general_texts(keep["text"]), keep["length"]) if method.retention_weight else []
+    return method.encode_text(general_texts(keep["text"]), keep["length"]) if method.retention_weight else []
 
 
 def _rows_per_step(config: Config, method: Method) -> int:
