@@ -45,7 +45,7 @@ REFUSED = {
     "roles out of order": (turns("user", "user", "assistant"), ["rows.jsonl:1", "take turns"]),
     "two system messages": (turns("system", "system", "user", "assistant"), ["rows.jsonl:1", "at most one"]),
     "an unknown role": (turns("narrator", "assistant"), ["rows.jsonl:1", "system, user, assistant"]),
-    "no final answer": (turns("user", "assistant", "user"), ["rows.jsonl:1", "assistant end"]),
+    "no final answer": (turns("user", "assistant", "user"), ["rows.jsonl:1", "assistant comes last"]),
     "no question": ([{"messages": []}], ["rows.jsonl:1", "take turns"]),
 }  # fmt: skip
 

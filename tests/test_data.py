@@ -122,7 +122,7 @@ def test_test_and_validation_rows_are_shares_of_their_own(rows):
 
 
 def test_eval_of_other_data_takes_all_its_rows(rows):
-    records = data(rows(*({"prompt": f"{k}", "completion": "x"} for k in range(9)))).whole("prompt_completion")
+    records = data(rows(*({"prompt": f"{k}", "completion": "x"} for k in range(9)))).load_as_test("prompt_completion")
     assert len(records.test) == 9 and not records.train
 
 
@@ -170,7 +170,7 @@ def test_a_conversations_last_question_and_answer_are_prompt_and_completion(rows
         ({"role": "user", "content": "secret"}, "messages must be a list of objects"),
         ([ASKED, "secret"], "messages must be a list of objects"),
         (None, "messages must be a list of objects"),
-        ([], "user and assistant must take turns and the assistant end"),
+        ([], "user and assistant must take turns, and the assistant comes last"),
         ([RULE], "the roles are system"),
         ([ASKED], "the roles are user"),
         ([ASKED, ANSWERED, ASKED], "the roles are user, assistant, user"),

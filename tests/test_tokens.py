@@ -5,7 +5,7 @@ import copy
 import pytest
 from transformers import AddedToken, AutoTokenizer
 
-from ftcore.data.checks import check_messages
+from ftcore.data.checks import last_exchange
 from ftcore.data.tokens import Encoder
 from ftcore.errors import DataError
 from ftcore.files import PACKAGE
@@ -108,7 +108,7 @@ CONVERSATION = [
 
 
 def conversation(messages, **columns):
-    return {"id": "1", "where": "my.jsonl:1", "messages": messages, **check_messages(messages, "my.jsonl:1"), **columns}
+    return {"id": "1", "where": "my.jsonl:1", "messages": messages, **last_exchange(messages, "my.jsonl:1"), **columns}
 
 
 @pytest.mark.parametrize(

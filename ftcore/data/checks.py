@@ -1,10 +1,9 @@
-"""What makes a row right: text where text belongs, turns in order, no characters that print nothing.
+"""What makes a row right: text where text belongs, turns in order, no control characters.
 
 Every error names the file, the line and the column, never what stands there.
 """
 
 import re
-from typing import Any
 
 from ftcore.data.formats import Row
 from ftcore.errors import DataError
@@ -15,38 +14,36 @@ MESSAGES = 'Messages look like [{"role": "user", "content": "..."}, {"role": "as
 
 
 def check_row(row: Row, required: tuple[str, ...], columns: dict[str, str], raw: Row) -> None:
-    """Raise `DataError` unless a row has its required columns, and rightly what it may have beside them.
+    """Raise `DataError` when a required column is missing, or a column has the wrong type or is empty.
 
-    `columns` names them in the `raw` row, as messages should.
+    The `raw` row is as the file has it. `columns` maps our names of columns to its own, which messages use.
     """
-    where = row["where"]
-    for column in required:
+    for column in (*required, "answer", "margin"):
         source = columns.get(column, column)
-        if column not in row:
+        if column in row and (problem := _problem(column, row[column])):
+            raise DataError(f"{row['where']}: column {source!r} {problem}. Correct or remove the row.")
+        if column not in row and column in required:
             raise DataError(
-                f"{where}: there is no column {source!r}; the row has {', '.join(sorted(raw))}. Say which column holds the "
-                f"{column}: data.columns.{column}=<name>."
+                f"{row['where']}: there is no column {source!r}; the row has {', '.join(sorted(raw))}. Say which column holds "
+                f"the {column}: data.columns.{column}=<name>."
             )
-        _check_value(row[column], source, bool if column == "label" else str, where)
-    answers = row.get("answer", [])
-    if not isinstance(answers, str) and not (
-        isinstance(answers, list) and all(isinstance(text, str) for text in answers)
-    ):
-        raise DataError(
-            f"{where}: column {columns.get('answer', 'answer')!r} must be text or a list of texts that count as right."
+
+
+def _problem(column: str, value: object) -> str:
+    """What is wrong with the value of a column; "" for nothing."""
+    if column == "answer":
+        texts = value if isinstance(value, list) else [value]
+        return (
+            ""
+            if all(isinstance(text, str) for text in texts)
+            else "must be text or a list of texts that count as right"
         )
-    margin = row.get("margin", 0.0)
-    if isinstance(margin, bool) or not isinstance(margin, int | float):
-        raise DataError(f"{where}: column {columns.get('margin', 'margin')!r} must be a number.")
-
-
-def _check_value(value: Any, source: str, kind: type, where: str) -> None:
+    if column == "margin":
+        return "must be a number" if isinstance(value, bool) or not isinstance(value, int | float) else ""
+    kind, wanted = (bool, "true or false") if column == "label" else (str, "text")
     if not isinstance(value, kind):
-        found = "null" if value is None else type(value).__name__
-        wanted = "true or false" if kind is bool else "text"
-        raise DataError(f"{where}: column {source!r} must be {wanted}, not {found}. Correct or remove the row.")
-    if isinstance(value, str) and not value.strip():
-        raise DataError(f"{where}: column {source!r} is empty. Correct or remove the row.")
+        return f"must be {wanted}, not {'null' if value is None else type(value).__name__}"
+    return "" if str(value).strip() else "is empty"
 
 
 def check_characters(row: Row, required: tuple[str, ...]) -> None:
@@ -61,7 +58,7 @@ def check_characters(row: Row, required: tuple[str, ...]) -> None:
             )
 
 
-def check_messages(messages: Any, where: str) -> Row:
+def last_exchange(messages: object, where: str) -> Row:
     """Prompt and completion of a conversation: its last question and answer.
 
     Raises `DataError` unless an optional system message is followed by user and assistant in turn, the assistant last.
@@ -77,7 +74,7 @@ def check_messages(messages: Any, where: str) -> Row:
     turns = roles[1:] if roles[:1] == ["system"] else roles
     if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
         raise DataError(
-            f"{where}: after at most one system message, user and assistant must take turns and the assistant end; the roles "
-            f"are {', '.join(roles)}."
+            f"{where}: after at most one system message, user and assistant must take turns, and the assistant comes last; "
+            f"the roles are {', '.join(roles)}."
         )
     return {"prompt": messages[-2]["content"], "completion": messages[-1]["content"]}

@@ -1,7 +1,7 @@
-"""One file to rows, read strictly: a row is right or it is an error with file, line and reason, never with row content.
+"""The rows of one file, read strictly: a row is right, or an error names file, line and reason, never what the row holds.
 
 The ending of the name says the format: .jsonl, .json, .csv, .tsv, .parquet, .txt or .md, each also as .gz or .zst. A reader
-yields (line, row), or (line, `DataError`) for a row that may be skipped; what makes the rest of a file unreadable is raised.
+yields (line, row), or (line, `DataError`) for a row that may be skipped. It raises what makes the rest of a file unreadable.
 """
 
 import csv
@@ -10,7 +10,7 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import orjson
 
@@ -19,28 +19,30 @@ from ftcore.errors import DataError
 Row = dict[str, Any]
 Rows = Iterator[tuple[int, Row | DataError]]
 COMPRESSED = (".gz", ".zst")
-# Longer fields of a CSV file are taken for a quote that was never closed.
+# A longer field of a CSV file means a quote that was never closed.
 LONGEST_FIELD = 10_000_000
 
 
 def read_file(file: Path) -> Rows:
-    """Rows of a file with their line numbers (Parquet: row numbers). Raises `DataError` when it cannot be read further."""
-    name = file.name
-    for ending in COMPRESSED:
-        name = name.removesuffix(ending)
-    reader = READERS.get(Path(name).suffix.lower())
+    """Rows of a file with their line numbers (Parquet: row numbers). Raises `DataError` when the rest cannot be read."""
+    reader = READERS.get(format_of(file))
     if reader is None:
         raise DataError(f"{file}: the ending says no format that can be read: {', '.join(READERS)}, also .gz or .zst.")
     try:
         with _opened(file) as stream:
             yield from reader(stream, str(file))
-    except (EOFError, OSError) as error:  # of a broken archive; errors of the disk say so themselves
+    except (EOFError, OSError) as error:  # of a broken archive; other errors of the disk explain themselves
         if file.suffix not in COMPRESSED:
             raise
         raise DataError(f"{file} cannot be unpacked: {error}. The file may be incomplete.") from None
 
 
-def _opened(file: Path) -> Any:
+def format_of(file: Path) -> str:
+    """The ending that says the format: ".csv" of "rows.CSV.gz"."""
+    return Path(file.name.removesuffix(".gz").removesuffix(".zst")).suffix.lower()
+
+
+def _opened(file: Path) -> io.BufferedIOBase:
     if file.suffix == ".gz":
         return gzip.open(file, "rb")
     if file.suffix == ".zst":
@@ -50,8 +52,8 @@ def _opened(file: Path) -> Any:
     return file.open("rb")
 
 
-def _jsonl(stream: IO[bytes], where: str) -> Rows:
-    """An object a line. A byte-order mark, CRLF and blank lines are accepted."""
+def _jsonl(stream: io.BufferedIOBase, where: str) -> Rows:
+    """One object a line. A byte-order mark, CRLF and blank lines are accepted."""
     for number, line in enumerate(stream, 1):
         try:
             row = orjson.loads(line)
@@ -59,17 +61,22 @@ def _jsonl(stream: IO[bytes], where: str) -> Rows:
             row = None
         if type(row) is dict:
             yield number, row
-        elif slow := _explained(line, f"{where}:{number}", first=number == 1):
-            yield number, slow
+        elif unusual := _unusual(line, f"{where}:{number}", first=number == 1):
+            yield number, unusual
 
 
-def _explained(line: bytes, where: str, *, first: bool) -> Row | DataError | None:
-    """The row of an unusual line, what is wrong with it, or None when it is blank."""
+def _unusual(line: bytes, where: str, *, first: bool) -> Row | DataError | None:
+    """The row of a line that is no plain JSON object, or what is wrong with it; None when it is blank."""
     try:
         text = _decode(line, where, first=first)
-        return _parse(text, where, ended=line.endswith(b"\n")) if text.strip() else None
+        return _object(json.loads(text, parse_constant=_refuse_constant), where) if text.strip() else None
     except DataError as error:
         return error
+    except json.JSONDecodeError as error:
+        cut = "" if line.endswith(b"\n") else " The file ends without a line break: it may be incomplete."
+        return DataError(f"{where}, column {error.colno}: not valid JSON: {error.msg}.{cut}")
+    except (ValueError, RecursionError) as error:
+        return DataError(f"{where}: not valid JSON: {error}.")
 
 
 def _decode(line: bytes, where: str, *, first: bool) -> str:
@@ -79,29 +86,19 @@ def _decode(line: bytes, where: str, *, first: bool) -> str:
         raise DataError(f"{where}: byte {error.start + 1} is not UTF-8. Save the file as UTF-8.") from None
 
 
-def _parse(text: str, where: str, *, ended: bool) -> Row:
-    try:
-        row = json.loads(text, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        cut = "" if ended else " The file ends without a line break: it may be incomplete."
-        raise DataError(f"{where}, column {error.colno}: not valid JSON: {error.msg}.{cut}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not valid JSON: {error}.") from None
-    return _object(row, where)
-
-
-def _object(row: Any, where: str) -> Row:
+def _object(row: object, where: str) -> Row | DataError:
     if not isinstance(row, dict):
-        raise DataError(f"{where}: a row must be a JSON object, not {_json_type(row)}.")
+        kind = {list: "an array", str: "text", bool: "true or false", type(None): "null"}.get(type(row), "a number")
+        return DataError(f"{where}: a row must be a JSON object, not {kind}.")
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise DataError(f"{where}: holds half of a surrogate pair (\\ud...): not a character.") from None
+        return DataError(f"{where}: holds half of a surrogate pair (\\ud...): not a character.")
     return row
 
 
-def _json(stream: IO[bytes], where: str) -> Rows:
-    """One array of objects; a file that begins with an object is read as JSON lines."""
+def _json(stream: io.BufferedIOBase, where: str) -> Rows:
+    """One array of objects. A file that begins with an object is read as JSON lines."""
     content = stream.read()
     if content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
         yield from _jsonl(io.BytesIO(content), where)
@@ -118,10 +115,7 @@ def _json(stream: IO[bytes], where: str) -> Rows:
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else error
             raise DataError(f"{where}:{line}: not valid JSON: {reason}. The file may be incomplete.") from None
-        try:
-            yield line, _object(row, f"{where}:{line}")
-        except DataError as error:
-            yield line, error
+        yield line, _object(row, f"{where}:{line}")
         at = _after(text, at, " \t\r\n,")
 
 
@@ -131,8 +125,12 @@ def _after(text: str, at: int, skipped: str) -> int:
     return at
 
 
-def _csv(stream: IO[bytes], where: str, delimiter: str = ",") -> Rows:
-    """A header with the columns, then one record each; quoted fields may hold line breaks. Every cell is text."""
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def _csv(stream: io.BufferedIOBase, where: str, delimiter: str = ",") -> Rows:
+    """A header with the columns, then one row a record; quoted fields may hold line breaks. Every cell is text."""
     csv.field_size_limit(LONGEST_FIELD)
     lines = (_decode(line, f"{where}:{number}", first=number == 1) for number, line in enumerate(stream, 1))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -150,41 +148,26 @@ def _csv(stream: IO[bytes], where: str, delimiter: str = ",") -> Rows:
         raise DataError(f"{where}:{reader.line_num}: not valid CSV: {error}. Is a quote left open?") from None
 
 
-def _tsv(stream: IO[bytes], where: str) -> Rows:
-    yield from _csv(stream, where, "\t")
-
-
-def _parquet(stream: IO[bytes], where: str) -> Rows:
-    """Rows of a Parquet file, a batch of them in memory at a time."""
-    import pyarrow
-    import pyarrow.parquet
+def _parquet(stream: io.BufferedIOBase, where: str) -> Rows:
+    """Rows of a Parquet file; a batch of them is in memory at a time."""
+    from pyarrow import ArrowException, parquet
 
     try:
-        number = 0
-        for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(1000):
-            for row in batch.to_pylist():
-                yield (number := number + 1), row
-    except pyarrow.ArrowException as error:
+        batches = parquet.ParquetFile(stream).iter_batches(1000)
+        yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
+    except ArrowException as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{where} cannot be read as Parquet: {reason} The file may be incomplete.") from None
 
 
-def _text(stream: IO[bytes], where: str) -> Rows:
+def _text(stream: io.BufferedIOBase, where: str) -> Rows:
     """The whole file as one document."""
     text = _decode(stream.read(), where, first=True)
     if text.strip():
         yield 1, {"text": text}
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON value")
-
-
-def _json_type(value: object) -> str:
-    names = {list: "an array", str: "text", bool: "true or false", int: "a number", float: "a number"}
-    return names.get(type(value), "null")
-
-
-READERS: dict[str, Callable[[IO[bytes], str], Rows]] = {
-    ".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _tsv, ".parquet": _parquet, ".txt": _text, ".md": _text
+READERS: dict[str, Callable[[io.BufferedIOBase, str], Rows]] = {
+    ".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": lambda stream, where: _csv(stream, where, "\t"),
+    ".parquet": _parquet, ".txt": _text, ".md": _text,
 }  # fmt: skip

@@ -1,14 +1,14 @@
 """Several data sets as one: rows of each source, capped or repeated, with a count of each."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Ge, Gt
 from typing_extensions import TypedDict
 
 from ftcore.data.formats import Row
-from ftcore.data.records import RECORD_TYPES, SPLITS, Data, Records
-from ftcore.data.splits import position, questions
+from ftcore.data.records import RECORD_TYPES, SPLITS, Data, Parts, Records
+from ftcore.data.splits import position, question_keys
 from ftcore.errors import DataError
 from ftcore.settings import Role
 
@@ -33,9 +33,9 @@ class Mixture(Data):
         if not self.sources:
             raise DataError("data=mixture needs sources: data.sources.<name>={path: rows.jsonl, weight: 1}.")
         parts = {name: self._part(name, source, record_type) for name, source in self.sources.items()}
-        rows: dict[Any, list[Row]] = {s: [row for part in parts.values() for row in getattr(part, s)] for s in SPLITS}
+        rows: Parts = {s: [row for part in parts.values() for row in getattr(part, s)] for s in SPLITS}
         train, notes = self._compared(
-            rows, questions(row for part in rows.values() for row in part), RECORD_TYPES[record_type]
+            rows, question_keys(row for part in rows.values() for row in part), RECORD_TYPES[record_type]
         )
         kept = {id(row) for row in train}
         weighed: list[Row] = []

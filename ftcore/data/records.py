@@ -10,17 +10,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
+import yaml
 from annotated_types import Ge, Le, Lt
 
-from ftcore.data.checks import CONTROL, check_characters, check_messages, check_row
-from ftcore.data.shapes import is_transcript, shape_of
+from ftcore.data.checks import CONTROL, check_characters, check_row, last_exchange
+from ftcore.data.shapes import is_transcript, recognised
 from ftcore.data.sources import SPLITS, Hub, Row, Split, read_hub, read_rows, split_files
-from ftcore.data.splits import Keys, leaked, questions, repeated, split
+from ftcore.data.splits import Keys, leaked, question_keys, repeated, split
 from ftcore.errors import DataError
+from ftcore.files import resources
 from ftcore.settings import PathOfRows, PathOfText, Role
 
+Parts = dict[Split, list[Row]]
 # Record type -> columns that every row must have, as non-empty text (`label`: true or false).
 RECORD_TYPES = {
     "text": ("text",),
@@ -29,20 +32,20 @@ RECORD_TYPES = {
     "unpaired": ("prompt", "completion", "label"),
     "prompt": ("prompt",),
 }
-# Record type -> the type whose rows it can be made of when a data option has no rows of its own.
+# Record type -> the type that it can be made of when a data option has no rows of it.
 DERIVED = {"unpaired": "preference", "prompt": "prompt_completion", "text": "prompt_completion"}
 # Columns that a row may have beside the required ones: `messages` stands for prompt and completion.
 OPTIONAL = ("id", "group", "answer", "margin", "messages")
-# Columns that are checked or read one by one.
-LOOKED_AT = frozenset({"id", "answer", "margin", "messages", "label"})
-PLACE = re.compile(r"\{(\w+(?:\.\w+)*)\}")
+# Columns with rules of their own.
+SPECIAL = frozenset({"id", "answer", "margin", "messages", "label"})
+PLACEHOLDER = re.compile(r"\{(\w+(?:\.\w+)*)\}")
 
 
 @dataclass(frozen=True)
 class Records:
     """Checked rows of one record type. Each row has its `id`, its `where` (file:line) and its columns.
 
-    `notes` say what was noticed in reading, for the person who runs it.
+    `notes` say what reading found: shapes that were recognised, rows that were skipped, duplicates.
     """
 
     type: str
@@ -63,7 +66,7 @@ class Records:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """A data set as its YAML says: where each record type comes from, its columns, how rows are split and encoded."""
+    """A data set as its YAML describes it: the files of each record type, their columns, how rows are split and encoded."""
 
     path: PathOfRows
     splits: dict[Split, PathOfRows]
@@ -83,13 +86,17 @@ class Data:
     max_lost: Annotated[float, Ge(0), Le(1)]
     chat: Annotated[bool | Literal["auto"], Role("result")]
 
+    @property
+    def has_files(self) -> bool:
+        """Whether `path` or `splits` name files."""
+        return bool(self.path or any(self.splits.values()))
+
     def load(self, record_type: str) -> Records:
         """Read, check and split the rows of a record type. Raises `DataError` naming file, line and reason."""
         self._check_columns(record_type)
-        files = self._files(record_type)
-        reader = Reader(self, record_type)
-        rows: dict[Any, list[Row]] = {part: list(reader.rows(files[part])) for part in SPLITS if files.get(part)}
-        keys = questions(row for part in rows.values() for row in part)
+        files, reader = self._files(record_type), Reader(self, record_type)
+        rows: Parts = {part: list(reader.rows(path)) for part in SPLITS if (path := files.get(part))}
+        keys = question_keys(row for part in rows.values() for row in part)
         if "test" not in rows:
             rows["train"], rows["test"] = split(rows["train"], keys, self.test_share, min)
         if "validation" not in rows:
@@ -97,63 +104,60 @@ class Data:
         if not rows["train"]:
             raise DataError(f"{files['train']} is too small: all its rows are held out. Lower data.test_share.")
         train, notes = self._compared(rows, keys, RECORD_TYPES[record_type])
-        if self.path and split_files(self.path) and not any(self.splits.values()):
-            notes.insert(
-                0, f"{self.path}: its files {', '.join(part for part in SPLITS if files[part])} are the splits"
-            )
+        if self.path and not any(self.splits.values()) and split_files(self.path):
+            named = ", ".join(part for part in SPLITS if files[part])
+            notes.insert(0, f"{self.path}: its files {named} are the splits")
         gc.freeze()  # rows stay as long as the run: looking at a million of them again and again takes half a minute
         return Records(record_type, train, rows["validation"], rows["test"], (*reader.notes(), *notes))
 
-    def whole(self, record_type: str) -> Records:
+    def load_as_test(self, record_type: str) -> Records:
         """All rows as the test split, unless a file of test rows is named: what `eval` scores of other data."""
         if self._files(record_type).get("test"):
             return self.load(record_type)
-        everything = replace(self, test_share=0.0, validation_share=0.0).load(record_type)
-        return Records(record_type, [], [], everything.train)
+        rows = replace(self, test_share=0.0, validation_share=0.0).load(record_type).train
+        return Records(record_type, [], [], rows)
 
     def read(self, path: str) -> Iterator[tuple[str, Row | DataError]]:
-        """(where, row) of a file; overridden by data that is made otherwise."""
+        """(where, row) of a file. Data that is not read from files overrides this."""
         return read_rows(path)
 
-    def _compared(
-        self, rows: dict[Any, list[Row]], keys: Keys, columns: tuple[str, ...]
-    ) -> tuple[list[Row], list[str]]:
-        """The training rows, without duplicates where asked, and what is the same. Raises `DataError` for leakage."""
+    def _compared(self, rows: Parts, keys: Keys, columns: tuple[str, ...]) -> tuple[list[Row], list[str]]:
+        """The training rows, without duplicates where asked, and notes on equal rows. Raises `DataError` for leakage."""
         train, notes, held_out = rows["train"], [], [*rows["validation"], *rows["test"]]
-        if double := repeated(train, keys, columns):
-            done = "dropped" if self.duplicates == "drop" else "kept (data.duplicates=drop leaves them out)"
-            notes.append(f"{len(double):,} training rows repeat another ({_places(double, 'repeats')}): {done}")
-            again = {id(row) for row, _ in double}
-            train = train if self.duplicates == "keep" else [row for row in train if id(row) not in again]
+        if repeats := repeated(train, keys, columns):
+            dropped = self.duplicates == "drop"
+            done = "dropped" if dropped else "kept (data.duplicates=drop leaves them out)"
+            notes.append(f"{len(repeats):,} training rows repeat another ({_listed(repeats, ' repeats ')}): {done}")
+            again = {id(row) for row, _ in repeats if dropped}
+            train = [row for row in train if id(row) not in again]
         same, near = leaked(train, held_out, keys, columns)
+        total = f"of {len(held_out):,} held-out rows"
         if same and self.leakage == "error":
             row, where = same[0]
             raise DataError(
-                f"{row['where']} is held out and {where} trains on the same question or text; {len(same):,} of "
-                f"{len(held_out):,} held-out rows are such. Remove them, or allow it with data.leakage=allow."
+                f"{row['where']} is held out and {where} trains on the same question or text; so it is with {len(same):,} "
+                f"{total}. Remove them, or allow it with data.leakage=allow."
             )
         if same:
-            notes.append(f"{len(same):,} of {len(held_out):,} held-out rows are in training ({_places(same, 'as')})")
+            notes.append(f"{len(same):,} {total} are in training ({_listed(same, ' as ')})")
         if near:
-            places = _places([(row, "") for row in near])
-            notes.append(f"{len(near):,} of {len(held_out):,} held-out rows nearly are in training ({places})")
+            notes.append(f"{len(near):,} {total} nearly are in training ({_listed([(row, '') for row in near])})")
         return train, notes
 
-    def _files(self, record_type: str) -> dict[Split, Any]:
-        if self.records and (self.path or any(self.splits.values())):
-            raise DataError(
-                "This data option has its own rows; for rows of your own choose data=jsonl data.path=<file>."
-            )
+    def _files(self, record_type: str) -> dict[Split, str | None]:
+        """Path of each split."""
+        if self.records and self.has_files:
+            raise DataError("This data option has its own rows. For yours choose data=jsonl data.path=<file>.")
         source = record_type if record_type in self.records else DERIVED.get(record_type, record_type)
-        files: dict[Split, Any] = dict(self.records.get(source, {}) if self.records else self.splits)
+        files = dict(self.records.get(source) or self.splits)
         if self.path and not any(files.values()):
             files |= split_files(self.path)
         files["train"] = files.get("train") or self.path
         if not files["train"] and self.hub:
             return dict(self.hub["splits"])
         if not files["train"]:
-            have = ", ".join(self.records) or "none"
-            raise DataError(f"This data set has no {record_type} rows (it has: {have}). {_options_with(record_type)}")
+            types = ", ".join(self.records) or "none"
+            raise DataError(f"This data set has no {record_type} rows (it has: {types}). {_options_with(record_type)}")
         return files
 
     def _check_columns(self, record_type: str) -> None:
@@ -164,10 +168,9 @@ class Data:
             )
 
 
-def _places(found: list[tuple[Row, str]], word: str = "") -> str:
-    """Where the first of them stand."""
-    first = [f"{row['where']} {word} {where}".strip() for row, where in found[:5]]
-    return ", ".join([*first, *(["..."] if len(found) > 5 else [])])
+def _listed(pairs: list[tuple[Row, str]], between: str = "") -> str:
+    """Where the first of these rows stand."""
+    return ", ".join([*(f"{row['where']}{between}{where}" for row, where in pairs[:5]), *["..."] * (len(pairs) > 5)])
 
 
 class Reader:
@@ -175,8 +178,8 @@ class Reader:
 
     def __init__(self, data: Data, record_type: str) -> None:
         self.data, self.record_type, self.required = data, record_type, RECORD_TYPES[record_type]
-        # A hub set's columns are its own; a local copy of it has ours, unless the user maps others.
-        self.hub = None if data.path or any(data.splits.values()) or data.records else data.hub
+        # A hub set's columns are its own. A local copy of it has ours, unless the user maps others.
+        self.hub = None if data.has_files or data.records else data.hub
         names = data.columns or (self.hub["columns"] if self.hub else {})
         self.columns = {target: _filled(source) for target, source in names.items()}
         self.mapped = {*names, *names.values()}
@@ -187,9 +190,9 @@ class Reader:
     def rows(self, path: str) -> Iterator[Row]:
         """Checked rows. Raises `DataError` for a wrong one, or after `max_bad_rows` of them where they are skipped."""
         for where, raw in read_hub(self.hub, path) if self.hub else self.data.read(path):
-            if self.misspelt is None and type(raw) is dict:  # the first row speaks for all
+            if self.misspelt is None and isinstance(raw, dict):  # the columns of the first row stand for all
                 self.misspelt = _misspelt({*raw} - self.mapped, {*self.required, *OPTIONAL})
-            if self._is_usual(raw):
+            if self._is_plain(raw):
                 yield {"id": where, **raw, "where": where}  # type: ignore[dict-item]
                 continue
             try:
@@ -199,24 +202,22 @@ class Reader:
                 if self.data.on_bad_row == "fail":
                     raise
                 if len(self.bad) > self.data.max_bad_rows:
-                    raise DataError(
-                        f"{error} It is bad row {len(self.bad)}; data.max_bad_rows={self.data.max_bad_rows}."
-                    ) from None
+                    limit = f"data.max_bad_rows={self.data.max_bad_rows}"
+                    raise DataError(f"{error} It is bad row {len(self.bad)}; {limit}.") from None
 
     def notes(self) -> list[str]:
-        """What was recognised and what was left out."""
-        bad = [f"{len(self.bad):,} bad rows skipped ({', '.join(self.bad[:5])}{' ...' if len(self.bad) > 5 else ''})"]
-        shapes = [f"{file}: read as {shape}" for file, shape in self.shapes.items()]
-        words = [
-            f"column {word!r} is not used; did you mean {near!r}?"
-            for word, near in (self.misspelt or {}).items()
-            if near
-        ]
-        return [*shapes, *words, *(bad if self.bad else [])]
+        """Shapes that were recognised, columns that look misspelt and rows that were skipped."""
+        notes = [f"{file}: read as {shape}" for file, shape in self.shapes.items()]
+        for column, near in (self.misspelt or {}).items():
+            notes.append(f"column {column!r} is not used; did you mean {near!r}?")
+        if self.bad:
+            some = ", ".join(self.bad[:5]) + (" ..." if len(self.bad) > 5 else "")
+            notes.append(f"{len(self.bad):,} bad rows skipped ({some})")
+        return notes
 
-    def _is_usual(self, raw: Row | DataError) -> bool:
-        """Whether a row needs no closer look: text in every column that is needed, and nothing that has rules of its own."""
-        if type(raw) is not dict or self.columns or not LOOKED_AT.isdisjoint(raw):
+    def _is_plain(self, raw: Row | DataError) -> bool:
+        """Whether a row is surely right: text in every required column, and no column with rules of its own."""
+        if type(raw) is not dict or self.columns or not SPECIAL.isdisjoint(raw):
             return False
         for column in self.required:
             value = raw.get(column)
@@ -227,27 +228,23 @@ class Reader:
     def _checked(self, raw: Row | DataError, where: str) -> list[Row]:
         if isinstance(raw, DataError):
             raise raw
-        row = self._mapped(raw, where)
-        rows = derive(row, self.record_type)
-        for made in rows:
-            check_row(made, self.required, self.data.columns, raw)
+        rows = derive(self._mapped(raw, where), self.record_type)
+        for row in rows:
+            check_row(row, self.required, self.data.columns, raw)
             if self.data.control_characters == "error":
-                check_characters(made, self.required)
+                check_characters(row, self.required)
         return rows
 
     def _mapped(self, raw: Row, where: str) -> Row:
+        """A row in our columns."""
         row = raw
         if self.columns:
             row = {column: value for column, value in raw.items() if column not in self.mapped}
             row |= {target: value for target, fill in self.columns.items() if (value := fill(raw)) is not None}
             for target, names in (self.hub["values"] if self.hub else {}).items():
                 row[target] = names.get(str(row.get(target)), row.get(target))
-        elif self._looks_different(raw) and (shape := shape_of(raw)):
-            self.shapes[where.rpartition(":")[0]] = shape[0]
-            try:
-                row = shape[2](raw)
-            except (KeyError, IndexError, TypeError, AttributeError):
-                raise DataError(f"{where}: is not the {shape[0]} that its columns say.") from None
+        elif self._looks_different(raw) and (shape := recognised(raw, where)):
+            self.shapes[where.rpartition(":")[0]], row = shape
         return {**row, "id": str(row["id"]) if "id" in row else where, "where": where}
 
     def _looks_different(self, raw: Row) -> bool:
@@ -255,21 +252,20 @@ class Reader:
         return is_transcript(raw.get("prompt")) or not all(isinstance(raw.get(c), str | bool) for c in self.required)
 
 
-def _misspelt(there: set[str], known: set[str]) -> dict[str, str]:
-    """Columns that nobody reads, and the one that each may be meant for; "" for none."""
-    return {
-        column: next(iter(get_close_matches(column, known - there, 1, 0.8)), "") for column in sorted(there - known)
-    }
+def _misspelt(columns: set[str], known: set[str]) -> dict[str, str]:
+    """Columns that are not used, and the known column that each looks like."""
+    near = {column: get_close_matches(column, known - columns, 1, 0.8) for column in sorted(columns - known)}
+    return {column: matches[0] for column, matches in near.items() if matches}
 
 
-def _filled(source: str) -> Callable[[Row], Any]:
-    """A column's value, or a template's: `{name}` stands for a column, `{name.key}` for what is inside it."""
-    if not PLACE.search(source):
+def _filled(source: str) -> Callable[[Row], object]:
+    """Takes a column's value, or fills a template: `{name}` is a column, `{name.key}` what is inside it."""
+    if not PLACEHOLDER.search(source):
         return lambda raw: raw.get(source)
-    return lambda raw: PLACE.sub(lambda found: _inside(raw, found[1].split(".")), source)
+    return lambda raw: PLACEHOLDER.sub(lambda found: _inside(raw, found[1].split(".")), source)
 
 
-def _inside(value: Any, path: list[str]) -> str:
+def _inside(value: object, path: list[str]) -> str:
     for key in path:
         if not isinstance(value, dict) or key not in value:
             raise DataError(f"data.columns: a template names {'.'.join(path)!r}, which a row does not have.")
@@ -278,28 +274,25 @@ def _inside(value: Any, path: list[str]) -> str:
 
 
 def derive(row: Row, record_type: str) -> list[Row]:
-    """A row as rows of the type that is asked for, where another type's columns hold what it needs.
+    """A row as rows of `record_type`, made of another type's columns where it lacks its own.
 
     A conversation's last question and answer become prompt and completion, a pair a good and a bad answer, a question and its
     answer a text.
     """
     if "messages" in row:
-        row = {**row, **check_messages(row["messages"], row["where"])}
-    if record_type == "unpaired" and "label" not in row and {"chosen", "rejected"} <= set(row):
+        row = {**row, **last_exchange(row["messages"], row["where"])}
+    if record_type == "unpaired" and "label" not in row and row.keys() >= {"chosen", "rejected"}:
         sides = (("chosen", True), ("rejected", False))
         return [{**row, "id": f"{row['id']}/{side}", "completion": row[side], "label": good} for side, good in sides]
-    if record_type == "text" and "text" not in row and {"prompt", "completion"} <= set(row):
+    if record_type == "text" and "text" not in row and row.keys() >= {"prompt", "completion"}:
         return [{**row, "text": f"{row['prompt']}\n{row['completion']}"}]
     return [row]
 
 
 def _options_with(record_type: str) -> str:
-    import yaml
-
-    from ftcore.files import resources
-
-    files = sorted((resources() / "conf" / "data").glob("[!_]*.yaml"))
-    nodes = {file.stem: yaml.safe_load(file.read_text()) for file in files}
     types = {record_type, DERIVED.get(record_type, record_type)}
-    names = [name for name, node in nodes.items() if "hub" not in node and types & set(node.get("records", types))]
+    nodes = {file.stem: yaml.safe_load(file.read_text()) for file in (resources() / "conf/data").glob("[!_]*.yaml")}
+    names = [
+        name for name, node in sorted(nodes.items()) if "hub" not in node and types & {*node.get("records", types)}
+    ]
     return f"Data options that have them: {', '.join(names)}."

@@ -1,42 +1,59 @@
-"""Shapes of rows that others use, recognised by their columns and turned into ours."""
+"""Rows in the columns of others (Alpaca, ShareGPT, transcripts), recognised and turned into ours."""
 
 from collections.abc import Callable
-from typing import Any
 
 from ftcore.data.formats import Row
+from ftcore.errors import DataError
 
-Shape = tuple[str, Callable[[Row], bool], Callable[[Row], Row]]
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-ANSWERS: tuple[str, ...] = ("completion", "chosen", "rejected")
+TURN = ("user", "assistant")
+SIDES = ("chosen", "rejected")
 HUMAN, ASSISTANT = "\n\nHuman: ", "\n\nAssistant: "
 
 
-def shape_of(row: Row) -> Shape | None:
-    """The first shape that a row has; None when its columns are ours or nobody's."""
-    return next((shape for shape in SHAPES if shape[1](row)), None)
+def recognised(row: Row, where: str) -> tuple[str, Row] | None:
+    """The name of the first shape that a row has, and the row in our columns; None when its columns are ours or unknown.
+
+    Raises `DataError` when a row has the columns of a shape and not what belongs in them.
+    """
+    for name, convert in SHAPES.items():
+        try:
+            if (converted := convert(row)) is not None:
+                return name, converted
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise DataError(f"{where}: is not the {name} that its columns say.") from None
+    return None
 
 
-def _alpaca(row: Row) -> Row:
+def _alpaca(row: Row) -> Row | None:
+    if "prompt" in row or not row.keys() >= {"instruction", "output"}:
+        return None
     prompt = f"{row['instruction']}\n\n{row['input']}" if row.get("input") else row["instruction"]
     return {**row, "prompt": prompt, "completion": row["output"]}
 
 
-def _sharegpt(row: Row) -> Row:
+def _sharegpt(row: Row) -> Row | None:
+    if "messages" in row or not _dialogue(row.get("conversations")):
+        return None
     turns = row["conversations"]
     messages = [{"role": ROLES.get(turn.get("from"), turn.get("from")), "content": turn.get("value")} for turn in turns]
     return {**row, "messages": messages}
 
 
-def _messages_of_pair(row: Row) -> Row:
-    """Conversational pairs: the turns before the last answer are the prompt, the last messages the two answers."""
+def _pair_of_conversations(row: Row) -> Row | None:
+    """The turns before the last answer are the prompt, the last messages the two answers."""
+    if not all(_dialogue(row.get(side)) for side in SIDES):
+        return None
     before = row["prompt"] if isinstance(row.get("prompt"), list) else row["chosen"][:-1]
-    answers: Row = {side: row[side][-1].get("content") for side in ("chosen", "rejected")}
+    answers: Row = {side: row[side][-1].get("content") for side in SIDES}
     last = {"role": "assistant", "content": answers["chosen"]}
     return {**row, **answers, "prompt": before[-1].get("content"), "messages": [*before, last]}
 
 
-def _transcripts(row: Row) -> Row:
+def _transcripts(row: Row) -> Row | None:
     """Anthropic's transcripts: "Human: ... Assistant: ..." with the same turns before the last answer."""
+    if "prompt" in row or not all(str(row.get(side)).startswith(HUMAN) for side in SIDES):
+        return None
     before, _, chosen = row["chosen"].rpartition(ASSISTANT)
     other, _, rejected = row["rejected"].rpartition(ASSISTANT)
     if before != other:
@@ -44,9 +61,11 @@ def _transcripts(row: Row) -> Row:
     return {**row, **_conversation(before, chosen), "chosen": chosen, "rejected": rejected}
 
 
-def _transcript_as_prompt(row: Row) -> Row:
+def _transcript_as_prompt(row: Row) -> Row | None:
     """The same where the turns before the answer are the prompt, which ends with "Assistant:"."""
-    answers = {side: row[side].removeprefix(" ") for side in ANSWERS if side in row}
+    if not is_transcript(row.get("prompt")):
+        return None
+    answers = {column: row[column].removeprefix(" ") for column in ("completion", *SIDES) if column in row}
     before = row["prompt"].removesuffix(ASSISTANT.rstrip())
     return {**row, **_conversation(before, next(iter(answers.values()), "-")), **answers}
 
@@ -58,33 +77,20 @@ def _conversation(before: str, answer: str) -> Row:
     return {"prompt": texts[-1][0], "messages": [*messages, {"role": "assistant", "content": answer}]}
 
 
-def is_transcript(prompt: Any) -> bool:
-    """Whether a prompt is a transcript up to where the assistant speaks."""
+def is_transcript(prompt: object) -> bool:
+    """Whether a prompt is a transcript that ends where the assistant is to answer."""
     return isinstance(prompt, str) and prompt.startswith(HUMAN) and prompt.endswith(ASSISTANT.rstrip())
 
 
-def _has(*columns: str) -> Callable[[Row], bool]:
-    return lambda row: all(column in row for column in columns)
-
-
-def _dialogue(value: Any) -> bool:
+def _dialogue(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(message, dict) for message in value)
 
 
-TURN = ("user", "assistant")
-# Name, whether a row has it, and the row in our columns.
-SHAPES: tuple[Shape, ...] = (
-    ("alpaca (instruction, input, output)", lambda row: _has("instruction", "output")(row) and "prompt" not in row, _alpaca),
-    ("ShareGPT (conversations)", lambda row: _dialogue(row.get("conversations")) and "messages" not in row, _sharegpt),
-    (
-        "pairs of conversations (chosen, rejected)",
-        lambda row: _dialogue(row.get("chosen")) and _dialogue(row.get("rejected")),
-        _messages_of_pair,
-    ),
-    (
-        "transcripts (chosen, rejected)",
-        lambda row: "prompt" not in row and all(str(row.get(side)).startswith(HUMAN) for side in ("chosen", "rejected")),
-        _transcripts,
-    ),
-    ("transcripts (prompt)", lambda row: is_transcript(row.get("prompt")), _transcript_as_prompt),
-)  # fmt: skip
+# Name of a shape -> the row in our columns, None when it has not that shape.
+SHAPES: dict[str, Callable[[Row], Row | None]] = {
+    "alpaca (instruction, input, output)": _alpaca,
+    "ShareGPT (conversations)": _sharegpt,
+    "pairs of conversations (chosen, rejected)": _pair_of_conversations,
+    "transcripts (chosen, rejected)": _transcripts,
+    "transcripts (prompt)": _transcript_as_prompt,
+}

@@ -21,7 +21,7 @@ Found = list[tuple[Row, str]]
 Keys = dict[int, bytes]
 
 
-def questions(rows: Iterable[Row]) -> Keys:
+def question_keys(rows: Iterable[Row]) -> Keys:
     """A key of each row's question or text, by the row's identity: taking texts apart is the slow part, so it is done once."""
     return {id(row): _key(_question(row)) for row in rows}
 

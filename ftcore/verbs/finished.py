@@ -41,7 +41,7 @@ def evaluate(config: Config) -> Answer:
     run = _run(config)
     foundation, run_config = _load(config, run)
     data, kind = build(config["data"], Data), record_type(config["method"])
-    records = data.load(kind) if config["data"] == run_config["data"] else data.whole(kind)
+    records = data.load(kind) if config["data"] == run_config["data"] else data.load_as_test(kind)
     method, held_out = _held_out(config, foundation, records)
     tuned, answers = score(method, held_out, config["evaluate"], "tuned model")
     base, base_answers = _base(config, method, held_out)
