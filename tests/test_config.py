@@ -44,6 +44,8 @@ PATHS = {name: ["data.path=x.jsonl"] for name in ("jsonl", "own_jsonl", "qlora_8
         (["name=../../x"], 2, ["output_dir"]),
         (["hydra.run.dir=x"], 2, ["hydra.*"]),
         (["logger=null"], 2, ["Options: mlflow, none"]),
+        (["logger=[wandb,tensorboard]"], 2, ["one option", "did you mean logger=wandb_tensorboard?"]),
+        (["method=[sft,dpo]", "data={a: 1}"], 2, ["method takes the name of one option. Options: cpo", "data takes"]),
         (["evaluate.probe=nowhere.jsonl"], 2, ["evaluate.probe", "nowhere.jsonl"]),
         (["patience=2"], 2, ["keep_best=val/loss"]),
         (["trian"], 2, ["did you mean 'train'"]),
@@ -219,6 +221,12 @@ def test_what_was_checked_is_what_is_composed(tmp_path, monkeypatch):
 
 def test_a_secret_is_refused_and_not_repeated(fails):
     assert "SUPERSECRET" not in fails(2, "logger.entity=sk-SUPERSECRET0123456789abc", "model.api_key=SUPERSECRET")
+
+
+def test_the_place_of_another_problem_does_not_repeat_a_secret(fails):
+    message = fails(2, "trainer={api_key: SUPERSECRET, foo: 1}", "seed=-1")
+    assert all(part in message for part in ("4 problems", "trainer.foo", "(command line, seed=-1)")), message
+    assert "SUPERSECRET" not in message
 
 
 def test_run_and_recipe_together_are_refused(tmp_path):

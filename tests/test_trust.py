@@ -152,6 +152,7 @@ RECIPES = {
     "a long number": "seed: " + "9" * 50_000,
     "a long number of another base": "seed: 0x" + "f" * 50_000,
     "a long number of base sixty": "seed: 1" + ":59" * 30_000,
+    "a long key": f"? {'x' * 45_000}\n: 1",
     "a key twice": "seed: 1\nseed: 2",
     "a key that is a list": "? [a, b]\n: 1",
     "a key that is none": "null: 1",

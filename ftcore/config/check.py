@@ -12,12 +12,13 @@ from jsonschema.validators import extend
 from ftcore.config.build import Schema, schema_of_target, schemas
 from ftcore.config.roles import files_of_config
 from ftcore.config.secrets import SECRET, SECRET_ADVICE, SECRET_VALUE, environment_secrets
-from ftcore.config.tree import all_leaves
+from ftcore.config.tree import above, leaves
 from ftcore.config.trust import is_trusted, trusted
 from ftcore.errors import ConfigError
 from ftcore.files import resolve
 from ftcore.settings import CHOSEN, GROUPS, Config
 
+Problem = tuple[str, str]  # path of a key, what is wrong with it
 LONGEST = 200  # characters of a wrong value that a message shows
 TRUST_ADVICE = "to use a module of your own, give trust=[{}] on the command line"
 
@@ -37,37 +38,36 @@ Validator = extend(
 )
 
 
-def schema_problems(config: Mapping[str, object], trust: list[str]) -> Iterator[tuple[str, str]]:
-    """(key path, what is wrong) for every value that the schema refuses."""
-    schema = schemas()
-    yield from _check_node(config, schema["top"], "")
+def schema_problems(config: Mapping[str, object], trust: list[str]) -> Iterator[Problem]:
+    """Every value that the schema refuses."""
+    yield from _check_node(config, schemas()["top"], "")
     for key, node in config.items():
-        if key in GROUPS and isinstance(node, Mapping) and "_target_" not in node:
-            yield key, f"has keys and no option to take them: choose one with {key}=<option>"
-        if isinstance(node, Mapping) and "_target_" in node:
-            target = str(node["_target_"])
-            if target not in schema["targets"] and not is_trusted(target, trust):
-                yield (
-                    f"{key}._target_",
-                    f"{target!r} is not part of ftcore; {TRUST_ADVICE.format(target.split('.')[0])}",
-                )
-                continue
-            inner = {k: v for k, v in node.items() if k != "_target_"}
-            yield from _check_node(inner, schema_of_target(target, trust), key)
+        if isinstance(node, Mapping):
+            yield from _wrong_target(key, node, trust)
     secrets = environment_secrets()
-    for path, value in all_leaves(config):
+    for path, value in leaves(config, in_lists=True):
         named = SECRET.search(path.rsplit(".", 1)[-1]) and value
         if named or SECRET_VALUE.search(str(value)) or any(known in str(value) for known in secrets):
             yield path, SECRET_ADVICE
-    hardware, trainer = (
-        node if isinstance(node := config.get(key), Mapping) else {} for key in ("hardware", "trainer")
-    )
-    owned = {*hardware, *schema["trainer_owned"]}
-    for key in sorted(trainer):
-        if key in owned:
+    trainer = config.get("trainer")
+    for key in sorted(trainer) if isinstance(trainer, Mapping) else ():
+        if key in schemas()["trainer_owned"]:
             yield f"trainer.{key}", "is set by ftcore or by the hardware group; set it there"
-        elif key not in schema["trainer_keys"]:
-            yield f"trainer.{key}", f"is not a key of lightning.Trainer{closest(key, schema['trainer_keys'])}"
+        elif key not in schemas()["trainer_keys"]:
+            yield f"trainer.{key}", f"is not a key of lightning.Trainer{closest(key, schemas()['trainer_keys'])}"
+
+
+def _wrong_target(key: str, node: Mapping[str, object], trust: list[str]) -> Iterator[Problem]:
+    """What is wrong with the keys of a mapping by its `_target_`."""
+    if "_target_" not in node:
+        if key in GROUPS:
+            yield key, f"has keys and no option to take them: choose one with {key}=<option>"
+        return
+    target, parameters = str(node["_target_"]), {name: value for name, value in node.items() if name != "_target_"}
+    if target in schemas()["targets"] or is_trusted(target, trust):
+        yield from _check_node(parameters, schema_of_target(target, trust), key)
+    else:
+        yield f"{key}._target_", f"{target!r} is not part of ftcore; {TRUST_ADVICE.format(target.split('.')[0])}"
 
 
 def earlier_problems(config: object) -> list[str]:
@@ -80,13 +80,13 @@ def earlier_problems(config: object) -> list[str]:
     return [f"{path} {text}" for path, text in schema_problems(config, trusted())]
 
 
-def argument_problems(verb: str, node: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """(key path, what is wrong) for the arguments of a verb."""
+def argument_problems(verb: str, node: Mapping[str, object]) -> Iterator[Problem]:
+    """What is wrong with the arguments of a verb."""
     yield from _check_node(node, schemas()["top"]["properties"].get(verb, {}), verb)
 
 
-def conflicts(config: Config) -> Iterator[tuple[str, str]]:
-    """(key path, what is wrong) for keys that are right one by one and not together."""
+def conflicts(config: Config) -> Iterator[Problem]:
+    """Keys that are right one by one and not together, and names of files that are not there."""
     get = config.get
     if get("max_steps") is None and get("max_epochs") is None:
         yield "max_steps", "and max_epochs are both null, so nothing says when to stop: set one of them"
@@ -94,11 +94,11 @@ def conflicts(config: Config) -> Iterator[tuple[str, str]]:
         yield "patience", "needs a metric to watch: set keep_best=val/loss"
     if get("keep_best") != "last" and not get("validate_every"):
         yield "keep_best", "needs validation: set validate_every=<steps> and data.validation_share=0.1"
-    if re.search(r"reward", str(get("keep_best"))):
-        yield "keep_best", "keeps the lowest value, and of a reward more is better: set keep_best=val/loss"
+    if "reward" in str(get("keep_best")):
+        yield "keep_best", "keeps the lowest value, but of a reward more is better: set keep_best=val/loss"
     if ".." in str(get("name")) or str(get("name")).startswith("/"):
         yield "name", "is the name of a folder below output_dir, without .. or a leading /"
-    yield from _unspeakable(config)
+    yield from _unsafe_text(config)
     yield from _wrong_rewards(config["method"], config["trust"])
     yield from _wrong_groups(config["method"], config["global_batch_size"])
     for key, path in files_of_config(config, "text"):
@@ -106,53 +106,53 @@ def conflicts(config: Config) -> Iterator[tuple[str, str]]:
             yield key, f"names no file: {Path(resolve(path)).absolute()}"
 
 
-def _unspeakable(config: Config) -> Iterator[tuple[str, str]]:
-    """Line breaks in what becomes lines of a batch script, and names of options that would be paths."""
+def _unsafe_text(config: Config) -> Iterator[Problem]:
+    """Line breaks in what becomes lines of a batch script, and options whose names would be paths."""
     script = {"name": config.get("name"), "hardware": {"slurm": config["hardware"].get("slurm")}}
-    for path, value in all_leaves(script):
+    for path, value in leaves(script, in_lists=True):
         if not f"{path}{value}".isprintable():
             yield path.encode("unicode_escape").decode(), "holds a line break or another control character"
     for group, option in (config.get("choices") or {}).items():
         if option is not None and not re.fullmatch(r"\w[\w.-]*", str(option)):
-            yield f"choices.{group}", "is no name of an option"
+            yield f"choices.{group}", "is not the name of an option"
 
 
-def _wrong_groups(method: Mapping[str, object], size: object) -> Iterator[tuple[str, str]]:
+def _wrong_groups(method: Mapping[str, object], size: object) -> Iterator[Problem]:
     """Groups of completions that do not fill a step, or have nothing to compare with."""
     group = method.get("group_size")
     if not (isinstance(group, int) and isinstance(size, int) and group > 0):
         return
     if size % group:
         below, above = max(size // group, 1) * group, (size // group + 1) * group
-        yield (
-            "global_batch_size",
-            f"counts completions: {size} are no whole number of groups of method.group_size={group}; nearest: {below} or {above}",
+        problem = (
+            f"counts completions: {size} is not a multiple of method.group_size={group}; nearest: {below} or {above}"
         )
+        yield "global_batch_size", problem
     if group == 1 and method.get("advantage", "reinforce") != "reinforce":
-        yield "method.group_size", "of 1 leaves nothing to compare with: raise it, or set method.advantage=reinforce"
+        yield (
+            "method.group_size",
+            "is 1, so there is nothing to compare with: raise it, or set method.advantage=reinforce",
+        )
 
 
-def _wrong_rewards(method: Mapping[str, object], trust: list[str]) -> Iterator[tuple[str, str]]:
+def _wrong_rewards(method: Mapping[str, object], trust: list[str]) -> Iterator[Problem]:
     """Reward functions that do not exist, lack an option or are not trusted."""
     names, weights, options = (method.get(key) for key in ("rewards", "reward_weights", "reward_options"))
     if not (isinstance(names, list) and isinstance(weights, list) and isinstance(options, Mapping)):
         return
     if not (all(isinstance(name, str) for name in names) and all(isinstance(o, Mapping) for o in options.values())):
-        return  # the schema has said so
+        return  # the schema refuses them
     from ftcore.rewards.functions import check_reward
 
     if not names and not method.get("reward_model"):
         yield (
             "method.rewards",
-            "is empty and there is no method.reward_model, so nothing is reinforced: name a function",
+            "is empty, and there is no method.reward_model: name a function, or nothing is reinforced",
         )
     if len(names) != len(weights):
         yield "method.reward_weights", f"has {len(weights)} weights for {len(names)} functions in method.rewards"
     for name in sorted(set(options) - set(names)):
-        yield (
-            f"method.reward_options.{name}",
-            f"is for a function that method.rewards does not name{closest(name, names)}",
-        )
+        yield f"method.reward_options.{name}", f"is for a function that is not in method.rewards{closest(name, names)}"
     for name in names:
         try:
             check_reward(name, dict(options.get(name, {})), trust)
@@ -160,7 +160,7 @@ def _wrong_rewards(method: Mapping[str, object], trust: list[str]) -> Iterator[t
             yield "method.rewards", f"holds {name!r}: {error}"
 
 
-def _check_node(node: Mapping[str, object], schema: Schema, prefix: str) -> Iterator[tuple[str, str]]:
+def _check_node(node: Mapping[str, object], schema: Schema, prefix: str) -> Iterator[Problem]:
     for error in Validator(schema).iter_errors(node):
         path = ".".join([prefix, *map(str, error.absolute_path)]).strip(".")
         if error.validator == "additionalProperties":
@@ -202,11 +202,9 @@ def closest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {match[0]!r}?" if match else "."
 
 
-def reported(problems: list[tuple[str, str]], sources: Mapping[str, str]) -> str:
-    """The message of all problems, each with the place that set the key."""
-    lines, secret = [], {path for path, text in problems if text == SECRET_ADVICE}
-    for path, text in problems:
-        source = next((where for key, where in sources.items() if path == key or path.startswith(f"{key}.")), None)
-        source = None if path in secret else source  # the line would show it
-        lines.append(f"  {path} {text}" + (f"  ({source})" if source else ""))
-    return f"{len(lines)} problem{'s'[: len(lines) > 1]} in the config:\n" + "\n".join(lines)
+def report(problems: list[Problem], sources: Mapping[str, str]) -> str:
+    """The message of all problems. `sources` says where a key was set: `command line, seed=-1` or `recipe.yaml:3`."""
+    places = {path: next((sources[key] for key in above(path) if key in sources), "") for path, _ in problems}
+    hidden = {"", *(places[path] for path, text in problems if text == SECRET_ADVICE)}  # a place may quote the secret
+    lines = [f"  {path} {text}" + f"  ({places[path]})" * (places[path] not in hidden) for path, text in problems]
+    return f"{len(lines)} problem{'s' * (len(lines) > 1)} in the config:\n" + "\n".join(lines)

@@ -5,7 +5,7 @@ Hydra's Compose API composes conf/ (nothing a file says is run), then every node
 closest valid name, without importing torch.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -17,18 +17,16 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ftcore.config.check import argument_problems, closest, conflicts, reported, schema_problems
+from ftcore.config.check import Problem, argument_problems, closest, conflicts, report, schema_problems
 from ftcore.config.options import options
 from ftcore.config.recipe_rules import GIVEN, Staged, staged_recipes
 from ftcore.config.roles import keys_of, mappings
-from ftcore.config.tree import above, all_leaves
+from ftcore.config.tree import above, leaves
 from ftcore.config.yaml_source import read
 from ftcore.errors import ConfigError
 from ftcore.files import resources
 from ftcore.run_folder import Run
 from ftcore.settings import FILES, GROUPS, NAMED_AFTER, Config
-
-Problem = tuple[str, str]  # key path, what is wrong
 
 
 def load_config(
@@ -40,27 +38,30 @@ def load_config(
     """Compose and check the config of a command line.
 
     `arguments` are Hydra overrides (`method=dpo method.lr=1e-4`). With `run=<folder>` that run's config.yaml is the base
-    that they change. `recipe` is a recipe file that lies anywhere, `more` finds further problems (key path, what is wrong).
+    that they change. `recipe` is a recipe file that lies anywhere, `more` finds further problems.
     Raises `ConfigError` naming every problem.
     """
     overrides = read_overrides([word for word in arguments if word not in ("recipes=null", "sweeps=null")])
     chosen = [o for o in overrides if o.key_or_group in GROUPS]
     values = [o for o in overrides if o.key_or_group not in GROUPS]
-    _check_choices(chosen, config_dirs)
-    files = _files(chosen, recipe)
+    options_chosen = {o.key_or_group: o.value() for o in chosen}
+    if wrong := _wrong_options(options_chosen, config_dirs):
+        raise ConfigError("\n".join(f"{group} {problem}" for group, problem in wrong.items()))
+    files = _files(options_chosen, recipe)
     if recipe:
         chosen += read_overrides([f"recipes={GIVEN}"])
     with staged_recipes(files, config_dirs) as staged:
-        wrong = dict(_wrong_choices(staged.chosen, {o.key_or_group for o in chosen}, config_dirs))
+        wrong = _wrong_options({**staged.chosen, **options_chosen}, config_dirs)
         stand_ins = read_overrides([f"{group}={options(group)[0]}" for group in wrong])  # to see what else is wrong
         config = compose([*chosen, *stand_ins], values, [*staged.search_path, *config_dirs])
         config = _on_top_of_run(config, chosen, values)
         config["name"] = config.get("name") or default_name(config)
-        _refuse_trust_of_files(config, values)
+        if config.get("trust") != next((o.value() for o in values if o.key_or_group == "trust"), []):
+            raise ConfigError("trust is given on the command line only: no file may say whose code runs.")
         problems = _all_problems(config, values, staged, wrong, more)
     if problems:
-        sources = {o.key_or_group: f"command line, {o.input_line}" for o in values} | staged.lines
-        raise ConfigError(reported(problems, sources))
+        words = {o.key_or_group: f"command line, {o.input_line}" for o in values}
+        raise ConfigError(report(problems, staged.lines | words))
     return config
 
 
@@ -69,37 +70,46 @@ def default_name(config: Config) -> str:
     return "-".join(str(config["choices"][group]) for group in NAMED_AFTER)
 
 
-def _files(chosen: list[Override], recipe: Path | None) -> list[tuple[str, str | Path]]:
+def _wrong_options(choices: Mapping[str, object], config_dirs: Iterable[Path]) -> dict[str, str]:
+    """Group -> what is wrong with the option chosen for it."""
+    problems = {}
+    for group, option in choices.items():
+        known = options(group, config_dirs)
+        if isinstance(option, list | dict):
+            parts = set(map(str, option))
+            joint = next((f"; did you mean {group}={name}?" for name in known if parts == set(name.split("_"))), ".")
+            problems[group] = f"takes the name of one option{joint} Options: {', '.join(known)}."
+        elif str(option) not in known:
+            meant = closest(str(option), known)
+            problems[group] = f"has no option {str(option)!r}{meant} Options: {', '.join(known)}."
+    return problems
+
+
+def _files(chosen: Mapping[str, object], recipe: Path | None) -> list[tuple[str, str | Path]]:
     """(group, name or file) of every recipe and sweep that the command line names."""
-    files: list[tuple[str, str | Path]] = [(o.key_or_group, str(o.value())) for o in chosen if o.key_or_group in FILES]
-    if recipe and any(group == "recipes" for group, _ in files):
+    files: list[tuple[str, str | Path]] = [(group, str(chosen[group])) for group in FILES if group in chosen]
+    if recipe and "recipes" in chosen:
         raise ConfigError("recipe= and recipes= are two recipes: give one of the two.")
     return [*files, ("recipes", recipe)] if recipe else files
-
-
-def _refuse_trust_of_files(config: Config, values: list[Override]) -> None:
-    trust = next((o.value() for o in values if o.key_or_group == "trust"), [])
-    if config.get("trust") != trust:
-        raise ConfigError("trust is given on the command line only: no file may say whose code runs.")
 
 
 def _all_problems(
     config: Config,
     values: list[Override],
     staged: Staged,
-    wrong: dict[str, str],
+    wrong_options: dict[str, str],
     more: Callable[[Config], Iterable[Problem]],
 ) -> list[Problem]:
-    problems = [*schema_problems(config, config["trust"]), *((group, "") for group in wrong)]
-    if {path for path, _ in problems}.isdisjoint(mappings()):
+    problems = list(schema_problems(config, config["trust"]))
+    if mappings().isdisjoint({*wrong_options, *(path for path, _ in problems)}):
         problems += conflicts(config)
-    given = {o.key_or_group for o in values}
-    missing = {path for path, value in all_leaves(config) if value == "???"}
-    missing |= {key for key in staged.required if given.isdisjoint(above(key))}
-    unknown = {*missing, *wrong}  # nothing else can be said of these and of what is below them
+    set_by_words = {o.key_or_group for o in values}
+    missing = {path for path, value in leaves(config, in_lists=True) if value == "???"}
+    missing |= {key for key in staged.required if set_by_words.isdisjoint(above(key))}
+    unknown = {*missing, *wrong_options}  # nothing else can be said of these and of what is below them
     problems = [p for p in (*problems, *more(config)) if unknown.isdisjoint(above(p[0]))]
     problems += [(path, f"is missing: give {path}=... on the command line") for path in sorted(missing)]
-    return problems + [(f"defaults.override /{group}", text) for group, text in wrong.items()]
+    return problems + [(f"defaults.override /{group}", text) for group, text in wrong_options.items()]
 
 
 def read_overrides(arguments: list[str]) -> list[Override]:
@@ -107,43 +117,19 @@ def read_overrides(arguments: list[str]) -> list[Override]:
     try:
         overrides = OverridesParser.create().parse_overrides(arguments)
     except (OverrideParseException, ValueError) as error:  # or a number of thousands of digits
-        said = repr(getattr(error, "override", "with a very long number"))
+        word = repr(getattr(error, "override", "with a very long number"))
         raise ConfigError(
-            f"Cannot read the override {said}. Write key=value, such as method.lr=1e-4; quote values that "
+            f"Cannot read the override {word}. Write key=value, such as method.lr=1e-4; quote values that "
             f"hold spaces, commas or equals signs: 'prompt=\"What is it?\"'."
         ) from None
     for override in overrides:
         if override.key_or_group.split(".")[0].split("/")[0] == "hydra":
             raise ConfigError(f"{override.input_line!r}: ftcore composes with Hydra but takes no hydra.* keys.")
         if override.is_delete() or override.is_sweep_override():
-            raise ConfigError(
-                f"{override.input_line!r} is a {'deletion' if override.is_delete() else 'sweep'}, which this command "
-                "does not take. Give one value per key; write lists as key=[a,b]."
-            )
+            kind = "deletion" if override.is_delete() else "sweep"
+            advice = "Give one value per key; write lists as key=[a,b]."
+            raise ConfigError(f"{override.input_line!r} is a {kind}, which this command does not take. {advice}")
     return overrides
-
-
-def _wrong_choices(
-    chosen: Mapping[str, str], again: set[str], config_dirs: Iterable[Path]
-) -> Iterator[tuple[str, str]]:
-    """(group, what is wrong) for options that a recipe chooses, unless the command line does `again`, and there are not."""
-    for group in chosen.keys() - again:
-        known = options(group, config_dirs)
-        if chosen[group] not in known:
-            yield group, f"has no option {chosen[group]!r}{closest(chosen[group], known)} Options: {', '.join(known)}"
-
-
-def _check_choices(chosen: list[Override], config_dirs: tuple[Path, ...]) -> None:
-    problems = []
-    for override in chosen:
-        known = options(override.key_or_group, config_dirs)
-        if str(override.value()) not in known:
-            problems.append(
-                f"{override.input_line}: {override.key_or_group} has no option {str(override.value())!r}"
-                f"{closest(str(override.value()), known)} Options: {', '.join(known)}."
-            )
-    if problems:
-        raise ConfigError("\n".join(problems))
 
 
 def compose(chosen: list[Override], values: list[Override], search: list[Path]) -> Config:
@@ -159,11 +145,10 @@ def compose(chosen: list[Override], values: list[Override], search: list[Path]) 
         plain["choices"] = {group: config.hydra.runtime.choices.get(group) for group in GROUPS}
         return plain
     except (HydraException, OmegaConfBaseException) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        where = next(
-            (f" (at {line.removeprefix('full_key: ')})" for line in lines if line.startswith("full_key: ")), ""
-        )
-        raise ConfigError(f"The config does not compose: {lines[0]}{where}.") from None
+        lines = str(error).strip().splitlines()
+        keys = [line.strip().removeprefix("full_key: ") for line in lines if "full_key: " in line]
+        where = f" (at {keys[0]})" if keys else ""
+        raise ConfigError(f"The config does not compose: {lines[0].strip()}{where}.") from None
 
 
 def _plain(config: object) -> Config:
@@ -208,8 +193,8 @@ def own_arguments(verb: str, words: list[str]) -> tuple[dict[str, object], list[
     """
     defaults = read(resources() / "conf" / "config.yaml").value(verb)
     own = [word for word in words if word.lstrip("+").startswith(f"{verb}.")] if defaults else []
-    given = {o.key_or_group.partition(".")[2]: o.value() for o in read_overrides(own)}
-    node = {**(defaults if isinstance(defaults, dict) else {}), **given}
+    node = dict(defaults) if isinstance(defaults, dict) else {}
+    node |= {o.key_or_group.partition(".")[2]: o.value() for o in read_overrides(own)}
     if problems := list(argument_problems(verb, node)):
-        raise ConfigError(reported(problems, {}))
+        raise ConfigError(report(problems, {}))
     return node, [word for word in words if word not in own]

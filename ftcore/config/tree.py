@@ -1,13 +1,15 @@
 """Dotted paths through nested mappings."""
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, MutableMapping
 
 
-def leaves(node: object, path: str = "") -> Iterator[tuple[str, object]]:
-    """(dotted path, value) of all that is no mapping with keys; lists are whole."""
+def leaves(node: object, path: str = "", in_lists: bool = False) -> Iterator[tuple[str, object]]:
+    """(dotted path, value) of all that is not a mapping with keys. With `in_lists` a list is a mapping from 0, 1, ..."""
+    if isinstance(node, list) and in_lists:
+        node = dict(enumerate(node))
     if isinstance(node, dict) and node:
         for key, value in node.items():
-            yield from leaves(value, f"{path}.{key}" if path else str(key))
+            yield from leaves(value, f"{path}.{key}" if path else str(key), in_lists)
     else:
         yield path, node
 
@@ -27,13 +29,3 @@ def above(path: str) -> Iterator[str]:
     while path:
         yield path
         path = path.rpartition(".")[0]
-
-
-def all_leaves(node: object, path: str = "") -> Iterator[tuple[str, object]]:
-    """(dotted path, value) of all scalars; items of a list are counted from 0."""
-    items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else None
-    if items is None:
-        yield path, node
-        return
-    for key, value in items:
-        yield from all_leaves(value, f"{path}.{key}".strip("."))
