@@ -63,3 +63,8 @@ def sha256(file: Path) -> str:
     """Hex SHA-256 of a file."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def short_hash(content: object) -> str:
+    """First 16 hex digits of the SHA-256 of a JSON value, to name what is cached."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

@@ -8,7 +8,7 @@ from ftcore.data.layouts import pad
 from ftcore.data.tokens import Example
 from ftcore.kernels import projection
 from ftcore.kernels.projection import plain_weight, target_logps
-from ftcore.models.logprobs import inputs, predicted, token_scores
+from ftcore.models.logprobs import inputs, predicted, token_outputs
 
 SIZES = {
     "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -77,11 +77,11 @@ def test_whatever_an_architecture_does_to_its_logits_stays(kind, changes, alone,
     positions, targets = predicted(batch)
     expected = model(**inputs(batch, model.dtype), use_cache=False).logits[positions].float().log_softmax(-1)
     expected = expected.gather(-1, targets[:, None])[:, 0]
-    torch.testing.assert_close(token_scores(model, batch).logps, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(token_outputs(model, batch).logps, expected, atol=1e-5, rtol=1e-5)
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     parameters = [p for p in model.parameters() if p.requires_grad]
     plain = torch.autograd.grad(expected.sum(), parameters, allow_unused=True)
-    ours = torch.autograd.grad(token_scores(model, batch).logps.sum(), parameters, allow_unused=True)
+    ours = torch.autograd.grad(token_outputs(model, batch).logps.sum(), parameters, allow_unused=True)
     for name, one, other in zip(names, plain, ours, strict=True):
         assert (one is None) == (other is None), name
         if one is not None:
@@ -95,4 +95,4 @@ def test_half_precision_and_autocast_agree_with_plain_logits():
         with torch.autocast("cpu", torch.bfloat16, enabled=cast), torch.no_grad():
             logits = half(**inputs(batch, half.dtype), use_cache=False).logits[positions].float()
             expected = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
-            torch.testing.assert_close(token_scores(half, batch).logps, expected, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(token_outputs(half, batch).logps, expected, atol=1e-4, rtol=1e-4)

@@ -5,7 +5,7 @@ import torch
 
 from ftcore.data.tokens import Example
 from ftcore.methods.base import Method
-from ftcore.models.reference import RECORD, ReferenceSums, content_of
+from ftcore.models.reference import RECORD, ReferenceSums, content_hash
 from tests.conftest import FAST
 
 DPO = ["method=dpo", *FAST, "retention.weight=0", "hardware=cpu", "evaluate.enabled=false", "global_batch_size=8"]
@@ -79,6 +79,6 @@ def test_no_place_to_keep_them_is_no_failure(tmp_path):
 
 def test_a_content_is_its_tokens_and_their_loss():
     one = Example("a", [5, 6, 7], [False, False, True])
-    assert content_of(one) == content_of(Example("b", [5, 6, 7], [False, False, True]))
-    assert content_of(one) != content_of(Example("a", [5, 6, 7], [False, True, True]))
-    assert content_of(one) != content_of(Example("a", [5, 6, 8], [False, False, True]))
+    assert content_hash(one) == content_hash(Example("b", [5, 6, 7], [False, False, True]))
+    assert content_hash(one) != content_hash(Example("a", [5, 6, 7], [False, True, True]))
+    assert content_hash(one) != content_hash(Example("a", [5, 6, 8], [False, False, True]))

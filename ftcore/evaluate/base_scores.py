@@ -11,7 +11,7 @@ import transformers
 
 from ftcore.files import PACKAGE, code_hash, home
 from ftcore.methods.base import HeldOut, Method, own_settings
-from ftcore.models.reference import base_name
+from ftcore.models.reference import base_key
 from ftcore.settings import Config, Resolved
 
 
@@ -21,7 +21,7 @@ def scores_file(config: Config, resolved: Resolved, method: Method, held_out: He
         return None
     foundation, machine = method.foundation, resolved.machine
     depends_on = [
-        (base_name(config, resolved), transformers.__version__, code_hash(PACKAGE)),
+        (base_key(config, resolved), transformers.__version__, code_hash(PACKAGE)),
         own_settings(config["method"]),
         (foundation.tokenizer.chat_template, held_out, config["evaluate"], config["private"]),
         (machine.strategy, machine.devices, machine.num_nodes),

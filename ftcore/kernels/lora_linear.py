@@ -28,21 +28,15 @@ class LoraLinear(Linear):
             a, b = self.lora_A[name].weight, self.lora_B[name].weight
             y = _Updated.apply(rows, layer.weight, a, b, self.scaling[name])
         y = y if layer.bias is None else y.add_(layer.bias)
-        return y.view(*x.shape[:-1], len(layer.weight))  # type: ignore[no-any-return]
+        return y.view(*x.shape[:-1], y.shape[-1])  # type: ignore[no-any-return]
 
     def is_plain(self) -> bool:
         """Whether the layer is a frozen W, with or without bias, and one update of the same precision."""
-        if (
-            self.merged
-            or len(self.active_adapters) != 1
-            or self.lora_variant
-            or self.lora_bias[self.active_adapters[0]]
-        ):
-            return False
-        (name,), layer = self.active_adapters, self.base_layer
+        (name, *others), layer = self.active_adapters, self.base_layer
+        extras = others or self.merged or self.lora_variant or self.lora_bias[name]
         frozen = not any(parameter.requires_grad for parameter in layer.parameters())
         same_precision = layer.weight.dtype == self.lora_A[name].weight.dtype
-        return frozen and same_precision and isinstance(self.lora_dropout[name], torch.nn.Identity)
+        return not extras and frozen and same_precision and isinstance(self.lora_dropout[name], torch.nn.Identity)
 
     def updated_weight(self) -> Tensor:
         """W + s B A (out, in), or W while the adapter is disabled."""

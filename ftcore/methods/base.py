@@ -33,8 +33,8 @@ from ftcore.machine.processes import gathered
 from ftcore.methods.losses import token_kl
 from ftcore.models.foundation import Foundation, takes_any_mask
 from ftcore.models.logprobs import logits_at, row_sums, sequence_sums
-from ftcore.models.reference import ReferenceSums, content_of
-from ftcore.models.sharding import shard, sync_gradients, unsharded, whole
+from ftcore.models.reference import ReferenceSums, content_hash
+from ftcore.models.sharding import full_tensor, shard, sync_gradients, unsharded
 
 B = TypeVar("B", bound=Batch)
 
@@ -242,7 +242,7 @@ class Method(lightning.LightningModule, Generic[E, B]):
 
     def _with_contents(self, batch: Batch, examples: Sequence[Example]) -> Batch:
         if self.has_reference:
-            batch["contents"] = [content_of(example) for example in examples]
+            batch["contents"] = [content_hash(example) for example in examples]
         return batch
 
     @torch.no_grad()
@@ -261,7 +261,7 @@ class Method(lightning.LightningModule, Generic[E, B]):
     def shares_prompts(self) -> bool:
         """Whether the network takes a mask of who sees whom."""
         # Where outputs of frozen blocks are kept, a row for each answer is what comes again.
-        return takes_any_mask(self.network) and not self.foundation.keeps_activations
+        return takes_any_mask(self.network) and not self.foundation.caches_activations
 
     def placed(self, batch: T) -> T:
         """The batch where the network is."""
@@ -350,7 +350,7 @@ class Method(lightning.LightningModule, Generic[E, B]):
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
         """Clip by the global norm and keep the norm for the log; a step whose norm is not finite is left out."""
-        self.grad_norm = whole(torch.nn.utils.clip_grad_norm_(self.trained_parameters(), self.max_grad_norm))
+        self.grad_norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.trained_parameters(), self.max_grad_norm))
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of float16, which skips such a step by itself
         if torch.isfinite(self.grad_norm):
             self.bad_steps, self.bad_rows = 0, []

@@ -25,7 +25,7 @@ from ftcore.methods.base import Term
 from ftcore.methods.losses import clipped_policy_loss, kl_estimate
 from ftcore.methods.online import OnlineMethod, Parts, Rollouts, Sample
 from ftcore.methods.reward_model import RewardModel
-from ftcore.models.logprobs import row_numbers, row_sums, token_scores
+from ftcore.models.logprobs import row_numbers, row_sums, token_outputs
 from ftcore.rewards.worker import Rewards
 from ftcore.settings import PathOfWeights
 
@@ -107,7 +107,7 @@ class GRPO(OnlineMethod[GroupedRollouts]):
 
     def loss(self, batch: GroupedRollouts) -> dict[str, Term]:
         """Clipped policy loss with the KL term, and what the policy is doing."""
-        logps, entropies, _ = token_scores(self.network, batch, self.temperature, entropies=True)  # (N,) each
+        logps, entropies, _ = token_outputs(self.network, batch, self.temperature, entropies=True)  # (N,) each
         log_ratio = self._log_ratio(logps - batch["old_logps"], batch)
         kl = kl_estimate(logps, batch["ref_logps"])
         losses = clipped_policy_loss(log_ratio, batch["advantages"], self.clip_low, self.clip_high) + self.beta * kl

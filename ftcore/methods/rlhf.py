@@ -17,7 +17,7 @@ from ftcore.methods.base import Term
 from ftcore.methods.losses import clipped_policy_loss, clipped_value_loss, generalized_advantages, whitened
 from ftcore.methods.online import OnlineMethod, Parts, Rollouts, Sample, add_numbers, in_order
 from ftcore.methods.reward_model import RewardModel
-from ftcore.models.logprobs import hidden_at, predicted, token_scores
+from ftcore.models.logprobs import hidden_at, predicted, token_outputs
 from ftcore.settings import PathOfWeights
 
 
@@ -96,7 +96,7 @@ class RLHF(OnlineMethod[ValuedRollouts]):
 
     def loss(self, batch: ValuedRollouts) -> dict[str, Term]:
         """Clipped policy loss and clipped value loss, averaged over the step's tokens."""
-        scores = token_scores(self.network, batch, self.temperature, entropies=True)
+        scores = token_outputs(self.network, batch, self.temperature, entropies=True)
         log_ratio, values = scores.logps - batch["old_logps"], self._values(scores.hidden)  # (N,) each
         policy = clipped_policy_loss(log_ratio, batch["advantages"], self.clip, self.clip)
         value = clipped_value_loss(values, batch["old_values"], batch["returns"], self.value_clip)

@@ -2,9 +2,10 @@
 
 from collections import Counter
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Ge, Gt, Lt
+from torch import nn
 
 from ftcore.errors import ConfigError, ModelError
 from ftcore.models.blocks import transformer_blocks
@@ -31,21 +32,21 @@ def lora(
     Raises `ModelError` when an entry of `target_modules` matches no module, with the names that exist.
     """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-    from torch.nn import Linear
 
     from ftcore.kernels.lora_linear import LoraLinear
 
     network = foundation.network
     if isinstance(target_modules, list):
-        matches = _matches(network, target_modules)
-        print("Adapter modules: " + ", ".join(f"{name} {count}" for name, count in matches.items()))
-        unmatched = [name for name, count in matches.items() if not count]
-        if unmatched and (not allow_unmatched or len(unmatched) == len(matches)):
+        modules = [f".{name}" for name, _ in network.named_modules()]
+        matches = {entry: sum(name.endswith(f".{entry}") for name in modules) for entry in target_modules}
+        print("Adapter modules: " + ", ".join(f"{entry} {count}" for entry, count in matches.items()))
+        target_modules = [entry for entry in target_modules if matches[entry]]
+        unmatched = [entry for entry, count in matches.items() if not count]
+        if unmatched and not (allow_unmatched and target_modules):
             raise ModelError(
                 f"adapter.target_modules: {', '.join(unmatched)} match nothing in this model. Its linear modules: "
                 f"{', '.join(_linear_names(network))}."
             )
-        target_modules = [name for name in target_modules if name not in unmatched]
     elif target_modules != "all-linear":
         raise ConfigError(f"adapter.target_modules is all-linear or a list of names, not {target_modules!r}.")
     if load_in_4bit:
@@ -62,7 +63,7 @@ def lora(
         trainable_token_indices=list(foundation.new_tokens) or None,
     )
     if not load_in_4bit:
-        config._register_custom_module({Linear: LoraLinear})
+        config._register_custom_module({nn.Linear: LoraLinear})
     return replace(foundation, network=get_peft_model(network, config))
 
 
@@ -85,30 +86,16 @@ def freeze(
     blocks = transformer_blocks(network)
     if top_layers > len(blocks):
         raise ModelError(f"adapter.top_layers={top_layers}, but the model has {len(blocks)} transformer blocks.")
+    trained = [*blocks[-top_layers:], *(getattr(network, name) for name in foundation.new_modules)]
+    trained += [network.get_input_embeddings()] if foundation.new_tokens else []
+    trained += [network.get_output_embeddings()] if train_head and network.get_output_embeddings() is not None else []
     network.requires_grad_(False)
-    for block in blocks[-top_layers:]:
-        block.requires_grad_(True)
-    for name in foundation.new_modules:
-        getattr(network, name).requires_grad_(True)
-    if foundation.new_tokens:
-        network.get_input_embeddings().requires_grad_(True)
-    if train_head and network.get_output_embeddings() is not None:
-        network.get_output_embeddings().requires_grad_(True)
+    for module in trained:
+        module.requires_grad_(True)
     return replace(foundation, frozen_blocks=len(blocks) - top_layers, keep_activations_gb=keep_activations_gb)
 
 
-def _matches(network: Any, names: list[str]) -> dict[str, int]:
-    """Entry -> number of modules whose dotted name ends in it."""
-    modules = [name for name, _ in network.named_modules()]
-    return {entry: sum(m == entry or m.endswith(f".{entry}") for m in modules) for entry in names}
-
-
-def _linear_names(network: Any) -> list[str]:
+def _linear_names(network: nn.Module) -> list[str]:
     """Last parts of the names of linear layers, most frequent first."""
-    kinds = ("Linear", "Conv1D")
-    return [
-        n
-        for n, _ in Counter(
-            n.rsplit(".", 1)[-1] for n, m in network.named_modules() if type(m).__name__ in kinds
-        ).most_common()
-    ]
+    linear = [name for name, module in network.named_modules() if type(module).__name__ in ("Linear", "Conv1D")]
+    return list(dict(Counter(name.rsplit(".", 1)[-1] for name in linear).most_common()))

@@ -21,7 +21,7 @@ from ftcore.data.records import Data
 from ftcore.errors import ConfigError
 from ftcore.files import home, resolve, sha256
 from ftcore.machine import torchrun
-from ftcore.models.weights import check_run, weights_hashes
+from ftcore.models.weights import check_path, weights_hashes
 from ftcore.run_folder import PARTIAL, Run
 from ftcore.runs.launch import launch
 from ftcore.runs.resolve import resolve as settle
@@ -51,7 +51,7 @@ def run_stages(config: Config) -> bool:
         )
     for name in listed:
         if method[name]:  # what is given must be there before the first stage trains
-            check_run(str(method[name]))
+            check_path(str(method[name]))
     missing = {name: words for name, words in listed.items() if method[name] is None}
     stages = {name: stage_config(config, name, words) for name, words in missing.items()}
     # All rows are checked before the first stage trains.

@@ -18,7 +18,7 @@ from ftcore.errors import ConfigError
 from ftcore.evaluate.score import probe_perplexity
 from ftcore.files import whole_file
 from ftcore.methods.base import Method
-from ftcore.models.sharding import like, whole
+from ftcore.models.sharding import full_tensor, sharded_like
 from ftcore.run_folder import Run
 
 
@@ -182,7 +182,7 @@ class KeepBest(Callback):
         self.waited += 1
         if self.best is None or value < self.best:
             self.best, self.waited = float(value), 0
-            weights = {name: whole(parameter.detach()).contiguous() for name, parameter in _trained(method).items()}
+            weights = {name: full_tensor(value.detach()).contiguous() for name, value in _trained(method).items()}
             if trainer.is_global_zero:
                 with whole_file(self.file) as beside:
                     save_file(weights, beside)
@@ -196,7 +196,7 @@ class KeepBest(Callback):
             weights, trained = load_file(self.file), _trained(method)
             with torch.no_grad():
                 for name, parameter in trained.items():
-                    parameter.copy_(like(weights[name], parameter))
+                    parameter.copy_(sharded_like(weights[name], parameter))
 
 
 def _trained(method: Method) -> dict[str, torch.nn.Parameter]:

@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor
 
 from ftcore.errors import StorageError
 from ftcore.machine.processes import gathered, rank_and_world
-from ftcore.models.sharding import like
+from ftcore.models.sharding import sharded_like
 
 State = dict[str, Any]
 # Name -> size in bytes and checksum.
@@ -217,10 +217,10 @@ def load_tensors(folder: Path, parameters: dict[str, torch.nn.Parameter], optimi
 
     kinds = {name.partition("/")[0] for name in names[0]} - {"weight", "random"}
     for name, parameter in parameters.items():
-        parameter.copy_(like(whole(f"weight/{name}"), parameter))
+        parameter.copy_(sharded_like(whole(f"weight/{name}"), parameter))
         if f"step/{name}" in names[0]:
             optimizer.state[parameter] = {
-                kind: whole(f"{kind}/{name}") if kind == "step" else like(whole(f"{kind}/{name}"), parameter)
+                kind: whole(f"{kind}/{name}") if kind == "step" else sharded_like(whole(f"{kind}/{name}"), parameter)
                 for kind in sorted(kinds)
             }
     _set_random_states({name: files[rank % len(files)].get_tensor(name) for name in names[rank % len(files)]})

@@ -25,8 +25,8 @@ from ftcore.machine.hardware import CPU_TOKENS, micro_batch
 from ftcore.methods.base import HeldOut, Method, RunContext
 from ftcore.models import sharding
 from ftcore.models.blocks import transformer_blocks
-from ftcore.models.foundation import Foundation, with_control_tokens
-from ftcore.models.reference import ReferenceSums, base_name, reference_file
+from ftcore.models.foundation import Foundation, foundation_of
+from ftcore.models.reference import ReferenceSums, base_key
 from ftcore.settings import Config, Hardware, Resolved, Retention
 
 
@@ -82,7 +82,7 @@ def load_method(config: Config, resolved: Resolved, data: Data) -> Method:
         micro_batch_size=resolved.micro_batch_size,
         max_bad_steps=config["max_bad_steps"],
         retention_weight=config["retention"]["weight"],
-        references=ReferenceSums(reference_file(config, resolved) if kind.has_reference else None),
+        references=ReferenceSums(home() / "references" / base_key(config, resolved) if kind.has_reference else None),
         row_losses=config["ledger"],
     )
     method = build(config["method"], Method, foundation, Encoder(foundation.tokenizer, data), context)
@@ -90,23 +90,20 @@ def load_method(config: Config, resolved: Resolved, data: Data) -> Method:
     # Frozen blocks remember their outputs where the same rows come again and one process has all weights.
     whole = resolved.machine.strategy != "fsdp" and not config["hardware"]["compile"]
     if foundation.keep_activations_gb and method.rows_recur and whole:
-        name = f"{base_name(config, resolved)}-{foundation.frozen_blocks}"
-        foundation.keep_activations(home() / "activations" / name)
+        name = f"{base_key(config, resolved)}-{foundation.frozen_blocks}"
+        foundation.cache_activations(home() / "activations" / name)
     return method
 
 
 def _load_foundation(config: Config, resolved: Resolved) -> Foundation:
     """The network with its adapter; in a sharded run only the first process has values."""
-    kind = locate(config["method"], Method)
-    in_4bit = config["adapter"].get("load_in_4bit", False)
-    if in_4bit and resolved.machine.strategy == "fsdp":
+    if config["adapter"].get("load_in_4bit") and resolved.machine.strategy == "fsdp":
         raise ConfigError(
             "adapter=qlora cannot be shared out over processes: use hardware.strategy=ddp, or adapter=lora."
         )
     lightning.seed_everything(config["seed"], verbose=False)
     with sharding.without_storage(resolved.machine):
-        foundation = build(config["model"], Foundation, kind.architecture_of(config["method"]), in_4bit)
-        foundation = with_control_tokens(foundation, kind.control_tokens(config["method"], foundation.tokenizer))
+        foundation = foundation_of(config)
         # An adapter's weights do not depend on how the model loads.
         lightning.seed_everything(config["seed"], verbose=False)
         return build(config["adapter"], Foundation, foundation)

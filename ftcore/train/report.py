@@ -15,7 +15,6 @@ from ftcore.data.token_cache import lengths
 from ftcore.errors import is_private
 from ftcore.evaluate.tables import SCORES, comparison, samples_table
 from ftcore.methods.base import Method
-from ftcore.models.foundation import parameter_counts
 from ftcore.run_folder import Run
 from ftcore.settings import Config
 from ftcore.train import ledger
@@ -24,7 +23,7 @@ from ftcore.train import ledger
 def plan(config: Config, method: Method, records: Records, batches: TrainBatches) -> None:
     """Print what is about to run: rows, steps, parameters; with dry_run also what it needs in memory."""
     network, encoder = method.network, method.encoder
-    trained, parameters = parameter_counts(network)
+    trained, parameters = network.num_parameters(only_trainable=True), network.num_parameters()
     sizes = sorted(lengths(batches.examples))
     shown = [
         batches.examples[k] for k in range(0, len(sizes), ceil(len(sizes) / 1000))

@@ -21,7 +21,7 @@ from ftcore.evaluate.tables import side_by_side, spread
 from ftcore.machine.hardware import keep_freed_memory, smaller
 from ftcore.machine.provenance import made_with
 from ftcore.models import sharding
-from ftcore.models.foundation import parameter_counts, save_model
+from ftcore.models.foundation import save_model
 from ftcore.run_folder import Run
 from ftcore.settings import Config, Resolved
 from ftcore.train import faults, report
@@ -116,7 +116,8 @@ def _trainer(
 
 def _figures(job: Job, steps: StepMetrics, compare: BeforeAfter, started: float) -> dict[str, object]:
     """What the run took."""
-    trained, parameters = parameter_counts(job.method.network)
+    network = job.method.network
+    trained, parameters = network.num_parameters(only_trainable=True), network.num_parameters()
     return {
         "steps": job.method.trainer.global_step,
         "tokens": steps.tokens,
