@@ -195,6 +195,7 @@ def test_check_says_what_a_right_recipe_would_train(packed, ftcore, fails):
         assert part in outcome.out
     wrong = fails(2, "check", f"recipe={packed / 'recipe.yaml'}", "method.beta=1", "data=medmcqa", "model.path=./none")
     assert "method.beta is not a key" in wrong and "model.path names no folder" in wrong
+    assert "Nothing is wrong with recipes=medical_sft." in ftcore("check", "recipes=medical_sft").out
     assert "There is no recipe file" in fails(2, "check", "recipe=nowhere.yaml")
     assert "Which recipe?" in fails(2, "replay")
     (packed / "bad.yaml").write_text(HEAD + "trust: [os]\n")

@@ -17,6 +17,7 @@ def kept(tmp_path, monkeypatch):
 
     folder("home/rows/abc", rows="x" * 2000)
     folder("home/models/m", weights="x" * 3000)
+    folder("home/hashes", m_json="x" * 4000)
     used, unused = (
         folder("home/stages/sft-1", summary_json="{}", config_yaml="seed: 1"),
         folder("home/stages/sft-2", summary_json="{}"),
@@ -35,7 +36,7 @@ def kept(tmp_path, monkeypatch):
 
 def test_everything_is_listed_with_its_size(ftcore, kept):
     told = ftcore("storage").out
-    for word in ("weights", "rows", "stages", "runs", "checkpoints", "3.0 kB", "2.0 kB"):
+    for word in ("weights", "rows", "hashes", "stages", "runs", "checkpoints", "4.0 kB", "3.0 kB", "2.0 kB"):
         assert word in told
 
 

@@ -8,13 +8,15 @@ from pathlib import Path
 
 from ftcore.cli.verbs import VERBS
 from ftcore.config.build import schemas
+from ftcore.config.check import closest
 from ftcore.config.roles import branches
 from ftcore.errors import ConfigError
+from ftcore.settings import FILES
 
 
 @dataclass
 class Line:
-    """A command line: its verb, Hydra overrides, folders of --config-dir, and flags."""
+    """A command line: its verb, Hydra overrides (`verb=` among them), folders of --config-dir, and flags."""
 
     verb: str = "train"
     overrides: list[str] = field(default_factory=list)
@@ -24,23 +26,30 @@ class Line:
 
 def read_line(words: list[str]) -> Line:
     """Take a command line apart. Raises `ConfigError` for a word that is neither verb, flag nor `key=value`."""
-    line, rest, arguments = Line(), iter(words), dict[str, set[str]]()
+    line, rest = Line(), iter(words)
     for word in rest:
-        if word in VERBS and not line.overrides:
-            line.verb, arguments = word, _arguments(word)
-            line.overrides.append(f"verb={word}")
+        verb = word.removeprefix("verb=")
+        if verb in VERBS and not (verb == word and line.overrides):
+            line.verb = verb
+            line.overrides.append(f"verb={verb}")
         elif word.startswith("-"):
             _read_flag(line, word, rest)
-        elif "=" not in word:
-            raise ConfigError(f"{word!r} is neither a verb nor key=value{_meant(word)} Verbs: {', '.join(VERBS)}.")
+        elif "=" not in verb:
+            raise ConfigError(
+                f"{verb!r} is neither a verb nor key=value{closest(verb, VERBS)} Verbs: {', '.join(VERBS)}."
+            )
         else:
-            line.overrides.append(_override(word, line.verb, arguments))
+            line.overrides.append(_override(word, line.verb))
     return line
 
 
 def _read_flag(line: Line, word: str, rest: Iterator[str]) -> None:
     if word == "--config-dir" or word.startswith("--config-dir="):
-        line.config_dirs.append(Path(word.partition("=")[2] or next(rest, "")).expanduser().resolve())
+        name = word.partition("=")[2] or next(rest, "")
+        folder = Path(name).expanduser().resolve()
+        if not name or not folder.is_dir():
+            raise ConfigError(f"--config-dir={name} is not a folder (seen from {Path.cwd()}).")
+        line.config_dirs.append(folder)
     elif word in ("--cfg", "-c"):
         next(rest, None)
         line.flags.add("--cfg")
@@ -50,25 +59,18 @@ def _read_flag(line: Line, word: str, rest: Iterator[str]) -> None:
         raise ConfigError(f"Unknown flag {word}. Known: --help, --version, -m, --cfg job, --config-dir <folder>.")
 
 
-def _meant(word: str) -> str:
-    match = get_close_matches(word, VERBS, n=1)
-    return f"; did you mean {match[0]!r}?" if match else "."
-
-
-def _arguments(verb: str) -> dict[str, set[str]]:
-    """The verb's own keys, and the types that each may have."""
-    keys = schemas()["top"]["properties"].get(verb, {}).get("properties", {})
-    return {
-        key: {kind.get("type", "") for kind in branches(schema) if "enum" not in kind} for key, schema in keys.items()
-    }
-
-
-def _override(word: str, verb: str, arguments: dict[str, set[str]]) -> str:
+def _override(word: str, verb: str) -> str:
     """A word as an override: an argument of the verb gets the name of its node, and text is quoted, commas and all."""
+    keys = schemas()["top"]["properties"]
+    arguments = keys.get(verb, {}).get("properties", {})
     key, _, text = word.partition("=")
     name = key.removeprefix(f"{verb}.")
     if name not in arguments:
+        meant = get_close_matches(key, [*keys, *FILES, *arguments], n=1)
+        if meant and meant[0] in arguments:
+            raise ConfigError(f"{verb} has no argument {key!r}; did you mean {meant[0]!r}?")
         return word
-    is_list = "array" in arguments[name] and text.startswith("[")
-    as_it_is = "string" in arguments[name] and text != "null" and not is_list
-    return f"{verb}.{name}={json.dumps(text, ensure_ascii=False) if as_it_is else text}"
+    types = {branch.get("type") for branch in branches(arguments[name]) if "enum" not in branch}
+    is_list = "array" in types and text.startswith("[")
+    is_text = "string" in types and text != "null" and not is_list
+    return f"{verb}.{name}={json.dumps(text, ensure_ascii=False) if is_text else text}"

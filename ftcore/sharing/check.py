@@ -11,7 +11,7 @@ from ftcore.data.records import DERIVED
 from ftcore.data.sources import files_of
 from ftcore.errors import DataError
 from ftcore.files import SCHEME, resolve
-from ftcore.settings import CheckArguments, Config
+from ftcore.settings import FILES, CheckArguments, Config
 from ftcore.sharing.places import recipe_file
 
 
@@ -20,11 +20,12 @@ def check(arguments: CheckArguments, words: list[str], config_dirs: tuple[Path, 
     recipe = recipe_file(arguments["recipe"]) if arguments["recipe"] else None
     config = load_config(words, config_dirs, recipe, _absent)
     choices, path = config["choices"], config["data"]["path"]
+    named = " and ".join(f"{group}={choices[group]}" for group in FILES if choices[group])
     rows = f" ({path})" if path else ""
     limits = [f"{config['max_steps']} steps"] if config["max_steps"] else []
     limits += [f"{config['max_epochs']:g} passes over the rows"] if config["max_epochs"] else []
     console.print(
-        f"Nothing is wrong with {recipe or 'the command line'}. It would train method={choices['method']} on "
+        f"Nothing is wrong with {recipe or named or 'the command line'}. It would train method={choices['method']} on "
         f"data={choices['data']}{rows}, model={choices['model']} ({config['model']['path'] or choices['model']}) with "
         f"adapter={choices['adapter']}, for {' or '.join(limits)}{' (what is less)' * (len(limits) > 1)}, "
         f"{config['global_batch_size']} rows a step, seed {config['seed']}, on hardware={choices['hardware']}; "

@@ -1,7 +1,7 @@
 """What ftcore keeps on the disk, and how to get rid of it: `python -m ftcore storage [delete=checkpoints] [yes=true]`.
 
-Kept are foundation weights, tokenised rows, the base model's scores and log-probabilities, activations and stages in
-FTCORE_HOME, and runs with their checkpoints in `output_dir`. Nothing outside these two is ever deleted, nor what a running
+Kept are foundation weights and their hashes, tokenised rows, the base model's scores and log-probabilities, activations and
+stages in FTCORE_HOME, and runs with their checkpoints in `output_dir`. Nothing outside these two is ever deleted, nor what a running
 process holds, what another run needs, or the checkpoints of a run that can still go on.
 """
 
@@ -32,9 +32,10 @@ KEPT = {
     "scores": "scores",
     "references": "references",
     "activations": "activations",
+    "hashes": "hashes",
     "stages": "stages",
 }
-KINDS = ("weights", "rows", "scores", "references", "activations", "stages", "runs", "checkpoints")
+KINDS = (*KEPT.values(), "runs", "checkpoints")
 console = Console(soft_wrap=True, highlight=False)
 
 
