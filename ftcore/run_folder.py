@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import cast
 
 import yaml
-from filelock import FileLock, Timeout
 
 from ftcore.errors import ConfigError, ModelError, StorageError
 from ftcore.files import whole_file, write_json, write_lines
@@ -201,6 +200,8 @@ class Run:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keep other processes out of the folder. Raises `StorageError` naming the one that is in it."""
+        from filelock import FileLock, Timeout  # not needed to check a config
+
         owner = self.folder / "owner"
         try:
             with FileLock(self.lock, timeout=0):
