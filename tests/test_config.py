@@ -35,6 +35,7 @@ PATHS = {name: ["data.path=x.jsonl"] for name in ("jsonl", "own_jsonl", "qlora_8
         (["name=${nme}"], 2, ["nme", "(at name)"]),
         (["name=${output_dir}", "output_dir=${name}"], 2, ["Recursive"]),
         (["trainer.max_steps=3"], 2, ["trainer.max_steps", "set by ftcore"]),
+        (["trainer.devices=2"], 2, ["trainer.devices", "hardware group"]),
         (["model.api_key=abc"], 2, ["model.api_key", "secret"]),
         (["trainer.foo=1"], 2, ["trainer.foo", "lightning.Trainer"]),
         (["global_batch_size=1e1"], 2, ["global_batch_size", "whole number"]),

@@ -11,9 +11,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 def complete(words: list[str]) -> None:
     """Print what the shell asks for: `install=`, `uninstall=` or `query=` and the name of the shell."""
-    if len(words) != 1 or words[0] not in [
-        f"{do}={shell}" for do in ("install", "uninstall", "query") for shell in SHELLS
-    ]:
+    if words not in [[f"{do}={shell}"] for do in ("install", "uninstall", "query") for shell in SHELLS]:
         raise ConfigError(f"-sc takes install=, uninstall= or query= and one of {', '.join(SHELLS)}.")
     with initialize_config_dir(str(resources() / "conf"), version_base="1.3"):
         hydra = GlobalHydra.instance().hydra

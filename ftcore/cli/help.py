@@ -30,9 +30,8 @@ def print_help() -> None:
     print("\nGroups and their options (the default first):")
     defaults = {group: option for group, option, _ in choices(read(resources() / "conf" / "config.yaml").entries)}
     for group in GROUPS:
-        names = options(group)
-        default = defaults.get(group)
-        print(f"    {group:<12}{', '.join([n for n in names if n == default] + [n for n in names if n != default])}")
+        names = sorted(options(group), key=lambda name: name != defaults.get(group))
+        print(f"    {group:<12}{', '.join(names)}")
     print("\nCommon overrides:")
     for words, meaning in EXAMPLES:
         print(f"    {words:<40}{meaning}")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
-from jsonschema import Draft202012Validator
+from jsonschema import Draft4Validator, Draft202012Validator, TypeChecker
 from jsonschema.validators import extend
 
 from ftcore.config.build import Schema, schema_of_target, schemas
@@ -23,19 +23,13 @@ LONGEST = 200  # characters of a wrong value that a message shows
 TRUST_ADVICE = "to use a module of your own, give trust=[{}] on the command line"
 
 
-def _is_integer(_: object, value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _is_number(checker: TypeChecker, value: object) -> bool:
+    return checker.is_type(value, "integer") or (isinstance(value, float) and math.isfinite(value))
 
 
-def _is_number(_: object, value: object) -> bool:
-    return _is_integer(_, value) or (isinstance(value, float) and math.isfinite(value))
-
-
-# Stricter than JSON Schema: 10.0 is no integer, infinity no number.
-Validator = extend(
-    Draft202012Validator,
-    type_checker=Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_integer).redefine("number", _is_number),
-)
+# Stricter than JSON Schema today: 10.0 is no integer (as in draft 4), infinity no number.
+TYPES = Draft4Validator.TYPE_CHECKER.redefine("number", _is_number)
+Validator = extend(Draft202012Validator, type_checker=TYPES)
 
 
 def schema_problems(config: Mapping[str, object], trust: list[str]) -> Iterator[Problem]:

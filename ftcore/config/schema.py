@@ -17,9 +17,9 @@ from typing_extensions import TypedDict
 
 from ftcore.config.yaml_source import read
 from ftcore.files import resources
-from ftcore.settings import CHOSEN, Config
+from ftcore.settings import CHOSEN, Config, Hardware
 
-# Keys of lightning.Trainer that the run decides itself.
+# Keys of lightning.Trainer that the run sets itself, besides those of the hardware group.
 TRAINER_OWNED = [
     "accumulate_grad_batches", "callbacks", "default_root_dir", "enable_progress_bar", "gradient_clip_val",
     "limit_train_batches", "limit_val_batches", "logger", "max_epochs", "max_time", "max_steps", "plugins",
@@ -29,13 +29,11 @@ TRAINER_OWNED = [
 
 def parameters(target: type | FunctionType) -> dict[str, object]:
     """Keyword-only parameter -> annotation of a function or, along its class tree, of a class."""
-    functions = (
-        [c.__dict__["__init__"] for c in target.__mro__ if "__init__" in c.__dict__]
-        if inspect.isclass(target)
-        else [target]
-    )
     found: dict[str, object] = {}
-    for function in functions:
+    for owner in inspect.getmro(target) if inspect.isclass(target) else [target]:
+        function = vars(owner).get("__init__") if inspect.isclass(owner) else owner
+        if function is None:
+            continue
         signature, hints = inspect.signature(function), get_type_hints(function, include_extras=True)
         for name, parameter in signature.parameters.items():
             if parameter.kind is parameter.KEYWORD_ONLY:
@@ -73,9 +71,8 @@ def _closed(node: object, definitions: Mapping[str, dict[str, object]]) -> objec
 
 def shipped_targets() -> dict[str, list[str]]:
     """Group -> every `_target_` that its shipped options have."""
-    folders = {group: map(read, (resources() / "conf" / group).glob("*.yaml")) for group in CHOSEN}
-    found = {group: {source.value("_target_") for source in sources} - {None} for group, sources in folders.items()}
-    return {group: sorted(map(str, targets)) for group, targets in found.items()}
+    files = {group: (resources() / "conf" / group).glob("*.yaml") for group in CHOSEN}
+    return {group: sorted({str(read(file).value("_target_")) for file in files[group]} - {"None"}) for group in CHOSEN}
 
 
 def build() -> str:
@@ -87,11 +84,9 @@ def build() -> str:
     schema = {
         "top": _json_schema(Config),
         "targets": {name: schema_of(target) for name, target in targets.items()},
-        "record_types": {
-            name: target.record_type for name, target in targets.items() if hasattr(target, "record_type")
-        },
+        "record_types": {name: t.record_type for name, t in targets.items() if hasattr(t, "record_type")},
         "groups": groups,
         "trainer_keys": sorted(set(inspect.signature(lightning.Trainer.__init__).parameters) - {"self"}),
-        "trainer_owned": TRAINER_OWNED,
+        "trainer_owned": sorted({*TRAINER_OWNED, *Hardware.__annotations__}),
     }
     return json.dumps(schema, indent=1, sort_keys=True) + "\n"
