@@ -1,6 +1,6 @@
 """Several data sets as one: rows of each source, capped or repeated, with a count of each."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Annotated
 
 from annotated_types import Ge, Gt
@@ -14,7 +14,7 @@ from ftcore.settings import Role
 
 
 class Source(TypedDict):
-    """One source: its rows, its columns, how often its training rows are seen, and how many of them are taken at most."""
+    """One source: its rows, its columns, how often its training rows are repeated, and how many are taken at most."""
 
     path: Annotated[str, Role(path="rows")]
     columns: dict[str, str]
@@ -24,7 +24,7 @@ class Source(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture(Data):
-    """A data set made of several. Each source is split by itself; rows keep its name as `source`."""
+    """A data set made of several. Each source is split on its own, and its rows have its name as `source`."""
 
     sources: dict[str, Source]
 
@@ -34,35 +34,32 @@ class Mixture(Data):
             raise DataError("data=mixture needs sources: data.sources.<name>={path: rows.jsonl, weight: 1}.")
         parts = {name: self._part(name, source, record_type) for name, source in self.sources.items()}
         rows: Parts = {s: [row for part in parts.values() for row in getattr(part, s)] for s in SPLITS}
-        train, notes = self._compared(
-            rows, question_keys(row for part in rows.values() for row in part), RECORD_TYPES[record_type]
-        )
-        kept = {id(row) for row in train}
-        weighed: list[Row] = []
+        keys = question_keys(row for part in rows.values() for row in part)
+        train, notes = self._compared(rows, keys, RECORD_TYPES[record_type])
+        kept, weighted = {id(row) for row in train}, list[Row]()
         for name, part in parts.items():
-            own = _weighed([row for row in part.train if id(row) in kept], self.sources[name]["weight"])
-            weighed += own
+            own = _weighted([row for row in part.train if id(row) in kept], self.sources[name]["weight"])
+            weighted += own
             notes.append(f"{name}: {len(own):,} train ({len(part.train):,} different), {len(part.test):,} held out")
-        told = (f"{name}: {note}" for name, part in parts.items() for note in part.notes)
-        return Records(record_type, weighed, rows["validation"], rows["test"], (*told, *notes))
+        of_parts = [f"{name}: {note}" for name, part in parts.items() for note in part.notes]
+        return Records(record_type, weighted, rows["validation"], rows["test"], (*of_parts, *notes))
 
     def _part(self, name: str, source: Source, record_type: str) -> Records:
         shared = {field.name: getattr(self, field.name) for field in fields(Data)}
-        part = Data(**{**shared, "path": source["path"], "columns": source["columns"] or self.columns}).load(
-            record_type
-        )
+        own = {"path": source["path"], "columns": source["columns"] or self.columns}
+        part = Data(**{**shared, **own}).load(record_type)
         named = {s: [{**row, "source": name, "id": f"{name}/{row['id']}"} for row in getattr(part, s)] for s in SPLITS}
-        if source["max_rows"]:  # those that come first by the hash of their text, so that other rows change little
+        if source["max_rows"]:  # those that come first by the hash of their text, so that new rows change little
             named["train"] = sorted(named["train"], key=lambda row: position(_text(row)))[: source["max_rows"]]
-        return replace(part, train=named["train"], validation=named["validation"], test=named["test"])
+        return Records(record_type, named["train"], named["validation"], named["test"], part.notes)
 
 
-def _weighed(rows: list[Row], weight: float) -> list[Row]:
-    """Each row as often as `weight` says; of a fraction, the rows that come first by the hash of their text."""
-    whole = int(weight)
-    extra = [row for row in rows if position(_text(row)) < weight - whole]
-    copies = [{**row, "id": f"{row['id']}/{k}"} for k in range(1, whole) for row in rows]
-    return [*(rows if whole else []), *copies, *({**row, "id": f"{row['id']}/+"} for row in extra)]
+def _weighted(rows: list[Row], weight: float) -> list[Row]:
+    """Each row as often as `weight` says; for a fraction, the rows that come first by the hash of their text."""
+    times = int(weight)
+    copies = [{**row, "id": f"{row['id']}/{k}"} for k in range(1, times) for row in rows]
+    extra = [{**row, "id": f"{row['id']}/+"} for row in rows if position(_text(row)) < weight - times]
+    return [*(rows if times else []), *copies, *extra]
 
 
 def _text(row: Row) -> str:

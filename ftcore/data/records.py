@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import yaml
 from annotated_types import Ge, Le, Lt
 
-from ftcore.data.checks import CONTROL, check_characters, check_row, last_exchange
+from ftcore.data.checks import check_characters, check_row, last_exchange
 from ftcore.data.shapes import is_transcript, recognised
 from ftcore.data.sources import SPLITS, Hub, Row, Split, read_hub, read_rows, split_files
 from ftcore.data.splits import Keys, leaked, question_keys, repeated, split
@@ -36,9 +36,7 @@ RECORD_TYPES = {
 DERIVED = {"unpaired": "preference", "prompt": "prompt_completion", "text": "prompt_completion"}
 # Columns that a row may have beside the required ones: `messages` stands for prompt and completion.
 OPTIONAL = ("id", "group", "answer", "margin", "messages")
-# Columns with rules of their own.
-SPECIAL = frozenset({"id", "answer", "margin", "messages", "label"})
-PLACEHOLDER = re.compile(r"\{(\w+(?:\.\w+)*)\}")
+FIELD = re.compile(r"\{(\w+(?:\.\w+)*)\}")
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,8 @@ class Data:
         if repeats := repeated(train, keys, columns):
             dropped = self.duplicates == "drop"
             done = "dropped" if dropped else "kept (data.duplicates=drop leaves them out)"
-            notes.append(f"{len(repeats):,} training rows repeat another ({_listed(repeats, ' repeats ')}): {done}")
+            places = _first_of([f"{row['where']} repeats {where}" for row, where in repeats])
+            notes.append(f"{len(repeats):,} training rows repeat another ({places}): {done}")
             again = {id(row) for row, _ in repeats if dropped}
             train = [row for row in train if id(row) not in again]
         same, near = leaked(train, held_out, keys, columns)
@@ -135,13 +134,14 @@ class Data:
         if same and self.leakage == "error":
             row, where = same[0]
             raise DataError(
-                f"{row['where']} is held out and {where} trains on the same question or text; so it is with {len(same):,} "
-                f"{total}. Remove them, or allow it with data.leakage=allow."
+                f"{row['where']} is held out and {where} trains on the same question or text; {len(same):,} {total} are "
+                "affected. Remove them, or allow it with data.leakage=allow."
             )
         if same:
-            notes.append(f"{len(same):,} {total} are in training ({_listed(same, ' as ')})")
+            places = _first_of([f"{row['where']} as {where}" for row, where in same])
+            notes.append(f"{len(same):,} {total} are in training ({places})")
         if near:
-            notes.append(f"{len(near):,} {total} nearly are in training ({_listed([(row, '') for row in near])})")
+            notes.append(f"{len(near):,} {total} nearly are in training ({_first_of([row['where'] for row in near])})")
         return train, notes
 
     def _files(self, record_type: str) -> dict[Split, str | None]:
@@ -168,9 +168,8 @@ class Data:
             )
 
 
-def _listed(pairs: list[tuple[Row, str]], between: str = "") -> str:
-    """Where the first of these rows stand."""
-    return ", ".join([*(f"{row['where']}{between}{where}" for row, where in pairs[:5]), *["..."] * (len(pairs) > 5)])
+def _first_of(places: list[str]) -> str:
+    return ", ".join(places[:5]) + (" ..." if len(places) > 5 else "")
 
 
 class Reader:
@@ -192,9 +191,6 @@ class Reader:
         for where, raw in read_hub(self.hub, path) if self.hub else self.data.read(path):
             if self.misspelt is None and isinstance(raw, dict):  # the columns of the first row stand for all
                 self.misspelt = _misspelt({*raw} - self.mapped, {*self.required, *OPTIONAL})
-            if self._is_plain(raw):
-                yield {"id": where, **raw, "where": where}  # type: ignore[dict-item]
-                continue
             try:
                 yield from self._checked(raw, where)
             except DataError as error:
@@ -211,19 +207,8 @@ class Reader:
         for column, near in (self.misspelt or {}).items():
             notes.append(f"column {column!r} is not used; did you mean {near!r}?")
         if self.bad:
-            some = ", ".join(self.bad[:5]) + (" ..." if len(self.bad) > 5 else "")
-            notes.append(f"{len(self.bad):,} bad rows skipped ({some})")
+            notes.append(f"{len(self.bad):,} bad rows skipped ({_first_of(self.bad)})")
         return notes
-
-    def _is_plain(self, raw: Row | DataError) -> bool:
-        """Whether a row is surely right: text in every required column, and no column with rules of its own."""
-        if type(raw) is not dict or self.columns or not SPECIAL.isdisjoint(raw):
-            return False
-        for column in self.required:
-            value = raw.get(column)
-            if type(value) is not str or not value or value.isspace() or CONTROL.search(value):
-                return False
-        return not is_transcript(raw.get("prompt"))
 
     def _checked(self, raw: Row | DataError, where: str) -> list[Row]:
         if isinstance(raw, DataError):
@@ -260,9 +245,9 @@ def _misspelt(columns: set[str], known: set[str]) -> dict[str, str]:
 
 def _filled(source: str) -> Callable[[Row], object]:
     """Takes a column's value, or fills a template: `{name}` is a column, `{name.key}` what is inside it."""
-    if not PLACEHOLDER.search(source):
+    if not FIELD.search(source):
         return lambda raw: raw.get(source)
-    return lambda raw: PLACEHOLDER.sub(lambda found: _inside(raw, found[1].split(".")), source)
+    return lambda raw: FIELD.sub(lambda found: _inside(raw, found[1].split(".")), source)
 
 
 def _inside(value: object, path: list[str]) -> str:

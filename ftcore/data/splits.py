@@ -1,4 +1,4 @@
-"""Which rows train and which are held out, and what is the same on both sides.
+"""Which rows train and which are held out, and which are the same on both sides.
 
 Texts are compared normalised: lower-case words, one space between them.
 """
@@ -11,23 +11,23 @@ from collections.abc import Callable, Iterable, Iterator
 from ftcore.data.formats import Row
 
 WORDS = re.compile(r"\w+")
-# The same for ASCII, where a table of bytes is several times as fast: letters in lower case, digits and _; all else is a space.
+# The same for ASCII, several times as fast: a table that keeps digits and _, makes letters lower-case and all else a space.
 ASCII_WORDS = bytes(ord(c.lower()) if WORDS.match(c) else 32 for c in map(chr, range(128))) + bytes(128)
-# Texts with this many words in a row in common are not alike by chance.
+# Texts that have this many words in a row in common are not alike by chance.
 RUN = 13
-# A held-out row is nearly the same as training rows when they hold this share of its runs.
+# A held-out row is nearly the same as training rows when they have this share of its runs of words.
 NEAR = 0.5
-Found = list[tuple[Row, str]]
+Matches = list[tuple[Row, str]]
 Keys = dict[int, bytes]
 
 
 def question_keys(rows: Iterable[Row]) -> Keys:
-    """A key of each row's question or text, by the row's identity: taking texts apart is the slow part, so it is done once."""
+    """Identity of a row -> key of its question or text. Taking texts apart is slow, so it is done once."""
     return {id(row): _key(_question(row)) for row in rows}
 
 
 def _question(row: Row) -> str:
-    if messages := row.get("messages"):  # of a conversation all that comes before the last answer
+    if messages := row.get("messages"):  # a conversation up to its last answer
         return "\n".join(message["content"] for message in messages[:-1])
     return row.get("prompt") or row["text"]
 
@@ -35,8 +35,8 @@ def _question(row: Row) -> str:
 def split(rows: list[Row], keys: Keys, share: float, end: Callable[..., float]) -> tuple[list[Row], list[Row]]:
     """(rest, held out) by a hash of each row's `group` or normalised prompt or text: never by its place in the file.
 
-    Equal texts stay together and a row never changes sides when others are added. Held out is the share of the scale at its
-    lower (`end=min`) or upper end (`max`), and at least the outermost text, as long as another is left.
+    Equal texts stay together, and a row never changes sides when others are added. Held out is this share of the scale from 0
+    to 1, at its lower (`end=min`) or upper end (`max`): at least the outermost text, as long as another is left.
     """
     if share <= 0:
         return rows, []
@@ -44,39 +44,35 @@ def split(rows: list[Row], keys: Keys, share: float, end: Callable[..., float]) 
     chosen = {p for p in positions if (p < share if end is min else p >= 1 - share)}
     if not chosen and len(set(positions)) > 1:
         chosen = {end(positions)}
-    rest = [row for row, position in zip(rows, positions, strict=True) if position not in chosen]
-    return rest, [row for row, position in zip(rows, positions, strict=True) if position in chosen]
+    rest = [row for row, place in zip(rows, positions, strict=True) if place not in chosen]
+    return rest, [row for row, place in zip(rows, positions, strict=True) if place in chosen]
 
 
-def repeated(rows: list[Row], keys: Keys, columns: tuple[str, ...]) -> Found:
-    """(row, where its first like stands) for rows whose normalised `columns` came before."""
+def repeated(rows: list[Row], keys: Keys, columns: tuple[str, ...]) -> Matches:
+    """(row, where the first like it stands) for rows whose normalised `columns` came before."""
     counts = Counter(keys[id(row)] for row in rows)
-    seen: dict[bytes, str] = {}
-    found = []
+    first, repeats = dict[bytes, Row](), []
     for row in (row for row in rows if counts[keys[id(row)]] > 1):
         key = _key(" | ".join(normalised(str(row[column])) for column in columns))
-        if key in seen:
-            found.append((row, seen[key]))
-        seen.setdefault(key, row["where"])
-    return found
+        if first.setdefault(key, row) is not row:
+            repeats.append((row, first[key]["where"]))
+    return repeats
 
 
-def leaked(train: list[Row], held_out: list[Row], keys: Keys, columns: tuple[str, ...]) -> tuple[Found, list[Row]]:
-    """Held-out rows that training shows: (row, where) for the same question or text, and rows that are nearly the same.
+def leaked(train: list[Row], held_out: list[Row], keys: Keys, columns: tuple[str, ...]) -> tuple[Matches, list[Row]]:
+    """Held-out rows that training contains: (row, where) for the same question or text, and rows that are nearly the same.
 
     Memory grows with the held-out rows, time with both.
     """
     held = {keys[id(row)]: row for row in held_out}
-    runs = {run: False for row in held_out for run in _runs(row, columns)}
-    same: dict[str, tuple[Row, str]] = {}
+    runs = {run for row in held_out for run in _runs(row, columns)}
+    trained, same = set[int](), dict[str, tuple[Row, str]]()
     for row in train if held else []:
         if like := held.get(keys[id(row)]):
             same.setdefault(like["where"], (like, row["where"]))
-        for run in _runs(row, columns) if runs else ():
-            if run in runs:
-                runs[run] = True
-    shares = ((row, [runs[run] for run in _runs(row, columns)]) for row in held_out if row["where"] not in same)
-    return list(same.values()), [row for row, hits in shares if hits and sum(hits) >= NEAR * len(hits)]
+        trained |= runs.intersection(_runs(row, columns) if runs else ())
+    hits = ((row, [run in trained for run in _runs(row, columns)]) for row in held_out if row["where"] not in same)
+    return list(same.values()), [row for row, found in hits if found and sum(found) >= NEAR * len(found)]
 
 
 def normalised(text: str) -> str:
