@@ -74,9 +74,8 @@ class FrozenBlocks:
     def _begin(self, _: nn.Module, args: tuple[object, ...], inputs: dict[str, Any]) -> None:
         """Look up the rows of a padded batch. Generation and rows of several sequences are not cached."""
         ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
-        if inputs.get("use_cache") is not False or inputs.get("position_ids") is not None:
-            return
-        if ids is None or mask is None or mask.ndim != 2:
+        plain = inputs.get("use_cache") is False and inputs.get("position_ids") is None
+        if not plain or ids is None or mask is None or mask.ndim != 2:
             return
         for row, n in zip(ids.cpu(), mask.sum(1).tolist(), strict=True):
             name = hashlib.blake2b(row[:n].numpy().tobytes(), digest_size=12).hexdigest()

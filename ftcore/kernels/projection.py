@@ -70,11 +70,9 @@ class _FrozenProjection(torch.autograd.Function):
     """`target_logps` with the gradient to each hidden state computed in the forward pass."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, entropies: bool
-    ) -> tuple[Tensor, Tensor]:
-        options = temperature, entropies, ctx.needs_input_grad[0]
-        logps, entropy, gradient = _in_chunks(_chunk_logps, hidden, weight, targets, *options)
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, *options: float) -> tuple[Tensor, Tensor]:
+        with_gradient = ctx.needs_input_grad[0]
+        logps, entropy, gradient = _in_chunks(_chunk_logps, hidden, weight, targets, *options, with_gradient)
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(entropy)
         return logps, entropy
@@ -96,16 +94,13 @@ def plain_weight(network: PreTrainedModel) -> Tensor | None:
 
 
 @torch.no_grad()
+@torch.random.fork_rng()
 def _projects_only(network: PreTrainedModel, projection: torch.nn.Linear) -> bool:
     """Whether the logits are the projection of the last hidden state, tried with one so large that any cap would show."""
-    random = torch.Generator().manual_seed(0)
-    device = projection.weight.device
+    device, random = projection.weight.device, torch.Generator().manual_seed(0)
     large = (1000 * torch.randn(1, 1, projection.in_features, generator=random)).to(device)
-    with (
-        projection.register_forward_pre_hook(lambda _, args: (large.to(args[0].dtype), *args[1:])),
-        torch.random.fork_rng(),
-        torch.compiler.set_stance("force_eager"),
-    ):
+    hook = projection.register_forward_pre_hook(lambda _, args: (large.to(args[0].dtype), *args[1:]))
+    with hook, torch.compiler.set_stance("force_eager"):
         ids = torch.zeros(1, 1, dtype=torch.long, device=device)
         logits = network(input_ids=ids, use_cache=False).logits
     return torch.equal(logits.float(), projection(large.to(logits.dtype)).float())

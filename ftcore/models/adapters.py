@@ -45,7 +45,7 @@ def lora(
         if unmatched and not (allow_unmatched and target_modules):
             raise ModelError(
                 f"adapter.target_modules: {', '.join(unmatched)} match nothing in this model. Its linear modules: "
-                f"{', '.join(_linear_names(network))}."
+                f"{_linear_names(network)}."
             )
     elif target_modules != "all-linear":
         raise ConfigError(f"adapter.target_modules is all-linear or a list of names, not {target_modules!r}.")
@@ -95,7 +95,7 @@ def freeze(
     return replace(foundation, frozen_blocks=len(blocks) - top_layers, keep_activations_gb=keep_activations_gb)
 
 
-def _linear_names(network: nn.Module) -> list[str]:
+def _linear_names(network: nn.Module) -> str:
     """Last parts of the names of linear layers, most frequent first."""
     linear = [name for name, module in network.named_modules() if type(module).__name__ in ("Linear", "Conv1D")]
-    return list(dict(Counter(name.rsplit(".", 1)[-1] for name in linear).most_common()))
+    return ", ".join(dict(Counter(name.rsplit(".", 1)[-1] for name in linear).most_common()))

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import transformers
 from safetensors import SafetensorError
 from torch.distributed.fsdp import FSDPModule
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from ftcore.config.build import build, locate
 from ftcore.config.check import earlier_problems
@@ -30,7 +30,7 @@ from ftcore.run_folder import Run
 from ftcore.settings import Attention, Config, Dtype, Node, Package, PathOfText, PathOfWeights
 
 # Names of the score layer in transformers' sequence classifiers. It is new when a language model becomes a reward model.
-SCORE_LAYERS = ("score", "classifier", "head")
+SCORE_LAYERS = ["score", "classifier", "head"]
 # What transformers and peft raise for files that are not what they should be.
 LOAD_ERRORS = (OSError, ValueError, LookupError, RuntimeError, ImportError, TypeError, AttributeError, SafetensorError)
 
@@ -173,7 +173,7 @@ def load_foundation(
     if run := Run.at(path):
         return _from_run(run, architecture, load_in_4bit, dtype=dtype, attention=attention, chat_template=chat_template)
     folder = weights_folder({"path": path, "package": package, "revision": revision})
-    options: dict[str, Any] = {"attn_implementation": attention, "trust_remote_code": False}
+    options: Node = {"attn_implementation": attention, "trust_remote_code": False}
     if load_in_4bit:
         options["quantization_config"] = _four_bit()
     try:
@@ -187,16 +187,14 @@ def load_foundation(
     except LOAD_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{folder} cannot be loaded as a {architecture} model: {reason}") from None
-    return Foundation(network, tokenizer, new_modules=new_modules)
+    return Foundation(network, tokenizer, new_modules=tuple(new_modules))
 
 
-def _load_network(
-    folder: Path, architecture: str, dtype: Dtype, random_weights: bool, options: dict[str, Any]
-) -> tuple[Any, tuple[str, ...]]:
+def _load_network(folder: Path, architecture: str, dtype: Dtype, random: bool, options: Node) -> tuple[Any, list[str]]:
     """A network with the weights of a folder, or with random ones for its config.json, and the names of its new modules."""
     auto_class = getattr(transformers, f"AutoModelFor{architecture}")
-    score_layers, labels = (SCORE_LAYERS, {"num_labels": 1}) if architecture == "SequenceClassification" else ((), {})
-    if random_weights:
+    score_layers, labels = (SCORE_LAYERS, {"num_labels": 1}) if architecture == "SequenceClassification" else ([], {})
+    if random:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **labels)
         drawn_as = None if dtype == "auto" else getattr(torch, dtype)
         return auto_class.from_config(config, dtype=drawn_as, **options), score_layers[:1]
@@ -207,24 +205,27 @@ def _load_network(
     return network, _new_modules(folder, report, score_layers)
 
 
-def _new_modules(folder: Path, report: dict[str, Any], score_layers: tuple[str, ...]) -> tuple[str, ...]:
+def _new_modules(folder: Path, report: dict[str, Any], score_layers: list[str]) -> list[str]:
     """Score layers that a folder lacks. Raises `ModelError` when other weights are missing or have another shape."""
     missing, mismatched = report["missing_keys"], sorted(map(str, report["mismatched_keys"]))
     others = sorted(key for key in missing if key.split(".")[0] not in score_layers)
     if others or mismatched:
         names = ", ".join([*others, *mismatched][:5])
-        raise ModelError(
-            f"{folder}: {len(others)} weights are missing, {len(mismatched)} have another shape: {names} ..."
-        )
-    return tuple(sorted({key.split(".")[0] for key in missing}))
+        raise ModelError(f"{folder}: {len(others)} weights missing, {len(mismatched)} of another shape: {names} ...")
+    return sorted({key.split(".")[0] for key in missing})
 
 
 def load_run(run: Run, **changes: object) -> tuple[Foundation, Config]:
     """An earlier run's tuned model and config: foundation with its adapter attached, or the full tuned weights.
 
-    `changes` replace keys of its model node. Raises `ModelError` when the base weights are not those the run was made with.
+    `changes` replace keys of its model node. Raises `ModelError` for a folder that is no finished run, and for other base weights
+    than the run was made with.
     """
-    config = _config_of(run)
+    if not run.begun or not run.model.is_dir():
+        raise ModelError(f"{run} is not a finished run: it needs config.yaml and model/ (found in runs/<name>/<time>).")
+    if problems := earlier_problems(run.config):
+        raise ModelError(f"{run.config_file} cannot be used: {problems[0]}.")
+    config = cast(Config, run.config)
     if not (run.model / "adapter_config.json").is_file():
         return foundation_of(config, **changes, path=str(run.model), random_weights=False), config
     if not (run.model / "adapter_model.safetensors").is_file():
@@ -263,16 +264,6 @@ def _check_adapter(file: Path) -> None:
         raise ModelError(f"{file} does not describe an adapter of this program (LoRA, without Megatron's layers).")
 
 
-def _config_of(run: Run) -> Config:
-    """The checked config of a finished run. Raises `ModelError` when the folder is not one."""
-    if not run.begun or not run.model.is_dir():
-        raise ModelError(f"{run} is not a finished run: it needs config.yaml and model/ (found in runs/<name>/<time>).")
-    if problems := earlier_problems(run.config):
-        raise ModelError(f"{run.config_file} cannot be used: {problems[0]}.")
-    assert run.config
-    return run.config
-
-
 def _from_run(run: Run, architecture: str, load_in_4bit: bool, **changes: object) -> Foundation:
     """An earlier run's result as a foundation: its adapter is merged, and a language model can become a reward model.
 
@@ -299,7 +290,7 @@ def _with_score_layer(foundation: Foundation) -> Foundation:
     _set_pad_token(foundation.tokenizer, config)
     network = transformers.AutoModelForSequenceClassification.from_config(config, dtype=trunk.dtype)
     network.base_model.load_state_dict(trunk.state_dict())
-    return Foundation(network, foundation.tokenizer, merged_run=True, new_modules=SCORE_LAYERS[:1])
+    return Foundation(network, foundation.tokenizer, merged_run=True, new_modules=(SCORE_LAYERS[0],))
 
 
 def _set_pad_token(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
@@ -329,15 +320,12 @@ def _prepare(tokenizer: PreTrainedTokenizerBase, network: Any, chat_template: st
         tokenizer.pad_token = tokenizer.eos_token  # padding is known by its mask, never by its id
 
 
-def _four_bit() -> transformers.BitsAndBytesConfig:
+def _four_bit() -> BitsAndBytesConfig:
     if not transformers.utils.is_bitsandbytes_available() or not torch.cuda.is_available():
         raise ModelError(
-            "adapter=qlora needs a CUDA device and the package bitsandbytes: pip install 'ftcore[qlora]'. Without them use "
-            "adapter=lora."
+            "adapter=qlora needs a CUDA device and bitsandbytes (pip install 'ftcore[qlora]'). Without them use adapter=lora."
         )
-    return transformers.BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
-    )
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
 
 
 def save_model(foundation: Foundation, folder: Path) -> None:

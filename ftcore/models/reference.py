@@ -52,12 +52,11 @@ class ReferenceSums:
 
     def _add(self, values: dict[int, float]) -> None:
         self.known |= values
-        if not self.file or not values:
-            return
         try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.file, "ab", buffering=0, opener=partial(os.open, mode=0o600)) as file:
-                file.write(np.array(list(values.items()), RECORD).tobytes())  # in one system call
+            if self.file and values:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                with open(self.file, "ab", buffering=0, opener=partial(os.open, mode=0o600)) as file:
+                    file.write(np.array(list(values.items()), RECORD).tobytes())  # in one system call
         except OSError:  # nowhere to write: from here on only in memory
             self.file = None
 
