@@ -71,8 +71,7 @@ class _FrozenProjection(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, *options: float) -> tuple[Tensor, Tensor]:
-        with_gradient = ctx.needs_input_grad[0]
-        logps, entropy, gradient = _in_chunks(_chunk_logps, hidden, weight, targets, *options, with_gradient)
+        logps, entropy, gradient = _in_chunks(_chunk_logps, hidden, weight, targets, *options, ctx.needs_input_grad[0])
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(entropy)
         return logps, entropy
@@ -101,6 +100,5 @@ def _projects_only(network: PreTrainedModel, projection: torch.nn.Linear) -> boo
     large = (1000 * torch.randn(1, 1, projection.in_features, generator=random)).to(device)
     hook = projection.register_forward_pre_hook(lambda _, args: (large.to(args[0].dtype), *args[1:]))
     with hook, torch.compiler.set_stance("force_eager"):
-        ids = torch.zeros(1, 1, dtype=torch.long, device=device)
-        logits = network(input_ids=ids, use_cache=False).logits
+        logits = network(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False).logits
     return torch.equal(logits.float(), projection(large.to(logits.dtype)).float())

@@ -168,9 +168,7 @@ def from_hub(name: str, revision: str | None) -> Path:
 def check_folder(folder: Path) -> None:
     """Refuse a folder of weights that is incomplete, pickled, cut short or changed since its manifest was written."""
     if (folder / "adapter_config.json").is_file():
-        raise ModelError(
-            f"{folder} holds an adapter, no model: give its run's folder, or export it with format=merged."
-        )
+        raise ModelError(f"{folder} holds an adapter, no model: give its run, or export that with format=merged.")
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ModelError(_without_weights(folder))
