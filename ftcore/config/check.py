@@ -34,7 +34,7 @@ Validator = extend(Draft202012Validator, type_checker=TYPES)
 
 def schema_problems(config: Mapping[str, object], trust: list[str]) -> Iterator[Problem]:
     """Every value that the schema refuses."""
-    yield from _check_node(config, schemas()["top"], "")
+    yield from node_problems(config, schemas()["top"])
     for key, node in config.items():
         if isinstance(node, Mapping):
             yield from _wrong_target(key, node, trust)
@@ -59,7 +59,7 @@ def _wrong_target(key: str, node: Mapping[str, object], trust: list[str]) -> Ite
         return
     target, parameters = str(node["_target_"]), {name: value for name, value in node.items() if name != "_target_"}
     if target in schemas()["targets"] or is_trusted(target, trust):
-        yield from _check_node(parameters, schema_of_target(target, trust), key)
+        yield from node_problems(parameters, schema_of_target(target, trust), key)
     else:
         yield f"{key}._target_", f"{target!r} is not part of ftcore; {TRUST_ADVICE.format(target.split('.')[0])}"
 
@@ -72,11 +72,6 @@ def earlier_problems(config: object) -> list[str]:
     if not all(isinstance(node, dict) and isinstance(node.get("_target_"), str) for node in nodes):
         return ["a group is missing"]
     return [f"{path} {text}" for path, text in schema_problems(config, trusted())]
-
-
-def argument_problems(verb: str, node: Mapping[str, object]) -> Iterator[Problem]:
-    """What is wrong with the arguments of a verb."""
-    yield from _check_node(node, schemas()["top"]["properties"].get(verb, {}), verb)
 
 
 def conflicts(config: Config) -> Iterator[Problem]:
@@ -117,16 +112,10 @@ def _wrong_groups(method: Mapping[str, object], size: object) -> Iterator[Proble
     if not (isinstance(group, int) and isinstance(size, int) and group > 0):
         return
     if size % group:
-        below, above = max(size // group, 1) * group, (size // group + 1) * group
-        problem = (
-            f"counts completions: {size} is not a multiple of method.group_size={group}; nearest: {below} or {above}"
-        )
-        yield "global_batch_size", problem
+        near = f"nearest: {max(size // group, 1) * group} or {(size // group + 1) * group}"
+        yield "global_batch_size", f"counts completions: {size} is not a multiple of method.group_size={group}; {near}"
     if group == 1 and method.get("advantage", "reinforce") != "reinforce":
-        yield (
-            "method.group_size",
-            "is 1, so there is nothing to compare with: raise it, or set method.advantage=reinforce",
-        )
+        yield "method.group_size", "is 1, so nothing can be compared: raise it, or set method.advantage=reinforce"
 
 
 def _wrong_rewards(method: Mapping[str, object], trust: list[str]) -> Iterator[Problem]:
@@ -154,18 +143,19 @@ def _wrong_rewards(method: Mapping[str, object], trust: list[str]) -> Iterator[P
             yield "method.rewards", f"holds {name!r}: {error}"
 
 
-def _check_node(node: Mapping[str, object], schema: Schema, prefix: str) -> Iterator[Problem]:
+def node_problems(node: Mapping[str, object], schema: Schema, path: str = "") -> Iterator[Problem]:
+    """What the schema refuses in a mapping that stands at `path`."""
     for error in Validator(schema).iter_errors(node):
-        path = ".".join([prefix, *map(str, error.absolute_path)]).strip(".")
+        where = ".".join([path, *map(str, error.absolute_path)]).strip(".")
         if error.validator == "additionalProperties":
             known = error.schema["properties"]
             for key in sorted(set(error.instance) - set(known), key=str):
-                yield f"{path}.{key}".strip("."), f"is not a key{closest(str(key), known)}"
+                yield f"{where}.{key}".strip("."), f"is not a key{closest(str(key), known)}"
         elif error.validator == "required":
             for key in sorted(set(error.validator_value) - set(error.instance)):
-                yield f"{path}.{key}".strip("."), "is missing"
+                yield f"{where}.{key}".strip("."), "is missing"
         else:
-            yield path, f"must be {describe(error.schema)}, not {_shown(error.instance)}"
+            yield where, f"must be {describe(error.schema)}, not {_shown(error.instance)}"
 
 
 def _shown(value: object) -> str:

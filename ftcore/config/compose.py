@@ -17,7 +17,8 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ftcore.config.check import Problem, argument_problems, closest, conflicts, report, schema_problems
+from ftcore.config.build import schemas
+from ftcore.config.check import Problem, closest, conflicts, node_problems, report, schema_problems
 from ftcore.config.options import options
 from ftcore.config.recipe_rules import GIVEN, Staged, staged_recipes
 from ftcore.config.roles import keys_of, mappings
@@ -195,6 +196,6 @@ def own_arguments(verb: str, words: list[str]) -> tuple[dict[str, object], list[
     own = [word for word in words if word.lstrip("+").startswith(f"{verb}.")] if defaults else []
     node = dict(defaults) if isinstance(defaults, dict) else {}
     node |= {o.key_or_group.partition(".")[2]: o.value() for o in read_overrides(own)}
-    if problems := list(argument_problems(verb, node)):
+    if problems := list(node_problems(node, schemas()["top"]["properties"].get(verb, {}), verb)):
         raise ConfigError(report(problems, {}))
     return node, [word for word in words if word not in own]

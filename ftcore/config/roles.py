@@ -41,29 +41,25 @@ def files_of_config(config: Mapping[str, object], *kinds: str) -> Iterator[tuple
 
 def role_of(path: str, config: Mapping[str, object]) -> Role:
     """What the key `path` (dotted) of this config is for."""
-    role = Role()
-    for schema in _schemas_along(path, config):
-        role = _inherited(schema, role)
-    return role
+    return _look_up(path, config)[0]
 
 
 def type_of(path: str, config: Mapping[str, object]) -> Schema:
     """The schema of the key `path` of this config; {} where anything may stand."""
-    *_, last = _schemas_along(path, config)
-    return last
+    return _look_up(path, config)[1]
 
 
-def _schemas_along(path: str, config: Mapping[str, object]) -> Iterator[Schema]:
-    """The schemas of a top-level key and of each key below it on the way to `path`."""
+def _look_up(path: str, config: Mapping[str, object]) -> tuple[Role, Schema]:
     top, *rest = path.split(".")
     node, schema = config.get(top), schemas()["top"]["properties"].get(top, {})
-    yield schema
+    role = _inherited(schema, Role())
     if isinstance(node, Mapping) and "_target_" in node:
         trust = config.get("trust", trusted())
         schema = schema_of_target(str(node["_target_"]), trust if isinstance(trust, list) else [])
     for key in rest:
         schema = below(schema, key)
-        yield schema
+        role = _inherited(schema, role)
+    return role, schema
 
 
 @cache

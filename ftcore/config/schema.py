@@ -29,11 +29,9 @@ TRAINER_OWNED = [
 
 def parameters(target: type | FunctionType) -> dict[str, object]:
     """Keyword-only parameter -> annotation of a function or, along its class tree, of a class."""
+    classes = target.__mro__ if isinstance(target, type) else ()
     found: dict[str, object] = {}
-    for owner in inspect.getmro(target) if inspect.isclass(target) else [target]:
-        function = vars(owner).get("__init__") if inspect.isclass(owner) else owner
-        if function is None:
-            continue
+    for function in [vars(c)["__init__"] for c in classes if "__init__" in vars(c)] or [target]:
         signature, hints = inspect.signature(function), get_type_hints(function, include_extras=True)
         for name, parameter in signature.parameters.items():
             if parameter.kind is parameter.KEYWORD_ONLY:
@@ -55,7 +53,7 @@ def _json_schema(node: type) -> dict[str, object]:
 
 
 def _closed(node: object, definitions: Mapping[str, dict[str, object]]) -> object:
-    """A schema with references replaced by what they name, and without keys besides those that a mapping lists."""
+    """A schema with references replaced by what they name, no keys besides those that a mapping lists, and no docstrings."""
     if isinstance(node, list):
         return [_closed(item, definitions) for item in node]
     if not isinstance(node, dict):
@@ -65,7 +63,8 @@ def _closed(node: object, definitions: Mapping[str, dict[str, object]]) -> objec
         found = others.pop(node.pop("$ref").rpartition("/")[2], {})  # {}: a type inside itself is not checked
         return _closed({**found, **node}, others)
     lists_keys = node.get("type") == "object" and "properties" in node
-    closed = {key: _closed(value, definitions) for key, value in node.items() if key != "$defs"}
+    left_out = {"$defs": dict, "title": str, "description": str}
+    closed = {k: _closed(v, definitions) for k, v in node.items() if not isinstance(v, left_out.get(k, ()))}
     return {"additionalProperties": False, **closed} if lists_keys else closed
 
 
