@@ -1,10 +1,12 @@
 """Many runs from one command: what fails touches no other, the same command goes on, and the answer is honest about chance."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 
@@ -238,15 +240,76 @@ def test_a_launcher_of_hydra_runs_the_jobs_by_name(ftcore):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_every_job(tmp_path):
+@pytest.mark.parametrize(
+    ("kill", "number", "status"),
+    [(os.killpg, signal.SIGINT, 130), (os.killpg, signal.SIGTERM, 143), (os.kill, signal.SIGTERM, 143)],
+)
+def test_ctrl_c_and_sigterm_end_every_job(tmp_path, kill, number, status):
     command = [sys.executable, "-m", "ftcore", "-m", "seed=1,2", "max_epochs=null", "max_steps=4321", *FAST]
     with (tmp_path / "out").open("w") as out:
         process = subprocess.Popen(command, cwd=tmp_path, stdout=out, stderr=out, start_new_session=True)
         until = time.monotonic() + 120
         while not list(tmp_path.glob("runs/*/sweep-*/*/*/metrics.jsonl")) and time.monotonic() < until:
             time.sleep(0.2)
-        os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(30) == 130
+        kill(process.pid, number)
+        assert process.wait(30) == status
     found = subprocess.run(["pgrep", "-f", "max_steps=4321"], capture_output=True, text=True).stdout.split()
     assert not found
     assert list(tmp_path.glob("runs/*/sweep-*/*/*/checkpoints/*"))
+
+
+def test_sigterm_lets_jobs_save_and_the_same_command_goes_on(ftcore, tmp_path):
+    """In this process, so that a job begins in a second."""
+    words = ["-m", "seed=1,2", "sweep.n_jobs=2", "global_batch_size=4", "max_steps=12", *FAST]
+    before = signal.getsignal(signal.SIGTERM)
+
+    def terminate():
+        until = time.monotonic() + 60
+        while not list(tmp_path.glob("runs/*/sweep-*/*/*/metrics.jsonl")) and time.monotonic() < until:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=terminate).start()
+    outcome = ftcore(*words)
+    assert outcome.status == 143 and "the same command again goes on" in outcome.err
+    assert signal.getsignal(signal.SIGTERM) == before and not multiprocessing.active_children()
+    assert list(tmp_path.glob("runs/*/sweep-*/*/*/checkpoints/step-*"))
+    again = ftcore(*words)
+    assert again.status == 0, again.err
+    assert [job["state"] for job in answer(again)["jobs"]] == ["done", "done"]
+    assert len(list(tmp_path.glob("runs/*/sweep-*/*/*/config.yaml"))) == 2
+
+
+@pytest.mark.parametrize("words", [["-m", "inspect"], ["inspect", "-m"]])
+def test_inspect_is_swept_and_its_table_has_numbers(ftcore, rows, words):
+    """A job that fails says why, the others are done, and the same command tries that one again."""
+    good = rows(*({"prompt": f"What is {k}?", "completion": f"{k}."} for k in range(1100)), name="good.jsonl")
+    command = [*words, "data=jsonl", f"data.path={good},gone.jsonl", "data.test_share=0", "model=tiny", "logger=none"]
+    outcome = ftcore(*command)
+    assert outcome.status == 1 and "1 of 2 jobs failed" in outcome.err, outcome.err
+    assert all(title in outcome.out for title in ("rows.train", "rows.test", "tokens.median", "trained_share"))
+    (line,) = [line for line in outcome.out.splitlines() if " done " in line]
+    assert "1,100" in line
+    done, failed = answer(outcome)["jobs"]
+    assert done["state"] == "done" and done["summary"]["rows"] == {"train": 1100, "validation": 0, "test": 0}
+    assert "gone.jsonl" in failed["state"] and failed["state"].startswith("DataError: ") and not failed["summary"]
+    kept = json.loads(next(outcome.cwd.glob("runs/*/sweep-*/*/answer.json")).read_text())
+    assert kept == done["summary"] and kept["tokens"]["longest"] >= kept["tokens"]["median"] > 0
+    rows({"prompt": "What is it?", "completion": "It."}, name="gone.jsonl")
+    again = ftcore(*command)
+    assert again.status == 0, again.err
+    assert [job["state"] for job in answer(again)["jobs"]] == ["done", "done"]
+
+
+def test_eval_is_swept_over_runs(ftcore):
+    runs = [ftcore(*TINY, f"seed={seed}", f"name=run{seed}").folder for seed in (1, 2)]
+    outcome = ftcore("eval", "-m", f"run={runs[0]},{runs[1]}", "evaluate.max_rows=2")
+    assert outcome.status == 0, outcome.err
+    jobs = answer(outcome)["jobs"]
+    assert [job["summary"]["run"] for job in jobs] == [str(run) for run in runs]
+    assert f"{jobs[0]['summary']['tuned']['loss']:.3g}" in outcome.out
+
+
+@pytest.mark.parametrize("verb", ["chat", "export", "pack", "storage"])
+def test_a_verb_without_a_row_is_not_swept(fails, verb):
+    assert f"{verb} takes one combination at a time" in fails(2, "-m", verb, "seed=1,2")

@@ -20,8 +20,8 @@ PR_SET_PDEATHSIG = 1  # of prctl, on Linux
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C wait until the block ends: it must not meet a process half started, or one that nobody knows of yet."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Let Ctrl-C and SIGTERM wait until the block ends: no process is left half started, or unknown to who would end it."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
@@ -51,8 +51,10 @@ def end(process: BaseProcess) -> None:
 
 
 def _lead(work: Callable[[*Given], object], *given: *Given) -> None:
-    """In the new process: leave the terminal and its signals, then work."""
+    """In the new process: leave the terminal, let SIGTERM end it whatever its parent did with it, then work."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     os.setsid()
     if sys.platform == "linux":  # what hangs would not notice by itself that the parent is gone
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -6,6 +6,7 @@ commands and the number of one of them, and the command itself composes as alway
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -34,8 +35,14 @@ def run_with_hydra(launcher: list[str], jobs: list[Job], folder: Path) -> dict[i
     words = [f"+jobs='{folder / FILE}'", f"+job={','.join(map(str, pending))}", *launcher]
     quiet = ["hydra/hydra_logging=none", "hydra/job_logging=none", "hydra.output_subdir=null"]
     place = f"hydra.sweep.dir='{folder / 'hydra'}'"
-    done = subprocess.run([sys.executable, "-m", "ftcore.sweeps.hydra_launcher", "-m", *words, *quiet, place])
-    if done.returncode and not any(job.log.exists() for job in pending.values()):
+    command = [sys.executable, "-m", "ftcore.sweeps.hydra_launcher", "-m", *words, *quiet, place]
+    with subprocess.Popen(command, process_group=0) as launching:
+        try:
+            launching.wait()
+        except BaseException:  # Ctrl-C, SIGTERM: the jobs save and end
+            os.killpg(launching.pid, signal.SIGTERM)
+            raise
+    if launching.returncode and not any(job.log.exists() for job in pending.values()):
         raise ConfigError(
             f"Hydra could not run {' '.join(launcher)}; install its plugin, such as hydra-joblib-launcher."
         )

@@ -41,10 +41,11 @@ class Running:
 def start_server() -> None:
     """Let the server of all jobs begin to import, beside what this process does until it needs it."""
     get_context("forkserver").set_forkserver_preload(["ftcore.runs.preload"])
-    # Ctrl-C is for this process alone, which then ends the jobs one by one.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # These are for this process alone, which then ends the jobs one by one. They may reach all processes of a terminal or unit.
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     forkserver.ensure_running()
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @dataclass

@@ -194,8 +194,10 @@ def _groups_table(groups: list[dict[str, Any]], objective: str) -> Table:
     return table
 
 
-def _shown(number: Any) -> str:
-    return "" if number is None else f"{number:.3g}"
+def _shown(number: float | None) -> str:
+    if number is None:
+        return ""
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"
 
 
 def _tell_wandb(config: Config, folder: Path, rows: list[dict[str, Any]], verdict: str, objective: str) -> None:

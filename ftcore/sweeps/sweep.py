@@ -5,6 +5,7 @@ finished, in the folder that the command's hash names.
 """
 
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ftcore.config.compose import load_config
 from ftcore.config.roles import keys_of
-from ftcore.errors import ConfigError, FtcoreError
+from ftcore.errors import ConfigError, FtcoreError, Stopped
 from ftcore.settings import CHOSEN, Config
 from ftcore.sweeps.grid import Grid
 from ftcore.sweeps.hydra_launcher import run_with_hydra
@@ -51,7 +52,7 @@ def sweep(
         start_server()
     grid = Grid(searched, shared, config_dirs, folder) if config["sampler"] == "grid" else None
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with _terminated(), _alone(folder):
         source = grid or _trials(config, searched, shared, folder)
         if launcher in ([], ["hydra/launcher=ftcore"]):
             failed = run_jobs(source, run_command, config["sweep"])
@@ -93,6 +94,20 @@ def _trials(config: Config, searched: dict[str, object], shared: list[str], fold
     from ftcore.sweeps.tpe import Trials  # needs Optuna
 
     return Trials(config, searched, shared, folder)
+
+
+@contextmanager
+def _terminated() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does: running jobs save what they have. Raises `Stopped`."""
+
+    def stop(number: int, _: object) -> None:
+        raise Stopped(128 + number, "SIGTERM: the same command again goes on where the jobs stopped.")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
