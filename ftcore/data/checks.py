@@ -32,12 +32,8 @@ def check_row(row: Row, required: tuple[str, ...], columns: dict[str, str], raw:
 def _problem(column: str, value: object) -> str:
     """What is wrong with the value of a column; "" for nothing."""
     if column == "answer":
-        texts = value if isinstance(value, list) else [value]
-        return (
-            ""
-            if all(isinstance(text, str) for text in texts)
-            else "must be text or a list of texts that count as right"
-        )
+        is_right = all(isinstance(text, str) for text in (value if isinstance(value, list) else [value]))
+        return "" if is_right else "must be text or a list of texts that count as right"
     if column == "margin":
         return "must be a number" if isinstance(value, bool) or not isinstance(value, int | float) else ""
     kind, wanted = (bool, "true or false") if column == "label" else (str, "text")

@@ -18,9 +18,6 @@ from ftcore.errors import DataError
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[int, Row | DataError]]
-COMPRESSED = (".gz", ".zst")
-# A longer field of a CSV file means a quote that was never closed.
-LONGEST_FIELD = 10_000_000
 
 
 def read_file(file: Path) -> Rows:
@@ -32,7 +29,7 @@ def read_file(file: Path) -> Rows:
         with _opened(file) as stream:
             yield from reader(stream, str(file))
     except (EOFError, OSError) as error:  # of a broken archive; other errors of the disk explain themselves
-        if file.suffix not in COMPRESSED:
+        if file.suffix not in (".gz", ".zst"):
             raise
         raise DataError(f"{file} cannot be unpacked: {error}. The file may be incomplete.") from None
 
@@ -131,7 +128,7 @@ def _refuse_constant(name: str) -> None:
 
 def _csv(stream: io.BufferedIOBase, where: str, delimiter: str = ",") -> Rows:
     """A header with the columns, then one row a record; quoted fields may hold line breaks. Every cell is text."""
-    csv.field_size_limit(LONGEST_FIELD)
+    csv.field_size_limit(10_000_000)  # a longer field means a quote that was never closed
     lines = (_decode(line, f"{where}:{number}", first=number == 1) for number, line in enumerate(stream, 1))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:

@@ -15,9 +15,8 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from ftcore.data.formats import Row
 from ftcore.data.records import Data
-from ftcore.data.sources import Split
+from ftcore.data.sources import Row, Split
 from ftcore.data.splits import normalised, position
 from ftcore.errors import ConfigError, DataError
 

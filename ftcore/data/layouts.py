@@ -27,17 +27,7 @@ from typing_extensions import TypeIs
 from ftcore.data.tokens import Example
 
 
-class StepInfo(TypedDict, total=False):
-    """What data/steps.py adds to a training batch."""
-
-    counts: dict[str, int]  # tokens, pairs, ... of all micro-batches and processes of the step, by name
-    row_counts: list[dict[str, int]]  # the same of each row of this batch
-    epoch: int
-    row_sizes: list[tuple[int, bool]]  # of each row: tokens with loss, whether it was truncated
-    retention: "Batch"  # general text, in some steps
-
-
-class Batch(StepInfo):
+class Batch(TypedDict):
     """One sequence in each row, padded on the right. The other layouts add to it, and methods their own columns."""
 
     input_ids: Tensor  # (B, T)
@@ -45,9 +35,13 @@ class Batch(StepInfo):
     completion_mask: Tensor  # (B, T): True for tokens with loss
     targets: NotRequired[Tensor]  # (B, T): tokens to predict at their own place (masked words), not from those before
     ids: list[str]  # ids of the rows of data; both sequences of a pair have the same
-    contents: NotRequired[
-        list[int]
-    ]  # hash of each sequence: the key of its cached log-probability in models/reference.py
+    contents: NotRequired[list[int]]  # hash of each sequence, by which models/reference.py caches its log-probability
+    # What data/steps.py adds in training:
+    counts: NotRequired[dict[str, int]]  # tokens, pairs, ... of all micro-batches and processes of the step, by name
+    row_counts: NotRequired[list[dict[str, int]]]  # the same of each row of this batch
+    row_sizes: NotRequired[list[tuple[int, bool]]]  # of each row: tokens with loss, whether it was truncated
+    epoch: NotRequired[int]
+    retention: NotRequired["Batch"]  # general text, in some steps
 
 
 class Packed(Batch):

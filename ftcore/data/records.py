@@ -16,7 +16,7 @@ import yaml
 from annotated_types import Ge, Le, Lt
 
 from ftcore.data.checks import check_characters, check_row, last_exchange
-from ftcore.data.shapes import is_transcript, recognised
+from ftcore.data.shapes import recognised
 from ftcore.data.sources import SPLITS, Hub, Row, Split, read_hub, read_rows, split_files
 from ftcore.data.splits import Keys, leaked, question_keys, repeated, split
 from ftcore.errors import DataError
@@ -184,13 +184,13 @@ class Reader:
         self.mapped = {*names, *names.values()}
         self.bad: list[str] = []
         self.shapes: dict[str, str] = {}
-        self.misspelt: dict[str, str] | None = None
+        self.unmapped: set[str] | None = None
 
     def rows(self, path: str) -> Iterator[Row]:
         """Checked rows. Raises `DataError` for a wrong one, or after `max_bad_rows` of them where they are skipped."""
         for where, raw in read_hub(self.hub, path) if self.hub else self.data.read(path):
-            if self.misspelt is None and isinstance(raw, dict):  # the columns of the first row stand for all
-                self.misspelt = _misspelt({*raw} - self.mapped, {*self.required, *OPTIONAL})
+            if self.unmapped is None and isinstance(raw, dict):  # the columns of the first row stand for all
+                self.unmapped = {*raw} - self.mapped
             try:
                 yield from self._checked(raw, where)
             except DataError as error:
@@ -204,8 +204,10 @@ class Reader:
     def notes(self) -> list[str]:
         """Shapes that were recognised, columns that look misspelt and rows that were skipped."""
         notes = [f"{file}: read as {shape}" for file, shape in self.shapes.items()]
-        for column, near in (self.misspelt or {}).items():
-            notes.append(f"column {column!r} is not used; did you mean {near!r}?")
+        columns, known = self.unmapped or set(), {*self.required, *OPTIONAL}
+        for column in sorted(columns - known):
+            for near in get_close_matches(column, known - columns, 1, 0.8):
+                notes.append(f"column {column!r} is not used; did you mean {near!r}?")
         if self.bad:
             notes.append(f"{len(self.bad):,} bad rows skipped ({_first_of(self.bad)})")
         return notes
@@ -228,19 +230,9 @@ class Reader:
             row |= {target: value for target, fill in self.columns.items() if (value := fill(raw)) is not None}
             for target, names in (self.hub["values"] if self.hub else {}).items():
                 row[target] = names.get(str(row.get(target)), row.get(target))
-        elif self._looks_different(raw) and (shape := recognised(raw, where)):
+        elif shape := recognised(raw, where, self.required):
             self.shapes[where.rpartition(":")[0]], row = shape
         return {**row, "id": str(row["id"]) if "id" in row else where, "where": where}
-
-    def _looks_different(self, raw: Row) -> bool:
-        """Whether a row may be of another shape, though its columns may have our names."""
-        return is_transcript(raw.get("prompt")) or not all(isinstance(raw.get(c), str | bool) for c in self.required)
-
-
-def _misspelt(columns: set[str], known: set[str]) -> dict[str, str]:
-    """Columns that are not used, and the known column that each looks like."""
-    near = {column: get_close_matches(column, known - columns, 1, 0.8) for column in sorted(columns - known)}
-    return {column: matches[0] for column, matches in near.items() if matches}
 
 
 def _filled(source: str) -> Callable[[Row], object]:
@@ -277,7 +269,5 @@ def derive(row: Row, record_type: str) -> list[Row]:
 def _options_with(record_type: str) -> str:
     types = {record_type, DERIVED.get(record_type, record_type)}
     nodes = {file.stem: yaml.safe_load(file.read_text()) for file in (resources() / "conf/data").glob("[!_]*.yaml")}
-    names = [
-        name for name, node in sorted(nodes.items()) if "hub" not in node and types & {*node.get("records", types)}
-    ]
-    return f"Data options that have them: {', '.join(names)}."
+    names = [name for name, node in nodes.items() if "hub" not in node and types & {*node.get("records", types)}]
+    return f"Data options that have them: {', '.join(sorted(names))}."

@@ -11,11 +11,14 @@ SIDES = ("chosen", "rejected")
 HUMAN, ASSISTANT = "\n\nHuman: ", "\n\nAssistant: "
 
 
-def recognised(row: Row, where: str) -> tuple[str, Row] | None:
+def recognised(row: Row, where: str, required: tuple[str, ...]) -> tuple[str, Row] | None:
     """The name of the first shape that a row has, and the row in our columns; None when its columns are ours or unknown.
 
-    Raises `DataError` when a row has the columns of a shape and not what belongs in them.
+    Ours: the `required` ones, unless the prompt is a transcript. Raises `DataError` when a row has the columns of a shape and
+    not what belongs in them.
     """
+    if all(isinstance(row.get(c), str | bool) for c in required) and not _is_transcript(row.get("prompt")):
+        return None
     for name, convert in SHAPES.items():
         try:
             if (converted := convert(row)) is not None:
@@ -63,7 +66,7 @@ def _transcripts(row: Row) -> Row | None:
 
 def _transcript_as_prompt(row: Row) -> Row | None:
     """The same where the turns before the answer are the prompt, which ends with "Assistant:"."""
-    if not is_transcript(row.get("prompt")):
+    if not _is_transcript(row.get("prompt")):
         return None
     answers = {column: row[column].removeprefix(" ") for column in ("completion", *SIDES) if column in row}
     before = row["prompt"].removesuffix(ASSISTANT.rstrip())
@@ -77,7 +80,7 @@ def _conversation(before: str, answer: str) -> Row:
     return {"prompt": texts[-1][0], "messages": [*messages, {"role": "assistant", "content": answer}]}
 
 
-def is_transcript(prompt: object) -> bool:
+def _is_transcript(prompt: object) -> bool:
     """Whether a prompt is a transcript that ends where the assistant is to answer."""
     return isinstance(prompt, str) and prompt.startswith(HUMAN) and prompt.endswith(ASSISTANT.rstrip())
 

@@ -54,19 +54,18 @@ def rows_of(path: str) -> Iterator[tuple[str, Row]]:
 def read_hub(hub: Hub, split: str) -> Iterator[tuple[str, Row | DataError]]:
     """(where, row) of a split, streamed: nothing is kept on disk. Raises `DataError` when it cannot be read."""
     try:
-        from datasets import load_dataset
-        from datasets.utils.logging import disable_progress_bar, set_verbosity_error
+        import datasets
     except ModuleNotFoundError:
         raise ConfigError("Data sets of the hub need the package datasets: pip install 'ftcore[hub]'.") from None
     from huggingface_hub import HfApi
 
-    disable_progress_bar()
-    set_verbosity_error()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
     place = f"{hub['name']}/{split}"
     try:
         # Asking first fails fast: without the network the reader itself would try for most of a minute.
         commit = HfApi().dataset_info(hub["name"], revision=hub["revision"], timeout=5).sha
-        rows = load_dataset(hub["name"], hub["config"], split=split, revision=commit, streaming=True)
+        rows = datasets.load_dataset(hub["name"], hub["config"], split=split, revision=commit, streaming=True)
         for number, row in enumerate(rows, 1):
             yield f"{place}:{number}", dict(row)
     except Exception as error:  # of several libraries, the network's among them
@@ -100,10 +99,8 @@ def files_of(path: str) -> tuple[Path, list[Path]]:
 def split_files(path: str) -> dict[Split, str | None]:
     """The files of a folder that are named for the splits, as train.jsonl; {} unless train and another one are there."""
     folder = Path(resolve(path))
-    names = {
-        split: sorted(file for file in folder.glob(f"{split}.*") if _readable(Path(file.name))) for split in SPLITS
-    }
-    files = {split: str(named[0]) if named else None for split, named in names.items()}
+    found = {split: sorted(f for f in folder.glob(f"{split}.*") if format_of(f) in READERS) for split in SPLITS}
+    files = {split: str(named[0]) if named else None for split, named in found.items()}
     return files if files["train"] and (files["validation"] or files["test"]) else {}
 
 

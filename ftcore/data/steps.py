@@ -6,7 +6,7 @@ dealt to the processes in turn.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from itertools import chain, count, islice
 from math import ceil
 from typing import Any, Generic, Protocol, TypeVar
@@ -18,10 +18,8 @@ from ftcore.data.token_cache import lengths
 from ftcore.data.tokens import Example
 
 
-class Trainable(Protocol):
+class Trainable(Sized, Protocol):
     """What a step trains on: an example, a pair of them, or a completion with its reward."""
-
-    def __len__(self) -> int: ...
 
     @property
     def trained(self) -> int:
@@ -43,11 +41,8 @@ def steps_of_epoch(lengths: Sequence[int], global_batch_size: int, seed: int, ep
     """Row numbers of each step of an epoch: shuffled, then sorted by length within windows, then the steps shuffled."""
     random = np.random.default_rng([seed, epoch])
     shuffled = random.permutation(len(lengths))
-    window = WINDOW * global_batch_size
-    by_length = [
-        part[np.argsort([lengths[row] for row in part], kind="stable")]
-        for part in np.split(shuffled, range(window, len(shuffled), window))
-    ]
+    windows = np.split(shuffled, range(WINDOW * global_batch_size, len(shuffled), WINDOW * global_batch_size))
+    by_length = [window[np.argsort([lengths[row] for row in window], kind="stable")] for window in windows]
     steps = np.array_split(np.concatenate(by_length), ceil(len(lengths) / global_batch_size))
     return [steps[k] for k in random.permutation(len(steps))]
 
@@ -95,9 +90,7 @@ class TrainBatches(Generic[E]):
     seed: int
     rank: int
     world_size: int
-    epoch: int = field(default=0, init=False)
-    first_step: int = field(default=0, init=False)
-    draws: int = field(default=0, init=False)
+    epoch = first_step = draws = 0
 
     @property
     def accumulation(self) -> int:
