@@ -21,7 +21,7 @@ def run(case: Case, folder: Path, steps: int) -> dict[str, Any]:
     ends: list[float] = []
     metrics: list[dict[str, float]] = []
     order: list[dict[str, Any]] = []
-    rows_of_step, explore, log = Method.rows_of_step, OnlineMethod.explore, JSONLines.log_metrics
+    rows_of_step, sample_groups, log = Method.rows_of_step, OnlineMethod.sample_groups, JSONLines.log_metrics
 
     def noted_rows(method: Method, *given: Any) -> list[Any]:
         rows = rows_of_step(method, *given)
@@ -30,14 +30,14 @@ def run(case: Case, folder: Path, steps: int) -> dict[str, Any]:
 
     def noted_prompts(method: OnlineMethod, prompts: list[Any], random: Any) -> list[Any]:
         order.extend({"prompt": [{"role": "user", "content": prompt.row["prompt"]}]} for prompt in prompts)
-        return explore(method, prompts, random)
+        return sample_groups(method, prompts, random)
 
     def timed(logger: JSONLines, values: dict[str, float], step: int | None = None) -> None:
         ends.append(time.perf_counter())
         metrics.append({key.removeprefix("train/"): value for key, value in values.items()})
         log(logger, values, step)
 
-    Method.rows_of_step, OnlineMethod.explore, JSONLines.log_metrics = noted_rows, noted_prompts, timed  # type: ignore[method-assign,assignment]
+    Method.rows_of_step, OnlineMethod.sample_groups, JSONLines.log_metrics = noted_rows, noted_prompts, timed  # type: ignore[method-assign,assignment]
     if run_command(words(case, folder, steps)):
         raise SystemExit(1)
     (folder / "order.json").write_text(json.dumps(order))

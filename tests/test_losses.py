@@ -27,7 +27,7 @@ from ftcore.methods.cpo import CPO
 from ftcore.methods.dpo import DPO
 from ftcore.methods.ipo import IPO
 from ftcore.methods.kto import KTO, Labelled
-from ftcore.methods.losses import bradley_terry, log_odds, negative_log_likelihood, token_kl
+from ftcore.methods.losses import bradley_terry, log_odds, token_kl
 from ftcore.methods.orpo import ORPO
 from ftcore.methods.preference import Answers
 from ftcore.methods.sft import SFT
@@ -76,13 +76,13 @@ def adapted(family, **changes):
 
 
 def test_uniform_logits_cost_log_of_the_vocabulary_per_token():
-    logps = torch.zeros(7, 97).log_softmax(-1)[:, 0]
-    assert negative_log_likelihood(logps).sum().item() == pytest.approx(7 * math.log(97), rel=1e-6)
+    logps = completion_logps(network("llama3", sharper=0), pad(ROWS, 0))
+    assert logps.tolist() == pytest.approx([-math.log(97)] * 5, rel=1e-6)
 
 
 def test_no_token_with_loss_gives_zero_and_no_nan():
     model = network("llama3")
-    loss = negative_log_likelihood(completion_logps(model, pad([], 0))).sum()
+    loss = -completion_logps(model, pad([], 0)).sum()
     loss.backward()
     assert loss.item() == 0 and all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
@@ -109,7 +109,7 @@ def test_logits_at_positions_are_the_models_own(family, build):
 @pytest.mark.parametrize("family", CAUSAL)
 def test_loss_and_gradients_equal_cross_entropy_over_all_positions(family):
     batch, model, reference = pad(ROWS, 0), network(family), network(family)
-    negative_log_likelihood(completion_logps(model, batch)).sum().backward()
+    (-completion_logps(model, batch)).sum().backward()
     labels = batch["input_ids"].masked_fill(~batch["completion_mask"], -100)
     logits = reference(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum").backward()

@@ -7,7 +7,7 @@ import pytest
 FILES = {
     "our_team/__init__.py": "",
     "our_team/methods.py": '''
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Gt
 
@@ -18,9 +18,7 @@ from ftcore.methods.sft import SFT
 class SquaredSFT(SFT):
     """Likelihood plus the square of each token's surprise."""
 
-    def __init__(self, *given: Any, square: Annotated[float, Gt(0)], **shared: Any) -> None:
-        super().__init__(*given, **shared)
-        self.square = square
+    square: Annotated[float, Gt(0)]
 
     def loss(self, batch):
         terms = super().loss(batch)

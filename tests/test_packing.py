@@ -7,7 +7,6 @@ import torch
 
 from ftcore.data.layouts import pack, pad
 from ftcore.data.tokens import Example
-from ftcore.methods.losses import negative_log_likelihood
 from ftcore.models.logprobs import completion_logps, row_sums
 from tests.test_losses import CAUSAL, network
 
@@ -27,7 +26,7 @@ def test_losses_and_gradients_of_packed_rows_are_those_of_padded_ones(family, at
     for batch in (pack(DOCUMENTS), pad(DOCUMENTS, 0)):
         model = network(family, sharper=5)
         model.set_attn_implementation(attention)
-        loss = negative_log_likelihood(completion_logps(model, batch)).sum()
+        loss = -completion_logps(model, batch).sum()
         loss.backward()
         losses.append(loss)
         gradients.append([p.grad for p in model.parameters()])

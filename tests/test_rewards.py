@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -96,14 +97,9 @@ def shared(folder):
 
 
 def rewards(*names, weights=None, options=None, share=1.0, limit=LIMIT, trust=("my_rewards",)):
-    return Rewards(
-        list(names),
-        weights or [1.0] * len(names),
-        options or {},
-        time_limit=limit,
-        max_failed_share=share,
-        trust=list(trust),
-    )
+    weights = weights or [1.0] * len(names)
+    fixed = {"time_limit": limit, "max_failed_share": share, "trust": list(trust)}
+    return closing(Rewards(list(names), weights, options or {}, **fixed))
 
 
 def scored(made, *kinds, texts=None):
@@ -316,7 +312,7 @@ def test_wrong_settings_are_refused_at_once_and_nothing_is_imported(folder, argu
     [
         ("my_rewards.absent", "AttributeError: module 'my_rewards' has no attribute 'absent'"),
         ("my_rewards.absent.act", "ModuleNotFoundError"),
-        ("my_rewards.ROW", "'my_rewards.ROW' is no function"),
+        ("my_rewards.ROW", "'my_rewards.ROW' is not a function"),
         ("leaves.act", "SystemExit: on import"),
     ],
 )

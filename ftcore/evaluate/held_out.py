@@ -4,16 +4,16 @@ from ftcore.data import Data, Records
 from ftcore.data.sources import Row, rows_of
 from ftcore.errors import DataError
 from ftcore.methods.base import HeldOut, Method
-from ftcore.methods.cloze import gaps
+from ftcore.methods.cloze import read_cloze
 from ftcore.settings import Config
 
 
 def load_held_out(config: Config, data: Data, method: Method, records: Records) -> HeldOut:
     """The held-out rows, cloze sentences and the general-text probe."""
     rows = records.test[: config["evaluate"]["max_rows"]]
-    cloze = gaps(data.cloze) if data.cloze else []
+    cloze = read_cloze(data.cloze) if data.cloze else []
     probe = general_texts(config["evaluate"]["probe"]) if config["evaluate"]["probe"] else []
-    return HeldOut(rows, method.encode(rows), cloze, method.pieces(probe) if method.models_language else [])
+    return HeldOut(rows, method.encode(rows), cloze, method.encode_text(probe) if method.predicts_tokens else [])
 
 
 def general_texts(path: str) -> list[Row]:

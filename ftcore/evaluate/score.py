@@ -58,7 +58,7 @@ def probe_perplexity(method: Method, probe: list[Example], batch_size: int, labe
     """Perplexity on general text, whose passages are long: a quarter of `batch_size` at once. None without a probe."""
 
     def terms(examples: list[Example]) -> dict[str, Term]:
-        logps = completion_logps(method.network, method.placed(pad(examples, method.pad_id)))  # (N,)
+        logps = completion_logps(method.network, method.to_device(pad(examples, method.pad_id)))  # (N,)
         return {"nll": Term(-logps.double(), len(logps), "tokens")}
 
     return math.exp(min(_averages(terms, probe, batch_size // 4 or 1, label)["nll"], 700)) if probe else None

@@ -4,7 +4,7 @@ loss = -log sigmoid(r(chosen) - r(rejected)), r(y) = beta (log p(y) - log p_ref(
 label smoothing e: (1 - e) of it plus e of the same with the answers swapped (Mitchell 2023, "conservative DPO").
 """
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Ge, Lt
 from torch import Tensor
@@ -14,18 +14,11 @@ from ftcore.methods.preference import Answers, PreferenceMethod
 
 
 class DPO(PreferenceMethod):
-    """Raises the chosen answer over the rejected one relative to the base model."""
+    """Raises the chosen answer over the rejected one, relative to the base model."""
 
     has_reference = True
-
-    def __init__(self, *given: Any, label_smoothing: Annotated[float, Ge(0), Lt(0.5)], **shared: Any) -> None:
-        super().__init__(*given, **shared)
-        self.label_smoothing = label_smoothing
-
-    def reward(self, answers: Answers) -> Tensor:
-        """beta times the log-ratio to the base model."""
-        return self.beta * (answers.logps - answers.ref_logps)
+    label_smoothing: Annotated[float, Ge(0), Lt(0.5)]
 
     def pair_loss(self, chosen: Answers, rejected: Answers) -> Tensor:
-        """Logistic loss of the margin."""
+        """Logistic loss of the reward margin, (P,)."""
         return bradley_terry(self.reward(chosen), self.reward(rejected), smoothing=self.label_smoothing)

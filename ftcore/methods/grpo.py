@@ -11,6 +11,7 @@ aggregate: tokens, mean over all tokens of the step (DAPO, Yu et al. 2025, arXiv
 mean (GRPO); budget, sum over max_new_tokens per completion (Dr. GRPO).
 """
 
+from itertools import chain
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -21,9 +22,9 @@ from torch import Tensor
 from ftcore.data.layouts import Batch
 from ftcore.data.sources import Row
 from ftcore.data.steps import Draw
-from ftcore.methods.base import Term
+from ftcore.methods.base import Term, metrics
 from ftcore.methods.losses import clipped_policy_loss, kl_estimate
-from ftcore.methods.online import OnlineMethod, Parts, Rollouts, Sample
+from ftcore.methods.online import OnlineMethod, Parts, Rollouts, Sample, equal_rewards
 from ftcore.methods.reward_model import RewardModel
 from ftcore.models.logprobs import row_numbers, row_sums, token_outputs
 from ftcore.rewards.worker import Rewards
@@ -32,116 +33,103 @@ from ftcore.settings import PathOfWeights
 Advantage = Literal["group", "group_no_std", "rloo", "reinforce"]
 
 
-class GroupedRollouts(Rollouts):
-    """What the KL term needs too."""
+class GRPO(OnlineMethod):
+    """Reinforces completions that score above the others of their prompt."""
 
-    ref_logps: Tensor  # (N,): under the base model
+    per_token_names = ("old_logps", "ref_logps", "advantages")
 
+    advantage: Advantage
+    ratio: Literal["token", "sequence_mean", "sequence"]
+    aggregate: Literal["tokens", "sequences", "budget"]
+    clip_low: Annotated[float, Gt(0), Le(1)]
+    clip_high: Annotated[float, Gt(0)]
+    max_resamples: Annotated[int, Ge(0)]
+    rewards: list[str]
+    reward_weights: list[float]
+    reward_options: dict[str, dict[str, Any]]
+    reward_model: PathOfWeights
+    reward_model_weight: float
+    reward_time_limit: Annotated[float, Gt(0)]
+    max_failed_share: Annotated[float, Ge(0), Le(1)]
 
-class GRPO(OnlineMethod[GroupedRollouts]):
-    """Reinforces the completions that score above the others of their prompt."""
-
-    token_names = ("old_logps", "ref_logps", "advantages")
-
-    def __init__(
-        self,
-        *given: Any,
-        advantage: Advantage,
-        ratio: Literal["token", "sequence_mean", "sequence"],
-        aggregate: Literal["tokens", "sequences", "budget"],
-        clip_low: Annotated[float, Gt(0), Le(1)],
-        clip_high: Annotated[float, Gt(0)],
-        max_resamples: Annotated[int, Ge(0)],
-        rewards: list[str],
-        reward_weights: list[float],
-        reward_options: dict[str, dict[str, Any]],
-        reward_model: PathOfWeights,
-        reward_model_weight: float,
-        reward_time_limit: Annotated[float, Gt(0)],
-        max_failed_share: Annotated[float, Ge(0), Le(1)],
-        **shared: Any,
-    ) -> None:
-        super().__init__(*given, **shared)
-        self.advantage, self.ratio, self.aggregate = advantage, ratio, aggregate
-        self.clip_low, self.clip_high, self.max_resamples = clip_low, clip_high, max_resamples
-        self.reward_model = RewardModel(reward_model, self.encoder) if reward_model else None
-        self.reward_model_weight = reward_model_weight
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.scorer = RewardModel(self.reward_model, self.encoder) if self.reward_model else None
         self.functions = Rewards(
-            rewards,
-            reward_weights,
-            reward_options,
-            time_limit=reward_time_limit,
-            max_failed_share=max_failed_share,
-            trust=[name.split(".")[0] for name in rewards if "." in name],  # checked against `trust` with the config
+            self.rewards,
+            self.reward_weights,
+            self.reward_options,
+            time_limit=self.reward_time_limit,
+            max_failed_share=self.max_failed_share,
+            trust=[name.split(".")[0] for name in self.rewards if "." in name],  # checked before, see config/check.py
         )
 
-    def rewards(self, rows: list[Row], texts: list[str], ids: list[list[int]]) -> tuple[list[float | None], Parts]:
-        """Weighted sum of the reward functions, plus the reward model's score where there is one."""
+    def compute_rewards(
+        self, rows: list[Row], texts: list[str], ids: list[list[int]]
+    ) -> tuple[list[float | None], Parts]:
+        """Weighted sum of the reward functions, plus the reward model's score if there is one."""
         totals, parts = self.functions.score([row["prompt"] for row in rows], texts, ids, rows)
-        if self.reward_model:
-            scores = self.reward_model.score(rows, texts, self.micro_batch_size, self.network_device)
+        if self.scorer:
+            scores = self.scorer.score(rows, texts, self.context.micro_batch_size, self.network_device)
             weight = self.reward_model_weight
             totals = [None if t is None else t + weight * s for t, s in zip(totals, scores, strict=True)]
-            parts = {**parts, "reward_model": list(scores)}
+            parts["reward_model"] = list(scores)
         return totals, parts
 
     def prepare(self, draw: Draw, random: np.random.Generator) -> list[Sample]:
-        """Groups of the step; those whose rewards are all equal teach nothing and are replaced while tries are left."""
+        """Sample groups; those with equal rewards teach nothing and are replaced, in at most `max_resamples` further draws."""
         prompts = draw()
-        groups = self.explore(prompts, random)
-        self.metrics = self.report(groups)
-        useful, flat = _by_variance(self.kept(groups))
+        groups = self.sample_groups(prompts, random)
+        self.metrics = self.rollout_metrics(groups)
+        groups = self.usable(groups)
         for _ in range(self.max_resamples if self.advantage != "reinforce" else 0):
-            if len(useful) >= len(prompts):
+            if len(groups) - sum(map(equal_rewards, groups)) >= len(prompts):
                 break
-            more, others = _by_variance(self.kept(self.explore(draw(), random)))
-            useful, flat = useful + more, flat + others
-        return self.advise((useful + flat)[: len(prompts)])
+            groups += self.usable(self.sample_groups(draw(), random))
+        return self.compute_advantages(sorted(groups, key=equal_rewards)[: len(prompts)])
 
-    def advise(self, groups: list[list[Sample]]) -> list[Sample]:
+    def compute_advantages(self, groups: list[list[Sample]]) -> list[Sample]:
         """Every token of a completion gets the completion's advantage."""
         for group in groups:
             for one, value in zip(group, advantages([one.reward for one in group], self.advantage), strict=True):
-                one.tokens["advantages"] = [value] * len(one.completion.ids)
-        return [one for group in groups for one in group]
+                one.per_token["advantages"] = [value] * one.trained
+        return list(chain(*groups))
 
-    def loss(self, batch: GroupedRollouts) -> dict[str, Term]:
-        """Clipped policy loss with the KL term, and what the policy is doing."""
+    def loss(self, batch: Rollouts) -> dict[str, Term]:
+        """Clipped policy loss with the KL term; entropy, clipping and KL as metrics."""
         logps, entropies, _ = token_outputs(self.network, batch, self.temperature, entropies=True)  # (N,) each
         log_ratio = self._log_ratio(logps - batch["old_logps"], batch)
         kl = kl_estimate(logps, batch["ref_logps"])
         losses = clipped_policy_loss(log_ratio, batch["advantages"], self.clip_low, self.clip_high) + self.beta * kl
-        return {"policy": self._aggregated(losses, batch), **self._metrics(entropies, log_ratio, kl, batch)}
-
-    def _log_ratio(self, log_ratio: Tensor, batch: Batch) -> Tensor:
-        """Log-ratio (N,) that each token's advantage is weighted by: its own, or its sequence's."""
-        if self.ratio == "token":
-            return log_ratio
-        rows, sums = row_numbers(batch), row_sums(log_ratio, batch)  # (N,), (S,)
-        if self.ratio == "sequence_mean":
-            sums = sums / row_sums(torch.ones_like(log_ratio), batch).clamp(min=1)
-        return sums[rows]  # (S,) -> (N,)
-
-    def _aggregated(self, losses: Tensor, batch: Batch) -> Term:
-        """The tokens' losses (N,) as one term; what it is divided by depends on `aggregate`."""
-        n = len(batch["ids"])
-        if self.aggregate == "tokens":
-            return Term(losses, len(losses), "tokens")
-        if self.aggregate == "budget":
-            return Term(losses, n * self.max_new_tokens, "budget")
-        lengths = row_sums(torch.ones_like(losses), batch).clamp(min=1)
-        return Term((row_sums(losses, batch) / lengths)[:n], n, "sequences")  # (S,)
-
-    @torch.no_grad()
-    def _metrics(self, entropies: Tensor, log_ratio: Tensor, kl: Tensor, batch: Rollouts) -> dict[str, Term]:
-        ratio, up = log_ratio.exp(), batch["advantages"] > 0
+        ratio, up = log_ratio.detach().exp(), batch["advantages"] > 0
         values = {
             "entropy": entropies,
             "clipped/low": (~up & (ratio < 1 - self.clip_low)).float(),
             "clipped/high": (up & (ratio > 1 + self.clip_high)).float(),
             "kl_estimate": kl,
         }
-        return {name: Term(value, len(value), "tokens", 0.0) for name, value in values.items()}
+        return {"policy": self._aggregated(losses, batch), **metrics("tokens", values)}
+
+    def _log_ratio(self, log_ratio: Tensor, batch: Batch) -> Tensor:
+        """Log-ratio (N,) that weighs each token's advantage: the token's, or its sequence's."""
+        if self.ratio == "token":
+            return log_ratio
+        ratios = _row_means(log_ratio, batch) if self.ratio == "sequence_mean" else row_sums(log_ratio, batch)
+        return ratios[row_numbers(batch)]  # (S,) -> (N,)
+
+    def _aggregated(self, losses: Tensor, batch: Batch) -> Term:
+        """The losses (N,) of the tokens as one term. `aggregate` says what it is divided by."""
+        n = len(batch["ids"])
+        if self.aggregate == "tokens":
+            return Term(losses, len(losses), "tokens")
+        if self.aggregate == "budget":
+            return Term(losses, n * self.max_new_tokens, "budget")
+        return Term(_row_means(losses, batch)[:n], n, "sequences")
+
+
+def _row_means(values: Tensor, batch: Batch) -> Tensor:
+    """Mean (S,) over each sequence of `values` (N,)."""
+    return row_sums(values, batch) / row_sums(torch.ones_like(values), batch).clamp(min=1)
 
 
 def advantages(rewards: list[Any], kind: Advantage) -> list[float]:
@@ -159,11 +147,3 @@ def advantages(rewards: list[Any], kind: Advantage) -> list[float]:
     if kind == "rloo":
         return [n / (n - 1) * value for value in centred]
     return [value / (float(np.std(rewards, ddof=1)) + 1e-4) for value in centred]
-
-
-def _by_variance(groups: list[list[Sample]]) -> tuple[list[list[Sample]], list[list[Sample]]]:
-    """(groups whose rewards differ, groups whose rewards are all equal)."""
-    differ = [len({sample.reward for sample in group}) > 1 for group in groups]
-    return [g for g, yes in zip(groups, differ, strict=True) if yes], [
-        g for g, yes in zip(groups, differ, strict=True) if not yes
-    ]

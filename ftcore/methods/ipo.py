@@ -12,12 +12,8 @@ from ftcore.methods.preference import Answers, PreferenceMethod
 class IPO(PreferenceMethod):
     """Drives the margin to 1 / (2 beta) instead of to infinity, so that it cannot overfit to certain labels."""
 
-    has_reference = True
-
-    def reward(self, answers: Answers) -> Tensor:
-        """beta times the mean log-ratio per token to the base model."""
-        return self.beta * (answers.logps - answers.ref_logps) / answers.lengths.clamp(min=1)
+    has_reference = per_token = True
 
     def pair_loss(self, chosen: Answers, rejected: Answers) -> Tensor:
-        """Squared distance of the margin from its goal."""
+        """Squared distance of the margin from its target, (P,)."""
         return ((self.reward(chosen) - self.reward(rejected)) / self.beta - 1 / (2 * self.beta)) ** 2

@@ -6,7 +6,7 @@ over the whole optimizer step (over the batch where rows are only scored).
 """
 
 from dataclasses import replace
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, NotRequired
 
 import numpy as np
 import torch
@@ -23,15 +23,13 @@ from ftcore.methods.base import Method, Term
 from ftcore.methods.preference import Beta
 from ftcore.models.logprobs import sequence_sums
 
-Weight = Annotated[float, Ge(0)]
-
 
 class LabelledBatch(Batch):
-    """Answers with their labels, and z or what it is estimated from."""
+    """Answers with their labels, and z or the batch that it is estimated from."""
 
-    good: Tensor  # True for good answers, one for each of `ids`
+    good: Tensor  # True for good answers, one value for each of `ids`
     z: float | None
-    others: NotRequired[Batch]  # where z is None: the prompts with other rows' answers
+    others: NotRequired[Batch]  # if z is None: the prompts with other rows' answers
 
 
 class KTO(Method[Labelled, LabelledBatch]):
@@ -39,15 +37,12 @@ class KTO(Method[Labelled, LabelledBatch]):
 
     record_type = "unpaired"
     has_reference = True
-
-    def __init__(
-        self, *given: Any, beta: Beta, desirable_weight: Weight, undesirable_weight: Weight, **shared: Any
-    ) -> None:
-        super().__init__(*given, **shared)
-        self.beta, self.desirable_weight, self.undesirable_weight = beta, desirable_weight, undesirable_weight
+    beta: Beta
+    desirable_weight: Annotated[float, Ge(0)]
+    undesirable_weight: Annotated[float, Ge(0)]
 
     def encode(self, rows: list[Row]) -> list[Labelled]:
-        """Prompt and answer with the label."""
+        """Each prompt with its answer and label."""
         return self.encoder.labelled(rows)
 
     def counts(self, example: Labelled) -> dict[str, int]:
@@ -55,7 +50,7 @@ class KTO(Method[Labelled, LabelledBatch]):
         return {"rows": 1, "good": int(example.good), "bad": int(not example.good)}
 
     def collate(self, examples: list[Labelled]) -> LabelledBatch:
-        """Answers, with the step's z, or where it is not known with the answers of other rows."""
+        """Answers with the step's z, or with the answers of other rows if z is not known."""
         good = torch.tensor([e.good for e in examples], dtype=torch.bool)
         batch: LabelledBatch = {**self.collate_text(examples), "good": good, "z": examples[0].z if examples else 0.0}
         if batch["z"] is None:
@@ -65,23 +60,24 @@ class KTO(Method[Labelled, LabelledBatch]):
     def prepare(self, draw: Draw, random: np.random.Generator) -> list[Labelled]:
         """The step's rows with its z."""
         rows = draw()
-        parts = in_batches(mismatched(rows, self.encoder.max_length), self.micro_batch_size)
-        ratios = shared_out(parts, lambda share: [self._fixed_ratios(self.collate_text(part)) for part in share])
+        others = in_batches(mismatched(rows, self.encoder.max_length), self.context.micro_batch_size)
+        ratios = shared_out(others, lambda share: [self._z_ratios(self.collate_text(part)) for part in share])
         z = max(float(torch.cat(ratios).mean()), 0.0)
         return [replace(row, z=z) for row in rows]
 
     @torch.no_grad()
-    def _fixed_ratios(self, batch: Batch) -> Tensor:
-        """Log-ratio (S,) of each answer to the base model, without gradient."""
-        batch = self.placed(batch)
+    def _z_ratios(self, batch: Batch) -> Tensor:
+        """Log-ratio (S,) of each answer to the base model, without gradient, as z is estimated from them."""
+        batch = self.to_device(batch)
         return (sequence_sums(self.network, batch) - self.reference_sums(batch)).cpu()
 
     def loss(self, batch: LabelledBatch) -> dict[str, Term]:
         """Each row's loss, and the implicit rewards of good and bad rows."""
         n, good, z = len(batch["ids"]), batch["good"], batch["z"]
-        z = float(self._fixed_ratios(batch["others"]).mean().clamp(min=0)) if z is None else z
-        # A batch without rows has one that is masked.
-        ratios = (sequence_sums(self.network, batch) - self.reference_sums(batch))[:n]
+        z = float(self._z_ratios(batch["others"]).mean().clamp(min=0)) if z is None else z
+        ratios = (sequence_sums(self.network, batch) - self.reference_sums(batch))[
+            :n
+        ]  # without rows there is a masked one
         sign, weight = torch.where(good, 1.0, -1.0), torch.where(good, self.desirable_weight, self.undesirable_weight)
         rewards = self.beta * ratios.detach()
         return {

@@ -1,4 +1,4 @@
-"""Losses: pure functions of tensors, one value per token, pair or row. Nothing here knows a config or a module."""
+"""Losses: pure functions of tensors, with one value per token, pair or row. Nothing here knows a config or a module."""
 
 import torch
 from torch import Tensor
@@ -17,15 +17,10 @@ def token_kl(logits: Tensor, reference_logits: Tensor) -> Tensor:
     return kl_div(logps, reference_logps.detach(), reduction="sum", log_target=True)
 
 
-def negative_log_likelihood(logps: Tensor) -> Tensor:
-    """-log p (N,) of each token of `logps` (N,), in nats."""
-    return -logps
-
-
 def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0, smoothing: float = 0.0) -> Tensor:
     """-log of the probability (P,) that the chosen answer beats the rejected one by `margin`: sigmoid of the difference.
 
-    `smoothing` is the assumed share of swapped labels (conservative DPO, Mitchell 2023).
+    `smoothing` is the assumed fraction of swapped labels (conservative DPO, Mitchell 2023).
 
     >>> round(float(bradley_terry(torch.zeros(1), torch.zeros(1))), 4)  # no difference: log 2
     0.6931
@@ -35,7 +30,7 @@ def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0
 
 
 def log_odds(mean_logps: Tensor) -> Tensor:
-    """log(p / (1 - p)) (P,) of p = exp(mean log-probability per token), as ORPO compares answers. Finite also where p is 1."""
+    """log(p / (1 - p)) (P,) of p = exp(mean log-probability per token), which ORPO compares. Finite even if p is 1."""
     mean_logps = mean_logps.clamp(max=-torch.finfo(mean_logps.dtype).eps)
     return mean_logps - (-torch.expm1(mean_logps)).log()
 
@@ -56,13 +51,13 @@ def clipped_policy_loss(log_ratio: Tensor, advantages: Tensor, low: float, high:
 
 
 def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
-    """Half the larger squared error (N,) of the values and of the values kept within `clip` of the old ones."""
-    kept = old_values + (values - old_values).clamp(-clip, clip)
-    return 0.5 * torch.maximum((values - returns) ** 2, (kept - returns) ** 2)
+    """Half the larger squared error (N,): of the values, or of the values clipped to within `clip` of the old ones."""
+    clipped = old_values + (values - old_values).clamp(-clip, clip)
+    return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
 
 
 def generalized_advantages(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
-    """Advantages (T,) of one completion: A_t = d_t + gamma lam A_{t+1}, d_t = r_t + gamma V_{t+1} - V_t, V after the end 0.
+    """Advantages (T,) of one completion: A_t = d_t + gamma lam A_{t+1}, d_t = r_t + gamma V_{t+1} - V_t. V is 0 after the end.
 
     Schulman et al. 2016, "High-dimensional continuous control using generalized advantage estimation", eq. 16.
     """

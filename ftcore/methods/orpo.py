@@ -13,13 +13,9 @@ from ftcore.methods.preference import Answers, PreferenceMethod
 class ORPO(PreferenceMethod):
     """Likelihood of the chosen answer plus its odds against the rejected one's."""
 
-    nll_weight = 1.0
-
-    def reward(self, answers: Answers) -> Tensor:
-        """beta times the mean log-probability per token."""
-        return self.beta * answers.logps / answers.lengths.clamp(min=1)
+    nll_weight, per_token = 1.0, True
 
     def pair_loss(self, chosen: Answers, rejected: Answers) -> Tensor:
-        """beta times the logistic loss of the log odds ratio."""
+        """beta times the logistic loss of the log odds ratio, (P,)."""
         better, worse = (log_odds(side.logps / side.lengths.clamp(min=1)) for side in (chosen, rejected))
         return self.beta * bradley_terry(better, worse)

@@ -1,9 +1,9 @@
-"""What methods on preference pairs share: both answers in one batch, the summed log-probabilities of each, and metrics.
+"""What methods on preference pairs share: both answers in one batch, their summed log-probabilities, and the metrics.
 
-A subclass says what an answer's implicit reward is and what a pair costs.
+A subclass says what a pair costs, and whether rewards are relative to the base model or per token.
 """
 
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from annotated_types import Gt
@@ -12,22 +12,22 @@ from torch import Tensor
 from ftcore.data.layouts import Batch
 from ftcore.data.sources import Row
 from ftcore.data.tokens import Pair
-from ftcore.methods.base import Method, Term
+from ftcore.methods.base import Method, Term, metrics
 from ftcore.models.logprobs import completion_logps, row_sums
 
 Beta = Annotated[float, Gt(0)]
 
 
 class Answers(NamedTuple):
-    """One side of P pairs."""
+    """One side of P pairs: the chosen or the rejected answers."""
 
     logps: Tensor  # (P,), summed over the answer's tokens
-    ref_logps: Tensor  # (P,), the same under the base model, or zeros
+    ref_logps: Tensor  # (P,), the same under the base model; zeros unless the method has a reference
     lengths: Tensor  # (P,), numbers of tokens
 
 
 class PairBatch(Batch):
-    """The chosen answers of P pairs, then the rejected ones: S = 2P; `ids` are those of the pairs."""
+    """The chosen answers of P pairs, then the rejected ones: S = 2P. `ids` are those of the pairs."""
 
     margins: Tensor  # (P,): by how much the chosen answer is better, at least (reward models)
 
@@ -38,7 +38,7 @@ class PairMethod(Method[Pair, PairBatch]):
     record_type = "preference"
 
     def encode(self, rows: list[Row]) -> list[Pair]:
-        """Prompt with the chosen and prompt with the rejected answer."""
+        """Each prompt with its chosen and with its rejected answer."""
         return self.encoder.pairs(rows)
 
     def counts(self, pair: Pair) -> dict[str, int]:
@@ -49,29 +49,29 @@ class PairMethod(Method[Pair, PairBatch]):
         """The chosen answers, then the rejected ones."""
         both = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
         margins = torch.tensor([pair.margin for pair in pairs])
-        return {**self.collate_answers(both), "ids": [pair.id for pair in pairs], "margins": margins}
+        return {**self.collate_text(both, share=True), "ids": [pair.id for pair in pairs], "margins": margins}
 
 
 class PreferenceMethod(PairMethod):
     """Base class of methods that make the chosen answer likelier than the rejected one."""
 
-    # Weight of the chosen answers' negative log-likelihood per token, beside the pairs' loss.
+    beta: Beta
+    # Weight of the chosen answers' negative log-likelihood per token, added to the loss of the pairs.
     nll_weight = 0.0
-
-    def __init__(self, *given: Any, beta: Beta, **shared: Any) -> None:
-        super().__init__(*given, **shared)
-        self.beta = beta
-
-    def reward(self, answers: Answers) -> Tensor:
-        """Implicit reward (P,) of answers."""
-        raise NotImplementedError
+    # Whether rewards are means over the answer's tokens instead of sums.
+    per_token = False
 
     def pair_loss(self, chosen: Answers, rejected: Answers) -> Tensor:
         """Loss (P,) of each pair."""
         raise NotImplementedError
 
+    def reward(self, answers: Answers) -> Tensor:
+        """Implicit reward (P,): beta times the log-probability, relative to the base model if the method has a reference."""
+        rewards = self.beta * (answers.logps - answers.ref_logps if self.has_reference else answers.logps)
+        return rewards / answers.lengths.clamp(min=1) if self.per_token else rewards
+
     def loss(self, batch: PairBatch) -> dict[str, Term]:
-        """The pairs' loss, the chosen answers' likelihood where it has weight, and the metrics of the DPO authors."""
+        """The pairs' loss, the chosen answers' likelihood if it has weight, and the metrics of the DPO authors."""
         n, logps = len(batch["ids"]), completion_logps(self.network, batch)  # P pairs; (N,)
         sums, lengths = row_sums(logps, batch), row_sums(torch.ones_like(logps), batch)  # (S,), the chosen ones first
         ref_sums = self.reference_sums(batch) if self.has_reference else torch.zeros_like(sums)
@@ -79,17 +79,11 @@ class PreferenceMethod(PairMethod):
         terms = {"pairs": Term(self.pair_loss(chosen, rejected), n, "pairs")}
         if self.nll_weight:
             terms["nll"] = Term(-chosen.logps, int(chosen.lengths.sum()), "tokens", self.nll_weight)
-        return terms | self._metrics(chosen, rejected, n)
+        logps_of = metrics("pairs", {"logps/chosen": chosen.logps, "logps/rejected": rejected.logps})
+        return terms | reward_metrics(self.reward(chosen), self.reward(rejected)) | logps_of
 
-    @torch.no_grad()
-    def _metrics(self, chosen: Answers, rejected: Answers, n: int) -> dict[str, Term]:
-        better, worse = self.reward(chosen), self.reward(rejected)
-        values = {
-            "rewards/chosen": better,
-            "rewards/rejected": worse,
-            "rewards/margins": better - worse,
-            "rewards/accuracies": (better > worse).float(),
-            "logps/chosen": chosen.logps,
-            "logps/rejected": rejected.logps,
-        }
-        return {name: Term(value, n, "pairs", 0.0) for name, value in values.items()}
+
+def reward_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, Term]:
+    """Rewards (P,) of both answers, their margin, and how often the chosen one has the higher reward."""
+    values = {"chosen": chosen, "rejected": rejected, "margins": chosen - rejected, "accuracies": chosen > rejected}
+    return metrics("pairs", {f"rewards/{name}": value.float() for name, value in values.items()})

@@ -6,22 +6,20 @@ sequence classifier with one label.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Ge
 
 from ftcore.methods.base import Term
 from ftcore.methods.losses import bradley_terry
-from ftcore.methods.preference import PairBatch, PairMethod
+from ftcore.methods.preference import PairBatch, PairMethod, reward_metrics
 from ftcore.models.logprobs import sequence_scores
 
 
 class Reward(PairMethod):
     """Learns to score answers from pairs of them."""
 
-    def __init__(self, *given: Any, centering: Annotated[float, Ge(0)], **shared: Any) -> None:
-        super().__init__(*given, **shared)
-        self.centering = centering
+    centering: Annotated[float, Ge(0)]
 
     @classmethod
     def architecture_of(cls, node: Mapping[str, object]) -> str:
@@ -33,11 +31,4 @@ class Reward(PairMethod):
         n, scores = len(batch["ids"]), sequence_scores(self.network, batch)  # P pairs; (S,)
         chosen, rejected = scores[:n], scores[n : 2 * n]  # (P,) each
         losses = bradley_terry(chosen, rejected, batch["margins"]) + self.centering * (chosen + rejected) ** 2
-        values = {
-            "rewards/chosen": chosen,
-            "rewards/rejected": rejected,
-            "rewards/margins": chosen - rejected,
-            "rewards/accuracies": (chosen > rejected).float(),
-        }
-        metrics = {name: Term(value.detach(), n, "pairs", 0.0) for name, value in values.items()}
-        return {"pairs": Term(losses, n, "pairs"), **metrics}
+        return {"pairs": Term(losses, n, "pairs"), **reward_metrics(chosen, rejected)}

@@ -5,7 +5,7 @@ from lightning.fabric.utilities import move_data_to_device
 
 from ftcore.config.build import build
 from ftcore.data import Data
-from ftcore.data.layouts import pad
+from ftcore.data.layouts import in_batches, pad
 from ftcore.data.sources import Row
 from ftcore.data.tokens import Encoder
 from ftcore.errors import ModelError
@@ -19,35 +19,35 @@ class RewardModel:
 
     Args:
         path: run folder, local folder or Hugging Face name.
-        encoder: the policy's, whose lengths hold for a model that is no run.
+        encoder: the policy's. A model that is no run uses its data settings.
     """
 
     def __init__(self, path: str, encoder: Encoder) -> None:
         if run := Run.at(path):
             foundation, config = load_run(run)
-            settings = build(config["data"], Data)
+            data = build(config["data"], Data)
         else:
-            foundation, settings = _load(path), encoder.data
+            foundation, data = _load_classifier(path), encoder.data
         if foundation.network.config.num_labels != 1 or foundation.new_modules or foundation.network.can_generate():
             raise ModelError(
                 f"{path} gives no score: a reward model is a run of method=reward or a classifier with one label."
             )
         self.network = foundation.network.requires_grad_(False).eval()
-        self.encoder = Encoder(foundation.tokenizer, settings)
+        self.encoder = Encoder(foundation.tokenizer, data)
 
     @torch.no_grad()
     def score(self, rows: list[Row], completions: list[str], batch_size: int, device: torch.device) -> list[float]:
-        """Score of each completion of its row's prompt, as if it had ended there."""
+        """Score of each completion after its row's prompt, as if it had ended there."""
         self.network.to(device)
         examples = [self.encoder.answered(row, text) for row, text in zip(rows, completions, strict=True)]
         scores: list[float] = []
-        for k in range(0, len(examples), batch_size):
-            batch = pad(examples[k : k + batch_size], self.encoder.tokenizer.pad_token_id or 0)
-            scores += sequence_scores(self.network, move_data_to_device(batch, device)).tolist()
+        for part in in_batches(examples, batch_size):
+            batch = move_data_to_device(pad(part, self.encoder.tokenizer.pad_token_id or 0), device)
+            scores += sequence_scores(self.network, batch).tolist()
         return scores
 
 
-def _load(path: str) -> Foundation:
+def _load_classifier(path: str) -> Foundation:
     return load_foundation(
         "SequenceClassification", path=path, package=None, revision=None, dtype="auto", chat_template=None,
         attention="sdpa", random_weights=False,

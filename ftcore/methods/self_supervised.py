@@ -1,13 +1,13 @@
 """Self-supervised learning: learn a domain from raw text by predicting pieces of it.
 
-The objectives differ only in what is done to the text (data/transforms.py); one cross-entropy serves all.
+The objectives differ only in how they transform the text (data/transforms.py); the loss is cross-entropy for all.
 next_token: each token from those before it. fill_in_the_middle: the middle of a share of the texts is moved behind prefix and
 suffix (Bavarian et al. 2022, arXiv:2207.14255). masked: a share of the words is hidden from an encoder (Devlin et al. 2019,
 arXiv:1810.04805). Held-out text is scored as it is, or with the same words masked for every model.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Gt, Le
@@ -28,22 +28,19 @@ class SelfSupervised(SFT):
 
     record_type = "text"
 
-    def __init__(
-        self,
-        *given: Any,
-        objective: Literal["next_token", "fill_in_the_middle", "masked"],
-        share: Annotated[float, Gt(0), Le(1)],
-        **shared: Any,
-    ) -> None:
-        super().__init__(*given, **shared)
-        self.transform = OBJECTIVES[objective](self.foundation.tokenizer, share, self.encoder.max_length)
-        self.masked = objective == "masked"
+    objective: Literal["next_token", "fill_in_the_middle", "masked"]
+    share: Annotated[float, Gt(0), Le(1)]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.transform = OBJECTIVES[self.objective](self.foundation.tokenizer, self.share, self.encoder.max_length)
+        self.masked = self.objective == "masked"
         if self.masked and self.packing:
             raise ConfigError("method.packing needs a causal objective: an encoder would read packed texts as one.")
 
     @classmethod
     def architecture_of(cls, node: Mapping[str, object]) -> str:
-        """Masked words are an encoder's work."""
+        """An encoder for masked words, else a causal model."""
         return "MaskedLM" if node["objective"] == "masked" else "CausalLM"
 
     @classmethod
@@ -51,19 +48,19 @@ class SelfSupervised(SFT):
         """The three tokens of fill-in-the-middle."""
         return fim_tokens(tokenizer) if node["objective"] == "fill_in_the_middle" else ()
 
-    def pieces(self, rows: list[Row], length: int | None = None) -> list[Example]:
-        """Pieces of text; masked ones hide the same words each time they are made."""
-        pieces = super().pieces(rows, length)
+    def encode_text(self, rows: list[Row], length: int | None = None) -> list[Example]:
+        """Pieces of text. With objective=masked the same words are masked in every call."""
+        pieces = super().encode_text(rows, length)
         return [self.transform(piece, np.random.default_rng(0)) for piece in pieces] if self.masked else pieces
 
     def encode(self, rows: list[Row]) -> list[Example]:
-        """Texts, cut where they are longer than data.max_length."""
-        return self.pieces(rows)
+        """Pieces of text, each at most data.max_length long."""
+        return self.encode_text(rows)
 
     def prepare(self, draw: Draw, random: np.random.Generator) -> list[Example]:
-        """New cuts or masks every time a text comes by."""
+        """New cuts or masks every time a text is drawn."""
         return [self.transform(example, random) for example in draw()]
 
     def held_out_scores(self, held_out: HeldOut, answers: list[Row], batch_size: int) -> dict[str, float]:
-        """Share of sentences whose missing word is found among four."""
+        """Cloze accuracy."""
         return {"cloze": cloze_accuracy(self, self.masked, held_out.cloze, batch_size)} if held_out.cloze else {}

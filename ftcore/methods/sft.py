@@ -4,13 +4,10 @@ loss = -(1/N) sum log p(token | everything before it), over the N completion and
 conversation of several turns every assistant turn is a completion.
 """
 
-from typing import Any
-
 from ftcore.data.layouts import Batch, pack
 from ftcore.data.sources import Row
 from ftcore.data.tokens import Example
 from ftcore.methods.base import Method, Term
-from ftcore.methods.losses import negative_log_likelihood
 from ftcore.models.logprobs import completion_logps
 
 
@@ -19,23 +16,21 @@ class SFT(Method[Example, Batch]):
 
     record_type = "prompt_completion"
 
-    def __init__(self, *given: Any, packing: bool, **shared: Any) -> None:
-        super().__init__(*given, **shared)
-        self.packing = packing
+    packing: bool
 
     def encode(self, rows: list[Row]) -> list[Example]:
-        """Each conversation as one sequence with loss on what the assistant says."""
+        """Each conversation as one sequence, with loss on the assistant's turns."""
         return self.encoder.prompt_completions(rows)
 
     def counts(self, example: Example) -> dict[str, int]:
-        """Completion tokens, the first token of a sequence left out: nothing predicts it."""
+        """Completion tokens without the first token of a sequence, which nothing predicts."""
         return {"tokens": sum(example.completion_mask[1:])}
 
     def collate(self, examples: list[Example]) -> Batch:
-        """Sequences side by side in one row, or padded."""
+        """Sequences packed into one row, or padded."""
         return pack(examples) if self.packing else super().collate(examples)
 
     def loss(self, batch: Batch) -> dict[str, Term]:
         """Negative log-likelihood of the completion tokens."""
         logps = completion_logps(self.network, batch)  # (N,)
-        return {"nll": Term(negative_log_likelihood(logps), len(logps), "tokens")}
+        return {"nll": Term(-logps, len(logps), "tokens")}

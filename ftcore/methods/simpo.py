@@ -3,7 +3,7 @@
 loss = -log sigmoid(r(chosen) - r(rejected) - gamma), r(y) = beta / |y| log p(y).
 """
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Ge
 from torch import Tensor
@@ -15,14 +15,9 @@ from ftcore.methods.preference import Answers, PreferenceMethod
 class SimPO(PreferenceMethod):
     """Raises the chosen answer's mean log-probability over the rejected one's by a margin."""
 
-    def __init__(self, *given: Any, gamma: Annotated[float, Ge(0)], **shared: Any) -> None:
-        super().__init__(*given, **shared)
-        self.gamma = gamma
-
-    def reward(self, answers: Answers) -> Tensor:
-        """beta times the mean log-probability per token."""
-        return self.beta * answers.logps / answers.lengths.clamp(min=1)
+    per_token = True
+    gamma: Annotated[float, Ge(0)]
 
     def pair_loss(self, chosen: Answers, rejected: Answers) -> Tensor:
-        """Logistic loss of the margin beyond gamma."""
+        """Logistic loss of the margin beyond gamma, (P,)."""
         return bradley_terry(self.reward(chosen), self.reward(rejected), self.gamma)

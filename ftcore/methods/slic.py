@@ -10,14 +10,10 @@ from ftcore.methods.preference import Answers, PreferenceMethod
 
 
 class SLiC(PreferenceMethod):
-    """Raises the chosen answer over the rejected one until the margin is one; pairs beyond it no longer count."""
+    """Raises the chosen answer over the rejected one until the margin is one. Pairs beyond it no longer count."""
 
     has_reference = True
 
-    def reward(self, answers: Answers) -> Tensor:
-        """beta times the log-ratio to the base model."""
-        return self.beta * (answers.logps - answers.ref_logps)
-
     def pair_loss(self, chosen: Answers, rejected: Answers) -> Tensor:
-        """Hinge loss of the margin."""
+        """Hinge loss of the margin, (P,)."""
         return (1 - (self.reward(chosen) - self.reward(rejected))).clamp(min=0)

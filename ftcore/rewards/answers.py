@@ -1,14 +1,14 @@
-"""What counts as a right answer: accepted texts of a row, and what an answer holds: words, a letter, a number."""
+"""Which answers are right: the accepted answers of a row, and the words, letter or number that a text gives."""
 
 import re
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-# A completion longer than this is no short answer, and finding it word by word in a generation says nothing.
+# A longer completion is no short answer: whether a generated text repeats it word by word says nothing.
 SHORT_ANSWER_WORDS = 8
-# A lone letter that is called the answer, else opens the text, else is the last one in it. "I" is mostly a word.
-CHOICES = (
+# A lone letter that the text calls its answer, else begins with, else ends with. "I" is mostly a word.
+LETTERS = (
     r"(?i:\banswer(?:\W+is)?|\boption|\bchoice)\W+(?!I\W+[a-z])([A-Z]\b|[a-z](?=\W*$))",
     r"^\W*([A-Za-z])(?=\W*$|\)|[.:]\s)",
     r"\b([A-HJ-Z])\b",
@@ -17,7 +17,7 @@ NUMBER = r"(?:(?<![\w)])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+|(?=\.\d))(?:\.\d+)?(?
 
 
 def is_right(answer: str, accepted: Sequence[str]) -> bool:
-    """Whether an answer holds one of the accepted strings as whole words; case and punctuation do not count.
+    """Whether an answer contains one of the accepted strings as whole words, ignoring case and punctuation.
 
     >>> is_right("You need an X-ray.", ["x ray"]), is_right("Sixteen", ["six"])
     (True, False)
@@ -25,19 +25,16 @@ def is_right(answer: str, accepted: Sequence[str]) -> bool:
     return any(f" {normalised(entry)} " in f" {normalised(answer)} " for entry in accepted)
 
 
-def accepted_answers(row: dict[str, Any]) -> list[str] | None:
-    """What counts as right: the row's `answer`, else its completion when that is short, else None."""
-    answer = row.get("answer")
-    if answer:
+def accepted_answers(row: dict[str, Any]) -> list[str]:
+    """The row's `answer`, one or several, else its completion if that is short, else none."""
+    if answer := row.get("answer"):
         return [answer] if isinstance(answer, str) else [str(entry) for entry in answer]
     completion = row.get("completion")
-    if isinstance(completion, str) and 0 < len(completion.split()) <= SHORT_ANSWER_WORDS:
-        return [completion]
-    return None
+    return [completion] if isinstance(completion, str) and 0 < len(completion.split()) <= SHORT_ANSWER_WORDS else []
 
 
 def normalised(text: str) -> str:
-    """Lower-case words and numbers, one space between them; the text itself when it has none.
+    """Lower-case words and numbers with one space between them; the text itself if it has none.
 
     >>> normalised("An X-ray,  please!"), normalised(" + ")
     ('an x ray please', '+')
@@ -45,18 +42,18 @@ def normalised(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower())) or text.strip()
 
 
-def choice(text: str) -> str | None:
-    """The letter that an answer to a multiple-choice question gives.
+def letter(text: str) -> str | None:
+    """The letter that a text gives as its answer to a multiple-choice question.
 
-    >>> choice("(b)"), choice("A. is wrong, so the answer is C."), choice("I do not know.")
+    >>> letter("(b)"), letter("A. is wrong, so the answer is C."), letter("I do not know.")
     ('B', 'C', None)
     """
-    letters = (found[-1] for pattern in CHOICES if (found := re.findall(pattern, text)))
-    return next(letters, "").upper() or None
+    last = (letters[-1] for pattern in LETTERS if (letters := re.findall(pattern, text)))
+    return next(last, "").upper() or None
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number of a text; after the last `####` where there is one, as in GSM8K.
+    """The last number of a text; if it has `####`, as in GSM8K, the last number after that.
 
     >>> last_number("10-4 = 6, so -1,234.50 euros."), last_number("none")
     (Decimal('-1234.50'), None)

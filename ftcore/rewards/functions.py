@@ -1,50 +1,51 @@
-"""Rewards of generated completions: functions that score them, and the process of its own that runs them.
+"""Reward functions: ftcore's own, and how others are checked and located.
 
 A reward function follows TRL's convention, so functions written for TRL work here and the other way round:
 
     function(prompts, completions, completion_ids, **columns, **options) -> one number per completion
 
-Everything comes by keyword: lists of texts, lists of token ids, the rows' other columns as parallel lists (None where a
-row lacks the column), and the function's own options. A function names what it needs and ends in `**columns`. None, or
-whatever is no finite number, excludes that completion. Functions run in a worker process because they may hang, crash or
-exit; what they raise is reported by its kind only, since rows may be private.
+All arguments come by keyword: lists of texts, lists of token ids, the rows' other columns as parallel lists (None where a
+row lacks the column), and the function's own options. A function names what it needs and ends in `**columns`. A completion is
+excluded if its value is None or no finite number. Functions run in a worker process (rewards/worker.py) because they may
+hang, crash or exit. Of what they raise only the type is reported, since rows may be private.
 """
 
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any
 
 from ftcore.errors import ConfigError
-from ftcore.rewards.answers import accepted_answers, choice, is_right, last_number, normalised
+from ftcore.rewards.answers import accepted_answers, is_right, last_number, letter, normalised
 
 Function = Callable[..., Any]
-Batch = dict[str, list[Any]]  # keyword arguments of a function, one entry a completion
+Batch = dict[str, list[Any]]  # keyword arguments of a function, one entry per completion
 Values = list[float | None]
 TRL = "trl.rewards."
 
 
 def exact_match(completions: list[str], **columns: Any) -> Values:
     """1 when the completion is an accepted answer, case and punctuation aside, else 0; None for a row without one."""
-    return _judged(completions, columns, normalised)
+    return _equal(completions, columns, normalised)
 
 
 def contains_answer(completions: list[str], **columns: Any) -> Values:
-    """1 when the completion holds an accepted answer as whole words, else 0; None for a row without one."""
-    return [float(is_right(*pair)) if pair[1] else None for pair in _with_answers(completions, columns)]
+    """1 when the completion contains an accepted answer as whole words, else 0; None for a row without one."""
+    answers = _answers(completions, columns)
+    return [float(is_right(*pair)) if pair[1] else None for pair in zip(completions, answers, strict=True)]
 
 
 def multiple_choice(completions: list[str], **columns: Any) -> Values:
     """1 when the completion gives the answer's letter (`B`, `(B)`, `The answer is B.`), else 0; None without a letter."""
-    return _judged(completions, columns, choice)
+    return _equal(completions, columns, letter)
 
 
 def numeric_answer(completions: list[str], **columns: Any) -> Values:
     """1 when the completion's last number equals the answer's (1,234.5 or #### -7), else 0; None without a number."""
-    return _judged(completions, columns, last_number)
+    return _equal(completions, columns, last_number)
 
 
 def length(completions: list[str], *, limit: int, **columns: Any) -> Values:
@@ -69,20 +70,18 @@ def format(completions: list[str], *, pattern: str, **columns: Any) -> Values:
     return [float(expression.fullmatch(text) is not None) for text in completions]
 
 
-def _judged(completions: list[str], columns: dict[str, Any], essence: Callable[[str], Any]) -> Values:
-    """1 where a completion and an accepted answer are essentially equal, else 0; None where no answer has the essence."""
-    compared = []
-    for text, accepted in _with_answers(completions, columns):
-        right = {essence(answer) for answer in accepted} - {None}
-        compared.append(float(essence(text) in right) if right else None)
-    return compared
+def _equal(completions: list[str], columns: Batch, reduce: Callable[[str], object]) -> Values:
+    """1 where `reduce` gives the same for a completion and an accepted answer, else 0; None where it gives no answer."""
+    answers = [{reduce(answer) for answer in row} - {None} for row in _answers(completions, columns)]
+    pairs = zip(completions, answers, strict=True)
+    return [float(reduce(text) in right) if right else None for text, right in pairs]
 
 
-def _with_answers(completions: list[str], columns: dict[str, Any]) -> Iterable[tuple[str, list[str]]]:
+def _answers(completions: list[str], columns: Batch) -> list[list[str]]:
+    """The accepted answers of each row."""
     absent = [None] * len(completions)
-    sources = zip(columns.get("answer", absent), columns.get("completion", absent), strict=True)
-    answers = [accepted_answers({"answer": answer, "completion": completion}) or [] for answer, completion in sources]
-    return zip(completions, answers, strict=True)
+    pairs = zip(columns.get("answer", absent), columns.get("completion", absent), strict=True)
+    return [accepted_answers({"answer": answer, "completion": completion}) for answer, completion in pairs]
 
 
 OWN = (exact_match, contains_answer, multiple_choice, numeric_answer, length, repetition, format)
@@ -90,7 +89,7 @@ FUNCTIONS: dict[str, Function] = {function.__name__: function for function in OW
 
 
 def check_reward(name: str, options: dict[str, Any], trust: list[str]) -> None:
-    """Raise `ConfigError` for what is wrong with a reward before anything is imported for it."""
+    """Raise `ConfigError` for a reward with a wrong name or wrong options. Imports nothing for it."""
     if name in FUNCTIONS:
         _check_options(name, options)
     elif "." not in name:
@@ -104,7 +103,7 @@ def check_reward(name: str, options: dict[str, Any], trust: list[str]) -> None:
             raise ConfigError(f"Reward {name!r} needs TRL: pip install 'ftcore[trl]'.")
     elif not any(name.startswith(f"{module}.") for module in trust):
         raise ConfigError(
-            f"Reward {name!r} runs code that is not ftcore's. If you trust it, say so: trust=[{name.split('.')[0]}]."
+            f"Reward {name!r} runs code that is not ftcore's. If you trust it, add trust=[{name.split('.')[0]}]."
         )
 
 
@@ -120,7 +119,7 @@ def _check_options(name: str, options: dict[str, Any]) -> None:
 
 
 def locate_reward(name: str, trust: list[str]) -> Function:
-    """The function of that name: ftcore's, TRL's or a trusted module's, which is imported. Else `ConfigError`."""
+    """The function of that name: ftcore's own, or imported from TRL or a trusted module. Raises `ConfigError`."""
     if name in FUNCTIONS:
         return FUNCTIONS[name]
     check_reward(name, {}, trust)
@@ -130,5 +129,5 @@ def locate_reward(name: str, trust: list[str]) -> Function:
     except (Exception, SystemExit) as error:
         raise ConfigError(f"Reward {name!r} cannot be imported: {type(error).__name__}: {error}.") from None
     if not callable(function):
-        raise ConfigError(f"Reward {name!r} is no function.")
+        raise ConfigError(f"Reward {name!r} is not a function.")
     return function

@@ -8,7 +8,7 @@ from contextlib import suppress
 from multiprocessing import Pipe, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any, Self
+from typing import Any
 
 from ftcore.errors import ConfigError, RewardError, is_private
 from ftcore.machine import isolated
@@ -17,14 +17,14 @@ from ftcore.rewards.functions import FUNCTIONS, TRL, Batch, Function, Values, ch
 Outcome = float | str  # the value of one completion, or why it has none
 
 START_LIMIT = 300  # seconds for importing the functions' modules
-ROWS_TO_JUDGE = 16  # with fewer rows seen, a share of failures says little
+ROWS_TO_JUDGE = 16  # the fraction of failures among fewer rows says little
 
 
 class Rewards:
     """Weighted reward functions in a worker process, which starts at the first use and again after it was killed.
 
     `options`: keyword options by function; `time_limit`: seconds for one function on one batch; `max_failed_share`: the
-    largest share of rows that a function may leave without a number; `trust`: modules whose functions may run.
+    largest fraction of rows that a function may leave without a number; `trust`: modules whose functions may run.
     `seen` counts rows, `failed` those without a number by function, `reasons` holds the last reason for it.
     Use it from one thread that stays: the worker ends with the thread that started it.
     """
@@ -42,9 +42,9 @@ class Rewards:
             )
         for name in names:
             check_reward(name, options.get(name, {}), trust)
-        self.names, self.weights, self.time_limit, self.max_failed_share = names, weights, time_limit, max_failed_share
+        self.weights, self.time_limit, self.max_failed_share = weights, time_limit, max_failed_share
         self.seen, self.failed, self.reasons = 0, Counter[str](), dict[str, str]()
-        self._jobs = [(name, options.get(name, {}), trust) for name in names]
+        self._functions = {name: (options.get(name, {}), trust) for name in names}
         self._worker: tuple[BaseProcess, Connection] | None = None
 
     def score(
@@ -52,17 +52,19 @@ class Rewards:
     ) -> tuple[Values, dict[str, Values]]:
         """Weighted sums, None where a function gave no number, and each function's values by its name.
 
-        Raises `RewardError` once a function has failed for more than the allowed share of all rows seen.
+        Raises `RewardError` once a function has failed for more than the allowed fraction of all rows seen.
         """
         assert len(prompts) == len(completions) == len(completion_ids) == len(rows)
         batch: Batch = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
         columns = dict.fromkeys(key for row in rows for key in row if key not in {"prompt", *batch})
         batch |= {key: [row.get(key) for row in rows] for key in columns}
-        outcomes = {name: self._outcomes(name, batch) for name in self.names}
-        self._count(outcomes, len(rows))
-        values = {name: [None if isinstance(v, str) else v for v in column] for name, column in outcomes.items()}
-        terms = zip(*values.values(), strict=True) if values else [()] * len(rows)
-        return [self._total(numbers) for numbers in terms], values
+        values: dict[str, Values] = {}
+        self.seen += len(rows)
+        for name in self._functions:
+            outcomes = self._outcomes(name, batch)
+            self._count_failures(name, outcomes)
+            values[name] = [None if isinstance(outcome, str) else outcome for outcome in outcomes]
+        return [self._total([column[k] for column in values.values()]) for k in range(len(rows))], values
 
     def close(self) -> None:
         """End the worker, and what it started, at once."""
@@ -72,49 +74,42 @@ class Rewards:
             pipe.close()
             self._worker = None
 
-    def __enter__(self) -> Self:
-        return self
+    def _total(self, values: Values) -> float | None:
+        terms = [weight * value for weight, value in zip(self.weights, values, strict=True) if value is not None]
+        return float(sum(terms)) if len(terms) == len(values) else None
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def _total(self, terms: tuple[float | None, ...]) -> float | None:
-        numbers = [weight * value for weight, value in zip(self.weights, terms, strict=True) if value is not None]
-        return float(sum(numbers)) if len(numbers) == len(terms) else None
-
-    def _count(self, outcomes: dict[str, list[Outcome]], rows: int) -> None:
-        self.seen += rows
-        bad = {name: [v for v in column if isinstance(v, str)] for name, column in outcomes.items()}
-        self.failed.update({name: len(reasons) for name, reasons in bad.items()})
-        self.reasons |= {name: reasons[-1] for name, reasons in bad.items() if reasons}
-        for name, reasons in bad.items():
-            judged = self.seen >= ROWS_TO_JUDGE or len(reasons) == rows
-            if judged and self.failed[name] > self.max_failed_share * self.seen:
-                raise RewardError(
-                    f"Reward {name!r} gave no number for {self.failed[name]} of {self.seen} completions, a larger share than "
-                    f"{self.max_failed_share:g} (max_failed_share); the last reason: {self.reasons[name]}. ftcore's functions "
-                    f"return None for rows without a fitting `answer`; a function of your own must accept every column "
-                    f"(**columns) and return one number per completion, in time."
-                )
+    def _count_failures(self, name: str, outcomes: list[Outcome]) -> None:
+        reasons = [outcome for outcome in outcomes if isinstance(outcome, str)]
+        self.failed[name] += len(reasons)
+        self.reasons.update((name, reason) for reason in reasons)  # the last one stays
+        judged = self.seen >= ROWS_TO_JUDGE or len(reasons) == len(outcomes)
+        if judged and self.failed[name] > self.max_failed_share * self.seen:
+            raise RewardError(
+                f"Reward {name!r} gave no number for {self.failed[name]} of {self.seen} completions, a larger share than "
+                f"{self.max_failed_share:g} (max_failed_share); the last reason: {self.reasons[name]}. ftcore's functions "
+                f"return None for rows without a fitting `answer`; a function of your own must accept every column "
+                f"(**columns) and return one number per completion, in time."
+            )
 
     def _outcomes(self, name: str, batch: Batch) -> list[Outcome]:
+        """Each completion's value by the function `name`, or why it has none."""
         if self._worker is None:
             self._start()
         reply = self._ask((name, batch), self.time_limit)
         return [reply] * len(batch["completions"]) if isinstance(reply, str) else reply
 
     def _start(self) -> None:
-        """Start the worker and wait until it has imported the functions; `ConfigError` when it cannot."""
+        """Start the worker and wait until it has imported the functions. Raises `ConfigError` when it cannot."""
         pipe, theirs = Pipe()
         with theirs, isolated.uninterrupted():
             self._worker = isolated.start(get_context("spawn"), _work, theirs, daemon=True), pipe
-        reply = self._ask(self._jobs, START_LIMIT)
+        reply = self._ask(self._functions, START_LIMIT)
         if isinstance(reply, str):
             self.close()
             raise ConfigError(f"The rewards cannot be loaded: {reply}.")
 
-    def _ask(self, message: Any, limit: float) -> list[Outcome] | str:
-        """The worker's reply; when there is none in time, the worker is ended and the reason is returned."""
+    def _ask(self, message: object, limit: float) -> list[Outcome] | str:
+        """The worker's reply. If there is none in time, the worker is ended and the reason returned."""
         assert self._worker
         pipe, reply, reason = self._worker[1], None, f"time limit of {limit:g} s"
         try:
@@ -129,17 +124,18 @@ class Rewards:
 
 
 def _bound(name: str, options: dict[str, Any], trust: list[str]) -> Function:
-    """The function with its options, which come before columns of the same name, taking texts."""
+    """The function with its options, which replace columns of the same name. TRL's get conversations, others texts."""
     function = locate_reward(name, trust)
     if name in FUNCTIONS:
         options = {**(function.__kwdefaults__ or {}), **options}
-    if name.startswith(f"{TRL}get_"):  # makes a function of its options
+    if name.startswith(f"{TRL}get_"):  # returns the reward function for its options
         try:
             function, options = function(**options), {}
         except Exception as error:
             raise ConfigError(f"Reward {name!r}: {error}.") from None
-    given = _conversations if name.startswith(TRL) else dict[str, Any]
-    return lambda **batch: function(**{**given(batch), **options})
+    if name.startswith(TRL):
+        return lambda **batch: function(**{**_conversations(batch), **options})
+    return lambda **batch: function(**{**batch, **options})
 
 
 def _conversations(batch: Batch) -> Batch:
@@ -149,12 +145,12 @@ def _conversations(batch: Batch) -> Batch:
 
 def _work(pipe: Connection) -> None:
     """The worker: import the functions, then answer batches until the parent is gone."""
-    if is_private():  # functions may print what they judge
+    if is_private():  # functions may print rows
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    sys.stdout = sys.stderr  # what functions print stands apart from what the program prints
+    sys.stdout = sys.stderr  # keeps what functions print out of the program's own output
     with suppress(EOFError, OSError):
         try:
-            functions = {name: _bound(name, options, trust) for name, options, trust in pipe.recv()}
+            functions = {name: _bound(name, *settings) for name, settings in pipe.recv().items()}
         except ConfigError as error:
             return pipe.send(str(error).rstrip("."))
         pipe.send([])
@@ -164,7 +160,7 @@ def _work(pipe: Connection) -> None:
 
 
 def _guarded(function: Function, batch: Batch) -> list[Outcome]:
-    """What a function makes of a batch; when it raises, of each row alone, so that only the guilty are excluded."""
+    """What a function returns for a batch. If it raises, it is called row by row, so that only rows that fail are excluded."""
     count = len(batch["completions"])
     try:
         return _checked(function(**batch), count)
@@ -184,9 +180,10 @@ def _checked(values: Any, count: int) -> list[Outcome]:
     return [_number_or_reason(value) for value in values]
 
 
-def _number_or_reason(value: Any) -> Outcome:
-    kind, number = "None" if value is None else type(value).__name__, math.nan
+def _number_or_reason(value: object) -> Outcome:
+    number = math.nan
     if hasattr(value, "__float__"):
         with suppress(Exception):  # a tensor of several numbers, an integer that is too large
             number = float(value)
+    kind = "None" if value is None else type(value).__name__
     return number if math.isfinite(number) else f"returned {kind}, no finite number"

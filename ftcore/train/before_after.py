@@ -67,7 +67,7 @@ class BeforeAfter(Callback):
     def _score(self, trainer: Trainer, method: Method, label: str) -> tuple[Scores, list[dict[str, Any]]]:
         started = time.perf_counter()
         memory = memory_of("evaluate.batch_size", self.settings["batch_size"])
-        with method.at_own_pace(), trainer.precision_plugin.forward_context(), memory:
+        with method.unsharded_and_eager(), trainer.precision_plugin.forward_context(), memory:
             result = score(method, self.held_out, self.settings, label)
         method.network.train()
         self.seconds += time.perf_counter() - started

@@ -147,7 +147,7 @@ class RetentionGuard(Callback):
     @torch.no_grad()
     def _perplexity(self, trainer: Trainer, method: Method) -> float:
         method.network.eval()
-        with method.at_own_pace(), trainer.precision_plugin.forward_context():
+        with method.unsharded_and_eager(), trainer.precision_plugin.forward_context():
             perplexity = probe_perplexity(method, self.probe, self.batch_size, "probe")
         method.network.train()
         assert perplexity is not None

@@ -71,7 +71,7 @@ class Checkpoints(Callback):
             return
         state, optimizer = checkpoint.read_state(self.start), trainer.optimizers[0]
         checkpoint.load_tensors(self.start, _trained(method), optimizer)
-        method.go_on(state)
+        method.restore(state)
         for scheduler in (config.scheduler for config in trainer.lr_scheduler_configs):
             scheduler.last_epoch, scheduler._step_count = state["step"], state["step"] + 1
         for group in optimizer.param_groups:
