@@ -1,0 +1,60 @@
+"""`json=true`: standard output is one JSON document and nothing else, so that a program can read it."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.conftest import FAST, Outcome
+
+
+def document(outcome: Outcome) -> Any:
+    """The only document on standard output; what people read is on standard error."""
+    assert outcome.status == 0, outcome.err
+    assert outcome.out.count("\n") == 1
+    return json.loads(outcome.out, parse_constant=pytest.fail)  # NaN and Infinity are not JSON
+
+
+@pytest.fixture
+def run(ftcore):
+    """The folder of a finished run."""
+    return ftcore(*FAST, "max_steps=1").folder
+
+
+def test_eval(ftcore, run):
+    outcome = ftcore("eval", f"run={run}", "json=true")
+    answer = document(outcome)
+    assert answer["run"] == str(run) and answer["rows"] == 4
+    assert answer["tuned"]["loss"] > 0 and answer["base"]["loss"] > 0
+    assert "answer accuracy" in outcome.err
+
+
+def test_compare(ftcore, run):
+    answer = document(ftcore("compare", f"run={run}", "json=true"))
+    assert answer["names"] == ["base", run.name]
+    assert answer["first"]["loss"] > 0 and answer["second"]["loss"] > 0
+
+
+def test_inspect(ftcore):
+    answer = document(ftcore("inspect", "model=tiny", "json=true"))
+    assert answer["type"] == "prompt_completion" and answer["rows"]["train"] == 504
+    assert 0 < answer["tokens"]["median"] <= answer["tokens"]["longest"] and 0 < answer["trained_share"] < 1
+
+
+def test_check(ftcore):
+    answer = document(ftcore("check", "json=true", "model=tiny", "seed=3"))
+    assert answer["recipe"] is None and answer["config"]["seed"] == 3
+
+
+def test_explain(ftcore):
+    outcome = ftcore("explain", "key=[seed,method]", "json=true", "model=tiny", "seed=3")
+    seed, method = document(outcome)
+    assert (seed["key"], seed["value"], seed["set_by"]) == ("seed", 3, "command line, seed=3")
+    assert seed["replaced"][0]["value"] == 0 and method["value"]["lr"] > 0
+
+
+def test_storage(ftcore, run):
+    listed = document(ftcore("storage", "json=true"))
+    assert {"kind": "runs", "path": str(run)}.items() <= next(one for one in listed if one["kind"] == "runs").items()
+    deleted = document(ftcore("storage", "json=true", "delete=checkpoints", "yes=true"))
+    assert [one["path"] for one in deleted if one["kind"] == "runs"] == [str(run)]
