@@ -110,9 +110,8 @@ class FrozenBlocks:
 
 def cache_activations(network: PreTrainedModel, blocks: list[nn.Module], cache: ActivationCache) -> bool:
     """Cache the outputs of a network's frozen `blocks`; False where they are not the same every time."""
-    modules = list(network.modules())
-    dropout = any(getattr(module, "attention_dropout", 0) for module in modules)
-    dropout |= any(module.p for module in modules if isinstance(module, nn.Dropout))
+    dropout = any(getattr(module, "attention_dropout", 0) for module in network.modules())
+    dropout |= any(module.p for module in network.modules() if isinstance(module, nn.Dropout))
     if not blocks or dropout or network.get_input_embeddings().weight.requires_grad:
         return False
     FrozenBlocks(network, blocks, cache)

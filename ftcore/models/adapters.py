@@ -44,8 +44,7 @@ def lora(
         unmatched = [entry for entry, count in matches.items() if not count]
         if unmatched and not (allow_unmatched and target_modules):
             raise ModelError(
-                f"adapter.target_modules: {', '.join(unmatched)} match nothing in this model. Its linear modules: "
-                f"{_linear_names(network)}."
+                f"adapter.target_modules: {', '.join(unmatched)} match nothing among the linear modules {_linear_names(network)}."
             )
     elif target_modules != "all-linear":
         raise ConfigError(f"adapter.target_modules is all-linear or a list of names, not {target_modules!r}.")

@@ -296,8 +296,7 @@ def _with_score_layer(foundation: Foundation) -> Foundation:
 def _set_pad_token(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
     """Choose a padding token that ends no text: to a sequence classifier, the last token that is no padding ends it."""
     ends = {tokenizer.eos_token, tokenizer.bos_token, None}
-    control = [token.content for token in tokenizer.added_tokens_decoder.values()]
-    choices = [tokenizer.pad_token, tokenizer.unk_token, *control]
+    choices = [tokenizer.pad_token, tokenizer.unk_token, *map(str, tokenizer.added_tokens_decoder.values())]
     tokenizer.pad_token = next((token for token in choices if token not in ends), tokenizer.eos_token)
     config.pad_token_id = tokenizer.pad_token_id
 
