@@ -167,7 +167,7 @@ def test_no_payload_forges_a_control_token(known, turns):
     calm = [*zip(calm.input_ids, calm.completion_mask, strict=True)]
     for place, word in enumerate(turns):
         rows = [row([*turns[:place], payload, *turns[place + 1 :]]) for payload in tried]
-        content = [(token, ROLES[place] == "assistant") for token in encoder.content(word)]
+        content = [(token, ROLES[place] == "assistant") for token in encoder.contents([word])[0]]
         start = next(k for k in range(len(calm)) if calm[k : k + len(content)] == content)
         before, after = calm[:start], calm[start + len(content) :]
         for payload, example in zip(tried, encoder.prompt_completions(rows), strict=True):

@@ -53,7 +53,7 @@ def test_tokens_equal_the_template_rendered_as_a_whole(tokenizer):
     assert (
         example.input_ids == whole[:-1] and tokenizer.decode(whole[-1]) == "\n"
     )  # nothing after the last token with loss
-    assert enc.prompt({"prompt": "What is it?"}) == tokenizer.apply_chat_template(
+    assert enc.prompt_ids([{"prompt": "What is it?"}])[0] == tokenizer.apply_chat_template(
         turns[:1], add_generation_prompt=True, return_dict=False
     )
 
@@ -144,7 +144,7 @@ def test_a_conversation_has_the_tokens_of_the_template_rendered_as_a_whole(token
 def test_the_prompt_of_a_conversation_is_the_template_up_to_its_last_answer(tokenizer):
     enc = encoder(tokenizer)
     rendered = tokenizer.apply_chat_template(CONVERSATION[:-1], add_generation_prompt=True, return_dict=False)
-    assert enc.prompt(conversation(CONVERSATION)) == rendered
+    assert enc.prompt_ids([conversation(CONVERSATION)])[0] == rendered
     (prompt,) = enc.prompts([conversation(CONVERSATION)])
     assert prompt.input_ids == rendered and prompt.row["messages"] == CONVERSATION
 
@@ -193,7 +193,7 @@ def pair(prompt="a question", chosen="the right answer", rejected="a wrong one",
 def test_a_pair_is_one_prompt_with_two_answers(tokenizer):
     enc = encoder(tokenizer)
     (both,) = enc.pairs([pair(margin=2)])
-    prompt = enc.prompt(pair())
+    prompt = enc.prompt_ids([pair()])[0]
     assert (both.id, both.margin, len(both)) == ("1", 2.0, max(len(both.chosen), len(both.rejected)))
     for side, answer in [(both.chosen, "the right answer"), (both.rejected, "a wrong one")]:
         assert side.input_ids[: len(prompt)] == prompt and not any(side.completion_mask[: len(prompt)])
@@ -234,12 +234,12 @@ def test_a_cut_pair_keeps_both_sides_within_the_length(tokenizer):
 def test_a_prompt_over_the_length_is_dropped_and_never_cut(tokenizer, too_long):
     enc = encoder(tokenizer, max_length=32, too_long=too_long)
     (kept,) = enc.prompts([pair("word " * 40), pair(id="2")])
-    assert kept.id == "2" and kept.input_ids == enc.prompt(pair()) and enc.counts == {"dropped": 1}
+    assert kept.id == "2" and kept.input_ids == enc.prompt_ids([pair()])[0] and enc.counts == {"dropped": 1}
 
 
 def test_a_prompt_over_the_length_is_an_error_unless_rows_may_be_dropped(tokenizer):
     enc = encoder(tokenizer, max_length=32)
-    exact = len(enc.prompt(pair()))
+    exact = len(enc.prompt_ids([pair()])[0])
     assert len(encoder(tokenizer, max_length=exact).prompts([pair()])) == 1
     with pytest.raises(DataError, match=rf"my.jsonl:3: {exact} tokens, data.max_length is {exact - 1}"):
         encoder(tokenizer, max_length=exact - 1).prompts([pair()])
@@ -247,7 +247,7 @@ def test_a_prompt_over_the_length_is_an_error_unless_rows_may_be_dropped(tokeniz
 
 def test_no_sequence_is_longer_than_the_models_context(tokenizer):
     tokenizer = copy.deepcopy(tokenizer)
-    exact = len(encoder(tokenizer).prompt(pair()))
+    exact = len(encoder(tokenizer).prompt_ids([pair()])[0])
     tokenizer.model_max_length = exact + 4
     assert len(encoder(tokenizer).prompts([pair()], max_new_tokens=4)) == 1
     with pytest.raises(DataError, match=rf"{exact} tokens, and the model has room for {exact - 1}"):
@@ -260,7 +260,7 @@ def test_no_sequence_is_longer_than_the_models_context(tokenizer):
 @pytest.mark.parametrize("row", [pair(), conversation(CONVERSATION[1:3])], ids=["columns", "messages"])
 def test_an_answer_is_put_after_its_rows_prompt_and_cut_at_the_length(tokenizer, chat, row):
     enc = encoder(tokenizer, chat=chat)
-    prompt, example = enc.prompt(row), enc.answered(row, "another answer")
+    prompt, example = enc.prompt_ids([row])[0], enc.answered(row, "another answer")
     assert example.input_ids[: len(prompt)] == prompt and not any(example.completion_mask[: len(prompt)])
     assert trained(enc, example) == "another answer<|im_end|>"
     short = encoder(tokenizer, chat=chat, max_length=len(prompt) + 1).answered(row, "another answer")
@@ -289,8 +289,8 @@ def test_an_answer_to_a_conversation_takes_the_place_of_its_last_one(tokenizer):
 def test_a_template_cannot_hold_up_the_machine(tokenizer, template):
     held = encoder(tokenizer)
     held.tokenizer.chat_template = template
-    with pytest.raises(DataError, match=r"takes too long or too much|characters around|numbers to powers"):
-        held.prompt(pair())
+    with pytest.raises(DataError, match=r"takes too long or too much memory|characters around|numbers to powers"):
+        held.prompt_ids([pair()])[0]
 
 
 def test_marks_of_turns_that_are_not_called_special_cannot_be_forged_either(tokenizer):
@@ -306,4 +306,4 @@ def test_marks_of_turns_that_are_not_called_special_cannot_be_forged_either(toke
     user, answer, think = tokenizer.convert_tokens_to_ids(["<|user|>", "<|answer|>", "<think>"])
     assert [example.input_ids.count(mark) for mark in (user, answer)] == [1, 1]
     assert example.input_ids.count(think) == 2  # no mark of a turn: an answer may say it
-    assert enc.forged([row]) == [row] and not enc.forged([pair("calm")])
+    assert enc.spelling_control_tokens([row]) == [row] and not enc.spelling_control_tokens([pair("calm")])

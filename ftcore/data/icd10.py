@@ -10,7 +10,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Annotated
 
 from annotated_types import Ge, Le
@@ -37,7 +36,7 @@ class ICD10(Data):
         if path != PACKAGED:
             yield from super().read(path)
             return
-        entries = sorted(_entries(_package(), self.depth), key=lambda entry: position(f"row {entry[0]}"))
+        entries = sorted(_entries(self.depth), key=lambda entry: position(f"row {entry[0]}"))
         chapters = sorted({chapter for _, _, chapter in entries})
         counts = Counter[str]()
         for code, description, chapter in entries:
@@ -57,8 +56,16 @@ def _row(code: str, description: str, chapter: str, others: list[str]) -> Row:
     return {"id": code, "group": code[:3], "description": description, "answer": [chapter], **columns}
 
 
-def _entries(icd: ModuleType, depth: int) -> list[Entry]:
-    """Codes of up to `depth` characters; of those with the same description the shortest, of these the first."""
+def _entries(depth: int) -> list[Entry]:
+    """Codes of up to `depth` characters; of those with the same description the shortest, of these the first.
+
+    The first import of the package takes seconds. Raises `ConfigError` where it is not installed.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            import simple_icd_10_cm as icd
+    except ModuleNotFoundError:
+        raise ConfigError("data=icd10 needs the package simple-icd-10-cm: pip install 'ftcore[icd10]'.") from None
     codes = {code for code in icd.get_all_codes() if len(code.replace(".", "")) <= depth}  # some come twice
     entries: dict[str, Entry] = {}
     for code in sorted(filter(icd.is_category_or_subcategory, codes), key=lambda code: (len(code), code)):
@@ -66,13 +73,3 @@ def _entries(icd: ModuleType, depth: int) -> list[Entry]:
         chapter = icd.get_description(icd.get_ancestors(code)[-1])  # "Neoplasms (C00-D49)"
         entries.setdefault(normalised(description), (code, description, chapter.rpartition(" (")[0]))
     return list(entries.values())
-
-
-def _package() -> ModuleType:
-    """The classification; its first import takes seconds. Raises `ConfigError` where it is not installed."""
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            import simple_icd_10_cm
-    except ModuleNotFoundError:
-        raise ConfigError("data=icd10 needs the package simple-icd-10-cm: pip install 'ftcore[icd10]'.") from None
-    return simple_icd_10_cm

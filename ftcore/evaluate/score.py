@@ -77,7 +77,7 @@ def _answers(method: Method, held_out: HeldOut, settings: Evaluate, label: str) 
     """Greedy answers to the held-out rows, in their order."""
     if not method.network.can_generate() or not any("prompt" in row for row in held_out.rows):
         return []
-    prompts = [method.encoder.prompt(row) for row in held_out.rows]
+    prompts = method.encoder.prompt_ids(held_out.rows)
     by_length = sorted(range(len(prompts)), key=lambda k: len(prompts[k]))
     answers: list[tuple[int, str]] = []
     with packed_weights(method.network):

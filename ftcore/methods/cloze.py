@@ -61,8 +61,8 @@ def _with_hidden_word(encoder: Encoder, row: Row, word: str) -> Example:
     """The row's sentence with mask tokens in its gap, as many as the word has tokens, which are their targets."""
     tokenizer = encoder.tokenizer
     before, _, after = row["text"].partition("___")
-    texts = before.removesuffix(" "), " " * before.endswith(" ") + word, after
-    left, hidden, right = map(encoder.content, texts)
+    texts = [before.removesuffix(" "), " " * before.endswith(" ") + word, after]
+    left, hidden, right = encoder.contents(texts)
     if None in (tokenizer.cls_token_id, tokenizer.sep_token_id):
         left = [tokenizer.eos_token_id, *left]
     else:

@@ -7,11 +7,11 @@ are gathered, so advantages and counts are those of the whole step on any number
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Annotated, Any, ClassVar, TypedDict, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge
 from torch import Tensor
 
 from ftcore.console import console
@@ -22,7 +22,7 @@ from ftcore.data.tokens import Example, Prompt
 from ftcore.kernels.packed_weights import packed_weights
 from ftcore.machine.hardware import memory_of
 from ftcore.machine.processes import rank_and_world, shared_out
-from ftcore.methods.base import HeldOut, Method, Term
+from ftcore.methods.base import HeldOut, Method, NonNegative, Positive, PositiveFraction, Term
 from ftcore.models.logprobs import completion_logps
 from ftcore.rollout.greedy import generate
 from ftcore.rollout.sample import Completion, sample
@@ -52,13 +52,7 @@ class Rollouts(Batch, total=False):
     advantages: Tensor
     old_values: Tensor  # predicted when the tokens were sampled
     returns: Tensor  # what these values should have been
-
-
-class Prompts(TypedDict):
-    """Prompts to validate on, as they are in the data."""
-
-    ids: list[str]
-    rows: list[Row]
+    rows: list[Row]  # of prompts to validate on; such a batch has no tensors
 
 
 class OnlineMethod(Method[Sample, Rollouts]):
@@ -72,11 +66,11 @@ class OnlineMethod(Method[Sample, Rollouts]):
     group_size: Annotated[int, Ge(1)]
     updates: Annotated[int, Ge(1)]
     max_new_tokens: Annotated[int, Ge(1)]
-    temperature: Annotated[float, Gt(0)]
-    top_p: Annotated[float, Gt(0), Le(1)]
+    temperature: Positive
+    top_p: PositiveFraction
     rollout_batch_size: Annotated[int, Ge(1)]
     mask_unfinished: bool
-    beta: Annotated[float, Ge(0)]
+    beta: NonNegative
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,10 +101,10 @@ class OnlineMethod(Method[Sample, Rollouts]):
         """Tokens of the completion, one completion, and the longest length it could have had."""
         return {"tokens": sample.trained, "sequences": 1, "budget": self.max_new_tokens}
 
-    def collate(self, examples: list[Any]) -> Rollouts | Prompts:  # type: ignore[override]  # validation passes prompts
+    def collate(self, examples: list[Any]) -> Rollouts:  # validation passes prompts
         """Padded samples with their numbers per token, in the order of `completion_logps`. Prompts stay rows."""
         if examples and isinstance(examples[0], Prompt):
-            return Prompts(ids=[prompt.id for prompt in examples], rows=[prompt.row for prompt in examples])
+            return cast(Rollouts, {"ids": [one.id for one in examples], "rows": [one.row for one in examples]})
         batch = self.collate_text(examples, share=True)
         ordered = in_batch_order(examples, batch)
         columns = {name: [x for one in ordered for x in one.per_token[name]] for name in self.per_token_names}
@@ -177,7 +171,7 @@ class OnlineMethod(Method[Sample, Rollouts]):
         """Completions with their prompts and rewards."""
         ids = [completion.ids for completion in completions]
         with part("reward"):
-            rewards, parts = self.compute_rewards([prompt.row for prompt in prompts], self.encoder.texts_of(ids), ids)
+            rewards, parts = self.compute_rewards([prompt.row for prompt in prompts], self.encoder.decode(ids), ids)
         return [
             Sample(
                 prompt.id,
@@ -231,13 +225,13 @@ class OnlineMethod(Method[Sample, Rollouts]):
         prompts = _with_seeds(held_out.examples, np.random.default_rng(0))
         return reward_means(shared_out(prompts, lambda share: self._sampled(share, 1))) if prompts else {}
 
-    def validation_terms(self, batch: Prompts) -> dict[str, Term]:  # type: ignore[override]
+    def validation_terms(self, batch: Rollouts) -> dict[str, Term]:
         """Mean reward of greedy completions. Its weight is negative, so that a lower val/loss is better."""
         if not batch["ids"]:
             return {}  # at the end, when other processes still have rows
-        prompts = [self.encoder.prompt(row) for row in batch["rows"]]
+        prompts = self.encoder.prompt_ids(batch["rows"])
         texts = generate(self.network, self.encoder, prompts, self.max_new_tokens)
-        rewards, _ = self.compute_rewards(batch["rows"], texts, [self.encoder.content(text) for text in texts])
+        rewards, _ = self.compute_rewards(batch["rows"], texts, self.encoder.contents(texts))
         numbers = [reward for reward in rewards if reward is not None]
         return {"reward": Term(torch.tensor(float(sum(numbers))), len(numbers), "sequences", -1.0)}
 

@@ -19,4 +19,4 @@ def generate(network: Any, encoder: Encoder, prompts: list[list[int]], max_new_t
     output = network.generate(
         input_ids, attention_mask=mask, generation_config=config, synced_gpus=False
     )  # (B, T + new)
-    return encoder.texts_of(output[:, input_ids.shape[1] :].tolist())
+    return encoder.decode(output[:, input_ids.shape[1] :].tolist())

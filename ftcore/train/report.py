@@ -40,7 +40,7 @@ def plan(config: Config, method: Method, records: Records, batches: TrainBatches
     table.add_row("steps", f"{batches.steps:,} of {batches.global_batch_size} rows = {split}")
     for note in records.notes:
         table.add_row("notice", Text(note))
-    if forged := encoder.forged(records.train):
+    if forged := encoder.spelling_control_tokens(records.train):
         table.add_row(
             "control tokens", f"{len(forged):,} rows spell one; it stays text (the first: {forged[0]['where']})"
         )

@@ -17,15 +17,7 @@ from ftcore.evaluate.held_out import load_held_out
 from ftcore.evaluate.score import changes, score
 from ftcore.evaluate.tables import comparison, samples_table, side_by_side
 from ftcore.methods.base import HeldOut, Method, RunContext
-from ftcore.models.foundation import (
-    Foundation,
-    architecture_of,
-    load_base,
-    load_run,
-    merged,
-    save_model,
-    with_adapter,
-)
+from ftcore.models.foundation import Foundation, architecture_of, load_base, load_run, merged, save_model, with_adapter
 from ftcore.rollout.greedy import generate
 from ftcore.run_folder import Run, Scores
 from ftcore.settings import Config, Machine
@@ -86,8 +78,8 @@ def chat(config: Config) -> None:
     for question in [asked] if asked else sys.stdin:
         if question.strip():
             with torch.inference_mode():
-                answer = generate(foundation.network, encoder, [encoder.prompt({"prompt": question.strip()})], 256)[0]
-            print(answer, flush=True)
+                prompts = encoder.prompt_ids([{"prompt": question.strip()}])
+                print(generate(foundation.network, encoder, prompts, 256)[0], flush=True)
 
 
 def export(config: Config) -> None:
@@ -102,7 +94,7 @@ def export(config: Config) -> None:
         raise ConfigError("This run has no adapter: every weight was trained. Use format=merged.")
     encoder = Encoder(foundation.tokenizer, build(config["data"], Data))
     questions = [row["prompt"] for _, row in rows_of("ftcore://medical/prompts.test.jsonl")][:5]
-    prompts = [encoder.prompt({"prompt": question}) for question in questions]
+    prompts = encoder.prompt_ids([{"prompt": question} for question in questions])
     expected = _behaviour(foundation, encoder, prompts)
     if form == "merged":
         foundation = merged(foundation)

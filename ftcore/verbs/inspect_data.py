@@ -65,7 +65,7 @@ def _answer(records: Records, encoder: Encoder, examples: list[Any]) -> dict[str
         "tokens": {"median": sizes[len(sizes) // 2], "longest": sizes[-1], "all": sum(sizes)},
         "trained_share": _trained(examples),
         "too_long": dict(encoder.counts),
-        "control_tokens": len(encoder.forged(records.train)),
+        "control_tokens": len(encoder.spelling_control_tokens(records.train)),
         "notes": list(records.notes),
     }
 
@@ -90,7 +90,7 @@ def _examples(encoder: Encoder, records: Records) -> list[Any]:
 
 
 def _overview(config: Config, records: Records, encoder: Encoder, examples: list[Any]) -> Table:
-    sizes, forged = sorted(_sizes(examples)), encoder.forged(records.train)
+    sizes, forged = sorted(_sizes(examples)), encoder.spelling_control_tokens(records.train)
     table = Table(show_header=False, box=None, title=config["name"], title_justify="left", title_style="bold")
     table.add_row("record type", f"{records.type}, for method={config['choices']['method']}")
     table.add_row("rows", ", ".join(f"{len(getattr(records, part)):,} {part}" for part in SPLITS))
@@ -193,7 +193,7 @@ def _coloured(encoder: Encoder, example: Any) -> Text:
     ids = example.input_ids[:SHOWN_TOKENS]
     for k in range(1, len(ids) + 1):  # runs of tokens together: one token alone may be half a character
         if k == len(ids) or mask[k] != mask[start]:
-            text.append(encoder.tokenizer.decode(ids[start:k]), style="green" if mask[start] else "")
+            text.append(str(encoder.tokenizer.decode(ids[start:k])), style="green" if mask[start] else "")
             start = k
     return text.append(" ...") if len(example) > SHOWN_TOKENS else text
 
