@@ -122,7 +122,7 @@ def test_a_damaged_folder_is_named(encoder, monkeypatch, tmp_path, name):
     stored(ROWS, made.prompt_completions, made, {})
     (folder,) = [path for path in (tmp_path / "rows").iterdir() if path.is_dir()]
     DAMAGE[name](folder)
-    with pytest.raises(StorageError, match=f"^{folder} is damaged. Delete it: its rows are tokenised again.$"):
+    with pytest.raises(StorageError, match=f"^{folder} is damaged. Delete it; its rows will be tokenised again.$"):
         stored(ROWS, made.prompt_completions, made, {})
 
 

@@ -1,7 +1,7 @@
-"""Tokenised rows on disk: made once, memory-mapped by every process and later run, cached under a hash of all they depend on.
+"""Tokenised rows on disk, cached under a hash of everything they depend on and memory-mapped by every process and later run.
 
-A cache is a folder of Arrow IPC files, one of each process that tokenised. Examples are dataclasses: each of their fields is a
-column, `chosen.input_ids` that of a field within a field. Every record batch carries the encoder's counts up to there.
+A cache is a folder of Arrow IPC files, one from each process that tokenised. Examples are dataclasses: each of their fields is
+a column, and `chosen.input_ids` is the field of a field. Every record batch carries the encoder's counts up to there.
 """
 
 import errno
@@ -29,16 +29,16 @@ from ftcore.errors import StorageError
 from ftcore.files import PACKAGE, code_hash, home
 from ftcore.machine.processes import in_processes
 
-# With fewer rows, tokenising is quicker than looking for it.
+# With fewer rows, tokenising is quicker than looking for the cache.
 WORTH_KEEPING = 2000
 CHUNK = 1000
-# With fewer rows, another process takes longer to start than it saves.
+# With fewer rows for each, another process takes longer to start than it saves.
 ROWS_OF_A_WORKER = 10_000
 Encode = Callable[[list[Row]], list[Any]]
 
 
 class Stored(Sequence[Any]):
-    """Examples of a folder, made when they are asked for. `counts` are those of the encoder that made them.
+    """The examples of a folder, each made when it is asked for. `counts` are those of the encoder that tokenised them.
 
     Raises `StorageError` when the folder is damaged.
     """
@@ -64,17 +64,17 @@ class Stored(Sequence[Any]):
 
 
 def stored(rows: list[Row], encode: Encode, encoder: Encoder, settings: Any) -> Sequence[Any]:
-    """`encode(rows)`, from disk where it was made before. `settings`: what else it depends on, as JSON."""
+    """`encode(rows)`, read from disk when it was computed before. `settings`: what else it depends on, as JSON."""
     fast = getattr(encoder.tokenizer, "backend_tokenizer", None)
     if len(rows) < WORTH_KEEPING or fast is None:
         return encode(rows)
     folder, before = home() / "rows" / _key(rows, encoder, fast.to_str(), settings), encoder.counts.copy()
     first = encode(rows[:CHUNK])
     encoder.counts.clear()
-    if not first:  # nothing to know the type by
+    if not first:  # no example that tells the type
         return encode(rows)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):  # of several processes that start together one tokenises, for all
+    with FileLock(f"{folder}.lock"):  # of processes that start together, one tokenises for all
         if not folder.is_dir():
             _make(folder, type(first[0]), rows, encode, encoder)
     found = Stored(folder, type(first[0]))
@@ -101,7 +101,7 @@ def _key(rows: list[Row], encoder: Encoder, vocabulary: str, settings: Any) -> s
 
 
 def _make(folder: Path, kind: type, rows: list[Row], encode: Encode, encoder: Encoder) -> None:
-    """Write beside the target, then rename. Processes share the rows where there are many and cores for it."""
+    """Write beside the target, then rename. Several processes divide many rows among them, where there are cores for it."""
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix="partial-"))
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
     count = max(1, min(cores, len(rows) // ROWS_OF_A_WORKER))
@@ -119,7 +119,7 @@ def _make(folder: Path, kind: type, rows: list[Row], encode: Encode, encoder: En
 
 
 def _write(file: Path, kind: type, rows: list[Row], encode: Encode, encoder: Encoder) -> None:
-    import pyarrow  # only where it is needed: it starts a thread, and a sweep's jobs are forked from a process without any
+    import pyarrow  # not at the top: it starts a thread, and a sweep's jobs are forked from a process without threads
 
     schema = _schema(kind)
     with file.open("wb") as content, pyarrow.ipc.new_file(content, schema) as writer:
@@ -134,7 +134,7 @@ def _text_of_dict(value: Any) -> Any:
 
 
 def _read(folder: Path, kind: type) -> tuple[Any, Counter[str]]:
-    """Arrow's table of all files, one after the other, and what the encoder counted. Raises `StorageError` for damage."""
+    """All files as one Arrow table, and what the encoder counted. Raises `StorageError` for damage."""
     import pyarrow
 
     count = len(os.listdir(folder))
@@ -142,15 +142,15 @@ def _read(folder: Path, kind: type) -> tuple[Any, Counter[str]]:
         paths = [str(folder / f"{k}-of-{count}.arrow") for k in range(count)]
         files = [pyarrow.ipc.open_file(pyarrow.memory_map(path)) for path in paths]
         table = pyarrow.concat_tables([file.read_all() for file in files])
-        table.validate(full=True)  # or a wrong offset would be read beyond the file
+        table.validate(full=True)  # otherwise a wrong offset would be read beyond the file
         if table.schema != _schema(kind):
             raise ValueError
         return table, sum(map(_counts, files), Counter())
     except (pyarrow.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
-        # What the operating system refuses is no damage; Arrow's own OSErrors have no number.
+        # An error of the operating system is no damage. Arrow's own OSErrors have no number.
         if getattr(error, "errno", None) not in (None, errno.ENOENT):
             raise
-        raise StorageError(f"{folder} is damaged. Delete it: its rows are tokenised again.") from None
+        raise StorageError(f"{folder} is damaged. Delete it; its rows will be tokenised again.") from None
 
 
 def _counts(file: Any) -> Counter[str]:
@@ -160,7 +160,7 @@ def _counts(file: Any) -> Counter[str]:
 
 
 def _schema(kind: type) -> Any:
-    """Arrow's schema of the examples of a class."""
+    """The Arrow schema of a class of examples."""
     import pyarrow as pa
 
     types: dict[Any, Any] = {
@@ -175,7 +175,7 @@ def _schema(kind: type) -> Any:
 
 
 def _fields(kind: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> type of each field that is no dataclass itself."""
+    """Dotted name -> type, for each field that is not a dataclass itself."""
     found: dict[str, Any] = {}
     for name, hint in get_type_hints(kind).items():
         found |= _fields(hint, f"{prefix}{name}.") if is_dataclass(hint) else {prefix + name: _plain(hint)}
@@ -183,7 +183,7 @@ def _fields(kind: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _plain(hint: Any) -> Any:
-    """A type without None, and dict without the types within.
+    """A type without None, and dict without the types of its keys and values.
 
     >>> _plain(list[int] | None), _plain(dict[str, str])
     (list[int], <class 'dict'>)
