@@ -20,6 +20,7 @@ from ftcore.files import whole_file
 
 # Output of a transformer block: hidden states (B, T, H), in some architectures the first item of a tuple.
 BlockOutput = Tensor | tuple[Tensor, ...]
+Forward = Callable[..., BlockOutput]
 
 
 class ActivationCache:
@@ -81,9 +82,7 @@ class FrozenBlocks:
             name = hashlib.blake2b(row[:n].numpy().tobytes(), digest_size=12).hexdigest()
             self.rows.append((name, n, self.cache.get(name)))
 
-    def _forward(
-        self, forward: Callable[..., BlockOutput], last: bool, hidden: Tensor, *args: object, **kwargs: object
-    ) -> BlockOutput:
+    def _forward(self, forward: Forward, last: bool, hidden: Tensor, *args: object, **kwargs: object) -> BlockOutput:
         """A block's own forward pass, or none when every row is cached. After the last block cached states are put in."""
         if not self.rows:
             return forward(hidden, *args, **kwargs)

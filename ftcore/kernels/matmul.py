@@ -15,7 +15,7 @@ ONEDNN_IS_FASTER = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 def times(rows: Tensor, weight: Tensor) -> Tensor:
     """`rows` (N, in) times the transpose of `weight` (out, in): (N, out). No gradient."""
-    if ONEDNN_IS_FASTER and rows.numel() and onednn_takes(rows, weight):
+    if ONEDNN_IS_FASTER and onednn_takes(rows, weight):
         return torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")  # type: ignore[no-any-return]
     return rows @ weight.T
 

@@ -5,6 +5,7 @@ A matmul of generation has few rows, so most of its time goes into reading the w
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -45,11 +46,5 @@ def _linear_layers(module: nn.Module) -> Iterator[nn.Linear | LoraLinear]:
 def _packed_forward(layer: nn.Linear | LoraLinear) -> Callable[[Tensor], Tensor]:
     """The layer's forward for x (..., in), with a packed copy of its weight."""
     weight = layer.updated_weight() if isinstance(layer, LoraLinear) else layer.weight
-    packed, bias, size = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS), layer.bias, len(weight)
-
-    def forward(x: Tensor) -> Tensor:
-        if not x.numel():
-            return x.new_zeros(*x.shape[:-1], size)
-        return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")  # type: ignore[no-any-return]
-
-    return forward
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+    return partial(torch.ops.mkldnn._linear_pointwise, W=packed, B=layer.bias, attr="none", scalars=[], algorithm="")

@@ -19,6 +19,7 @@ from ftcore.kernels.matmul import Times, times
 
 # Tokens in a chunk. Logits of 256 tokens over 50,000 words are 50 MB.
 CHUNK = 256
+Compute = Callable[..., tuple[Tensor, ...]]  # of one chunk: its log-probabilities and what goes with them
 _PLAIN: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
@@ -36,9 +37,7 @@ def target_logps(
     return logps, entropy
 
 
-def _in_chunks(
-    compute: Callable[..., tuple[Tensor, ...]], hidden: Tensor, weight: Tensor, targets: Tensor, *options: float
-) -> Iterator[Tensor]:
+def _in_chunks(compute: Compute, hidden: Tensor, weight: Tensor, targets: Tensor, *options: float) -> Iterator[Tensor]:
     """Each output of `compute` over all chunks."""
     chunks = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
     return map(torch.cat, zip(*(compute(h, weight, y, *options) for h, y in chunks), strict=True))

@@ -31,11 +31,10 @@ checked: dict[Path, list[Stamp]] = {}
 
 def check_weights(model: Model) -> None:
     """Find, fetch and check the weights of a model node, before anything heavy is imported for a run."""
-    if Run.at(model["path"]):
-        return
-    folder = weights_folder(model)
-    if not model["random_weights"]:
-        check_folder(folder)
+    if not Run.at(model["path"]):
+        folder = weights_folder(model)
+        if not model["random_weights"]:
+            check_folder(folder)
 
 
 def check_path(path: str) -> None:
