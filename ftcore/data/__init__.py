@@ -1,4 +1,4 @@
-"""Files to batches, one step a file: sources -> records -> tokens -> batches."""
+"""From files to batches: formats -> sources -> records -> tokens -> layouts and steps, one file each."""
 
 from ftcore.data.records import Data, Records
 

@@ -9,28 +9,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import KW_ONLY, dataclass
 from itertools import chain, count, islice
 from math import ceil
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from ftcore.data.layouts import Batch, T
 from ftcore.data.token_cache import lengths
-from ftcore.data.tokens import Example
+from ftcore.data.tokens import Example, Pair
 
-
-class Trainable(Sized, Protocol):
-    """What a step trains on: an example, a pair of them, or a completion with its reward."""
-
-    @property
-    def trained(self) -> int:
-        """Number of tokens with loss."""
-
-    @property
-    def truncated(self) -> bool:
-        """Whether its text goes on beyond the longest length."""
-
-
-E = TypeVar("E", bound=Trainable)
+E = TypeVar("E", bound=Example | Pair)  # what a step trains on; completions with rewards are examples too
 # Returns the rows of the next step. From them a method's `prepare` makes what it trains on: the rows, or completions of them.
 Draw = Callable[[], list[Any]]
 # Steps whose rows are sorted by length together: fewer padding tokens, order still random across windows.
