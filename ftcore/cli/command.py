@@ -26,7 +26,7 @@ def run_command(words: list[str]) -> int:
     except FtcoreError as error:
         if os.environ.get("FTCORE_DEBUG") == "1":
             print(traced(error), end="", file=sys.stderr)
-        if not torchrun.rank():  # of several processes, the first reports
+        if not torchrun.rank():  # one process reports for all
             print(f"{type(error).__name__}: {without_secrets(str(error))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # the reader of our output has left, as `head` does
@@ -42,7 +42,7 @@ def run_command(words: list[str]) -> int:
 
 
 def _status_of(leaving: BaseException) -> int:
-    """The exit status after a signal. Raises what is none."""
+    """The exit status after a signal. Raises any other exit again."""
     if isinstance(leaving, KeyboardInterrupt) or isinstance(leaving.__context__, KeyboardInterrupt):
         print("Interrupted.", file=sys.stderr)  # Lightning turns Ctrl-C during a fit into exit code 1
         return 130
@@ -81,13 +81,13 @@ def _sweep(line: Line) -> None:
 
 
 def _run(line: Line) -> None:
-    """Do what the verb says or, with `--cfg`, print the config."""
+    """Call the verb or, with `--cfg`, print the config."""
     from ftcore.config.compose import load_config, own_arguments
 
     verb, config_dirs = VERBS[line.verb], tuple(line.config_dirs)
     if verb.before_config:
         arguments, words = own_arguments(line.verb, [word for word in line.overrides if word != f"verb={line.verb}"])
-        _answer(verb.target, (arguments, words, config_dirs), arguments)
+        _call(verb.target, (arguments, words, config_dirs), arguments)
         return
     config = load_config(line.overrides, config_dirs)
     if "--cfg" in line.flags:
@@ -96,14 +96,14 @@ def _run(line: Line) -> None:
         print(yaml.safe_dump(dict(config), sort_keys=False), end="")
         return
     hand_down(config)
-    _answer(verb.target, (config,), config.get(line.verb))
+    _call(verb.target, (config,), config.get(line.verb))
 
 
-def _answer(target: str, given: tuple[object, ...], arguments: object) -> None:
-    """Call a verb. With `json=true` its answer is printed as JSON, and what a person reads goes to standard error."""
+def _call(target: str, parameters: tuple[object, ...], arguments: object) -> None:
+    """Call a verb. With `json=true` print its answer as JSON, and what it prints itself on standard error."""
     as_json = isinstance(arguments, Mapping) and arguments.get("json")
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
-        answer = resolve_name(target)(*given)
+        answer = resolve_name(target)(*parameters)
     keep_answer(answer)
     if as_json:
         print(json.dumps(answer, ensure_ascii=False, default=str))

@@ -1,6 +1,6 @@
-"""The table of verbs: what each is called with, where its function is, and what it is for.
+"""The table of verbs: each with its function, a typical command and its meaning.
 
-A verb's arguments are the keys of its node in conf/config.yaml (`export.format`); behind its name the node may be left out.
+A verb's arguments are the keys of its node in conf/config.yaml; the name of the node may be left out (`export format=adapter`).
 """
 
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ class Verb:
     """One verb.
 
     Args:
-        target: `module:function`. It gets the checked config; where it comes before a config, its own arguments, the other
-            words of the command line and the folders of --config-dir. It returns what `json=true` prints.
+        target: `module:function`. It gets the checked config or, with `before_config`, its own arguments, the other words of
+            the command line and the folders of --config-dir. It returns what `json=true` prints.
         usage: the words of a typical command.
-        meaning: what it does, in a line.
-        before_config: whether it reads its words itself.
-        row: dotted keys of the answer that a swept job's line shows; None: it cannot be swept.
+        meaning: what it does, in one line.
+        before_config: whether it reads the words of the command line itself.
+        row: dotted keys of the answer that a sweep shows for each job; None if it cannot be swept.
     """
 
     target: str
@@ -40,25 +40,25 @@ VERBS = {
     ),
     "chat": Verb("ftcore.verbs.finished:chat", "chat run=<folder>", "ask it questions"),
     "inspect": Verb(
-        "ftcore.verbs.inspect_data:inspect", "inspect data=...", "what the rows are like, before anything trains",
+        "ftcore.verbs.inspect_data:inspect", "inspect data=...", "what the rows are like, before training",
         row=("rows.train", "rows.test", "tokens.median", "tokens.longest", "trained_share"),
     ),
     "export": Verb(
         "ftcore.verbs.finished:export", "export run=<folder>", "one merged model, or the adapter (format=adapter)"
     ),
     "pack": Verb(
-        "ftcore.sharing.pack:pack", "pack run=<folder>", "a recipe file and a lock that give the same run elsewhere"
+        "ftcore.sharing.pack:pack", "pack run=<folder>", "a recipe file and a lock that repeat the run elsewhere"
     ),
     "replay": Verb(
         "ftcore.sharing.replay:replay", "replay recipe=<file>",
-        "run it: what differs here, and with expect=true the same scores", before_config=True,
+        "run it and say what differs here; expect=true: same scores", before_config=True,
     ),
     "check": Verb(
         "ftcore.sharing.check:check", "check recipe=<file>", "everything that is wrong with it, without a model",
         before_config=True,
     ),
     "explain": Verb(
-        "ftcore.verbs.explain:explain", "explain key=method.lr ...", "who set a value, what it replaced, what it may be",
+        "ftcore.verbs.explain:explain", "explain key=method.lr ...", "where a value is set, what it replaced, its type",
         before_config=True,
     ),
     "storage": Verb(
@@ -66,7 +66,7 @@ VERBS = {
         "what is kept on the disk; yes=true deletes what delete= names", before_config=True,
     ),
     "wandb_sweep": Verb(
-        "ftcore.sweeps.wandb:wandb_sweep", "wandb_sweep sweeps=<name>", "the sweep as W&B's, whose agents run our jobs",
+        "ftcore.sweeps.wandb:wandb_sweep", "wandb_sweep sweeps=<name>", "make it a W&B sweep, whose agents run the jobs",
         before_config=True,
     ),
 }  # fmt: skip

@@ -16,7 +16,7 @@ from ftcore.settings import FILES
 
 @dataclass
 class Line:
-    """A command line: its verb, Hydra overrides (`verb=` among them), folders of --config-dir, and flags."""
+    """A command line: verb, Hydra overrides (with `verb=`), folders of --config-dir, and flags."""
 
     verb: str = "train"
     overrides: list[str] = field(default_factory=list)
@@ -25,7 +25,7 @@ class Line:
 
 
 def read_line(words: list[str]) -> Line:
-    """Take a command line apart. Raises `ConfigError` for a word that is neither verb, flag nor `key=value`."""
+    """Parse a command line. Raises `ConfigError` for unknown flags, unknown words and misspelt arguments of the verb."""
     line, rest = Line(), iter(words)
     for word in rest:
         verb = word.removeprefix("verb=")
@@ -60,7 +60,7 @@ def _read_flag(line: Line, word: str, rest: Iterator[str]) -> None:
 
 
 def _override(word: str, verb: str) -> str:
-    """A word as an override: an argument of the verb gets the name of its node, and text is quoted, commas and all."""
+    """A word as an override. An argument of the verb gets the name of its node, and text is quoted, as it may hold commas."""
     keys = schemas()["top"]["properties"]
     arguments = keys.get(verb, {}).get("properties", {})
     key, _, text = word.partition("=")

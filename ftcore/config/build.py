@@ -1,4 +1,4 @@
-"""From a checked node to what its `_target_` names, and the schemas of what it may hold."""
+"""Build the object that a checked node's `_target_` names, and find the schema that the node was checked against."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -27,7 +27,7 @@ class Schema(TypedDict, total=False):
 
 
 class Schemas(TypedDict):
-    """ftcore/schema.json: the top-level keys, what each target takes, and the targets of each group."""
+    """ftcore/schema.json: schemas of the top-level keys and of every shipped target, and the targets of each group."""
 
     top: Schema
     targets: dict[str, Schema]
@@ -39,16 +39,16 @@ class Schemas(TypedDict):
 
 @cache
 def schemas() -> Schemas:
-    """What every key of the config may be."""
+    """The content of ftcore/schema.json."""
     return json.loads((PACKAGE / "schema.json").read_text())
 
 
 def schema_of_target(target: str, trust: Iterable[str]) -> Schema:
-    """The schema of a node of this target: a shipped one, or a trusted module's, from its signature; {} for any other.
+    """The schema of a node with this `_target_`; of a trusted module's from its signature, {} where nobody vouches for it.
 
-    Raises `ConfigError` when a module of the user's own cannot be imported.
+    Raises `ConfigError` when a trusted module cannot be imported.
     """
-    if target in schemas()["targets"] or not is_trusted(target, trust):  # what is not trusted is not even imported
+    if target in schemas()["targets"] or not is_trusted(target, trust):  # import nothing that is not trusted
         return schemas()["targets"].get(target, {})
     from ftcore.config.schema import schema_of
 
@@ -59,19 +59,19 @@ def schema_of_target(target: str, trust: Iterable[str]) -> Schema:
 
 
 def locate(node: Mapping[str, object], kind: type[T]) -> type[T]:
-    """The class that a checked node's `_target_` names, a `kind`."""
+    """The class, a `kind`, that a checked node's `_target_` names."""
     return resolve_name(str(node["_target_"]))
 
 
-def build(node: Mapping[str, object], kind: type[T], *given: object) -> T:
-    """Call a checked node's target with the program's own arguments first and the node's keys after; it gives a `kind`."""
+def build(node: Mapping[str, object], kind: type[T], *arguments: object) -> T:
+    """Call a checked node's target with `arguments`, then the node's keys as keyword arguments. It returns a `kind`."""
     target = resolve_name(str(node["_target_"]))
-    made = target(*given, **{key: value for key, value in node.items() if key != "_target_"})
-    assert isinstance(made, kind), f"{node['_target_']} gives {type(made).__name__}"
-    return made
+    built = target(*arguments, **{key: value for key, value in node.items() if key != "_target_"})
+    assert isinstance(built, kind), f"{node['_target_']} returns {type(built).__name__}"
+    return built
 
 
 def record_type(method: Mapping[str, object]) -> str:
-    """The record type that a method needs, without importing it unless it is a user's own."""
+    """The record type that a method learns from. Only a method of the user's own is imported to find out."""
     target = str(method["_target_"])
     return schemas()["record_types"].get(target) or resolve_name(target).record_type

@@ -1,4 +1,4 @@
-"""Check a composed config against ftcore/schema.json, all problems at once, each with its path and the closest valid name."""
+"""Check a composed config against ftcore/schema.json. All problems are found at once, each with its path and a suggestion."""
 
 import math
 import re
@@ -27,13 +27,13 @@ def _is_number(checker: TypeChecker, value: object) -> bool:
     return checker.is_type(value, "integer") or (isinstance(value, float) and math.isfinite(value))
 
 
-# Stricter than JSON Schema today: 10.0 is no integer (as in draft 4), infinity no number.
+# Stricter than JSON Schema 2020-12: 10.0 is no integer (as in draft 4), and infinity is no number.
 TYPES = Draft4Validator.TYPE_CHECKER.redefine("number", _is_number)
 Validator = extend(Draft202012Validator, type_checker=TYPES)
 
 
 def schema_problems(config: Mapping[str, object], trust: list[str]) -> Iterator[Problem]:
-    """Every value that the schema refuses."""
+    """Every value that the schema refuses, every secret, and keys of `trainer` that are not free to set."""
     yield from node_problems(config, schemas()["top"])
     for key, node in config.items():
         if isinstance(node, Mapping):
@@ -52,7 +52,7 @@ def schema_problems(config: Mapping[str, object], trust: list[str]) -> Iterator[
 
 
 def _wrong_target(key: str, node: Mapping[str, object], trust: list[str]) -> Iterator[Problem]:
-    """What is wrong with the keys of a mapping by its `_target_`."""
+    """What is wrong with a mapping by the signature of its `_target_`."""
     if "_target_" not in node:
         if key in GROUPS:
             yield key, f"has keys and no option to take them: choose one with {key}=<option>"
@@ -65,9 +65,9 @@ def _wrong_target(key: str, node: Mapping[str, object], trust: list[str]) -> Ite
 
 
 def earlier_problems(config: object) -> list[str]:
-    """What is wrong with the config of an earlier run: it may come from anywhere and names what would be called."""
+    """What is wrong with the config of an earlier run. Anybody may have written it, and its `_target_`s would be called."""
     if not isinstance(config, dict) or not isinstance(config.get("choices"), dict):
-        return ["it is not the config of a run of this version"]
+        return ["it is not the config of a run of this version of ftcore"]
     nodes = [config.get(group) for group in CHOSEN if group != "logger"]
     if not all(isinstance(node, dict) and isinstance(node.get("_target_"), str) for node in nodes):
         return ["a group is missing"]
@@ -75,7 +75,7 @@ def earlier_problems(config: object) -> list[str]:
 
 
 def conflicts(config: Config) -> Iterator[Problem]:
-    """Keys that are right one by one and not together, and names of files that are not there."""
+    """Keys that are each right but not together, and files that do not exist."""
     get = config.get
     if get("max_steps") is None and get("max_epochs") is None:
         yield "max_steps", "and max_epochs are both null, so nothing says when to stop: set one of them"
@@ -92,11 +92,11 @@ def conflicts(config: Config) -> Iterator[Problem]:
     yield from _wrong_groups(config["method"], config["global_batch_size"])
     for key, path in files_of_config(config, "text"):
         if not Path(resolve(path)).is_file():
-            yield key, f"names no file: {Path(resolve(path)).absolute()}"
+            yield key, f"names a file that does not exist: {Path(resolve(path)).absolute()}"
 
 
 def _unsafe_text(config: Config) -> Iterator[Problem]:
-    """Line breaks in what becomes lines of a batch script, and options whose names would be paths."""
+    """Control characters in what is written into a batch script, and names of options that would be paths."""
     script = {"name": config.get("name"), "hardware": {"slurm": config["hardware"].get("slurm")}}
     for path, value in leaves(script, in_lists=True):
         if not f"{path}{value}".isprintable():
@@ -107,7 +107,7 @@ def _unsafe_text(config: Config) -> Iterator[Problem]:
 
 
 def _wrong_groups(method: Mapping[str, object], size: object) -> Iterator[Problem]:
-    """Groups of completions that do not fill a step, or have nothing to compare with."""
+    """Groups of completions that do not fill a step, or of one, where nothing can be compared."""
     group = method.get("group_size")
     if not (isinstance(group, int) and isinstance(size, int) and group > 0):
         return
@@ -119,7 +119,7 @@ def _wrong_groups(method: Mapping[str, object], size: object) -> Iterator[Proble
 
 
 def _wrong_rewards(method: Mapping[str, object], trust: list[str]) -> Iterator[Problem]:
-    """Reward functions that do not exist, lack an option or are not trusted."""
+    """Reward functions that do not exist, lack an option or are not trusted, and lists of different lengths."""
     names, weights, options = (method.get(key) for key in ("rewards", "reward_weights", "reward_options"))
     if not (isinstance(names, list) and isinstance(weights, list) and isinstance(options, Mapping)):
         return
@@ -128,10 +128,7 @@ def _wrong_rewards(method: Mapping[str, object], trust: list[str]) -> Iterator[P
     from ftcore.rewards.functions import check_reward
 
     if not names and not method.get("reward_model"):
-        yield (
-            "method.rewards",
-            "is empty, and there is no method.reward_model: name a function, or nothing is reinforced",
-        )
+        yield "method.rewards", "is empty and method.reward_model is null: name a function, or nothing is reinforced"
     if len(names) != len(weights):
         yield "method.reward_weights", f"has {len(weights)} weights for {len(names)} functions in method.rewards"
     for name in sorted(set(options) - set(names)):
@@ -144,7 +141,7 @@ def _wrong_rewards(method: Mapping[str, object], trust: list[str]) -> Iterator[P
 
 
 def node_problems(node: Mapping[str, object], schema: Schema, path: str = "") -> Iterator[Problem]:
-    """What the schema refuses in a mapping that stands at `path`."""
+    """What the schema refuses in the mapping at a dotted path of the config."""
     for error in Validator(schema).iter_errors(node):
         where = ".".join([path, *map(str, error.absolute_path)]).strip(".")
         if error.validator == "additionalProperties":
@@ -155,14 +152,14 @@ def node_problems(node: Mapping[str, object], schema: Schema, path: str = "") ->
             for key in sorted(set(error.validator_value) - set(error.instance)):
                 yield f"{where}.{key}".strip("."), "is missing"
         else:
-            yield where, f"must be {describe(error.schema)}, not {_shown(error.instance)}"
+            yield where, f"must be {describe(error.schema)}, not {_quoted(error.instance)}"
 
 
-def _shown(value: object) -> str:
-    """A wrong value in a message; Python writes no numbers of thousands of digits."""
+def _quoted(value: object) -> str:
+    """The beginning of a wrong value, for a message."""
     try:
         text = repr(value)
-    except ValueError:
+    except ValueError:  # a number of more than 4,300 digits
         return "such a number"
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
@@ -172,23 +169,27 @@ def describe(schema: Schema) -> str:
     if "anyOf" in schema:
         return " or ".join(describe(part) for part in schema["anyOf"])
     if "enum" in schema or "const" in schema:
-        return "one of " + ", ".join(map(str, schema.get("enum", [schema.get("const")])))
+        values = schema.get("enum", [schema.get("const")])
+        return "one of " * (len(values) > 1) + ", ".join(map(str, values))
     limits = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
-    words = [f"{word} {value:g}" for key, word in limits.items() if isinstance(value := schema.get(key), float | int)]
+    words = [f"{word} {value:,}" for key, word in limits.items() if isinstance(value := schema.get(key), float | int)]
     names = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false",
              "null": "null", "array": "a list", "object": "a mapping"}  # fmt: skip
     return f"{names.get(schema.get('type', ''), 'another value')} {' and '.join(words)}".strip()
 
 
 def closest(word: str, known: Iterable[str]) -> str:
-    """The end of a message about a word that is not known: with the one that was probably meant."""
+    """The end of a message about an unknown word: the known one that was probably meant."""
     match = get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else "."
 
 
 def report(problems: list[Problem], sources: Mapping[str, str]) -> str:
-    """The message of all problems. `sources` says where a key was set: `command line, seed=-1` or `recipe.yaml:3`."""
+    """One message for all problems. `sources` maps a key to where it was set: `command line, seed=-1`, `recipe.yaml:3`."""
     places = {path: next((sources[key] for key in above(path) if key in sources), "") for path, _ in problems}
-    hidden = {"", *(places[path] for path, text in problems if text == SECRET_ADVICE)}  # a place may quote the secret
+    hidden = {
+        "",
+        *(places[path] for path, text in problems if text == SECRET_ADVICE),
+    }  # a place quotes the command line
     lines = [f"  {path} {text}" + f"  ({places[path]})" * (places[path] not in hidden) for path, text in problems]
     return f"{len(lines)} problem{'s' * (len(lines) > 1)} in the config:\n" + "\n".join(lines)

@@ -1,8 +1,7 @@
-"""From a command line to a checked, plain config.
+"""From a command line to a checked, plain config, without importing torch.
 
-Hydra's Compose API composes conf/ (nothing a file says is run), then every node is checked against
-`ftcore/schema.json`: unknown, missing, mistyped and out-of-range keys are reported together, each with its path and the
-closest valid name, without importing torch.
+Hydra's Compose API composes conf/, which runs no code. Then config/check.py finds unknown, missing, mistyped and out-of-range
+keys, and they are reported together.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -39,8 +38,8 @@ def load_config(
     """Compose and check the config of a command line.
 
     `arguments` are Hydra overrides (`method=dpo method.lr=1e-4`). With `run=<folder>` that run's config.yaml is the base
-    that they change. `recipe` is a recipe file that lies anywhere, `more` finds further problems.
-    Raises `ConfigError` naming every problem.
+    that they change. `recipe` is a recipe file at any path; `more` finds further problems. Raises `ConfigError` naming every
+    problem.
     """
     overrides = read_overrides([word for word in arguments if word not in ("recipes=null", "sweeps=null")])
     chosen = [o for o in overrides if o.key_or_group in GROUPS]
@@ -107,14 +106,14 @@ def _all_problems(
     set_by_words = {o.key_or_group for o in values}
     missing = {path for path, value in leaves(config, in_lists=True) if value == "???"}
     missing |= {key for key in staged.required if set_by_words.isdisjoint(above(key))}
-    unknown = {*missing, *wrong_options}  # nothing else can be said of these and of what is below them
+    unknown = {*missing, *wrong_options}  # nothing more can be said of these and of keys below them
     problems = [p for p in (*problems, *more(config)) if unknown.isdisjoint(above(p[0]))]
     problems += [(path, f"is missing: give {path}=... on the command line") for path in sorted(missing)]
     return problems + [(f"defaults.override /{group}", text) for group, text in wrong_options.items()]
 
 
 def read_overrides(arguments: list[str]) -> list[Override]:
-    """The words of a command line. Raises `ConfigError` for one that is no override, a deletion or a sweep."""
+    """Parse the overrides of a command line. Raises `ConfigError` for what is no override, and for a deletion or a sweep."""
     try:
         overrides = OverridesParser.create().parse_overrides(arguments)
     except (OverrideParseException, ValueError) as error:  # or a number of thousands of digits
@@ -125,7 +124,7 @@ def read_overrides(arguments: list[str]) -> list[Override]:
         ) from None
     for override in overrides:
         if override.key_or_group.split(".")[0].split("/")[0] == "hydra":
-            raise ConfigError(f"{override.input_line!r}: ftcore composes with Hydra but takes no hydra.* keys.")
+            raise ConfigError(f"{override.input_line!r}: hydra.* keys cannot be set.")
         if override.is_delete() or override.is_sweep_override():
             kind = "deletion" if override.is_delete() else "sweep"
             advice = "Give one value per key; write lists as key=[a,b]."
@@ -135,7 +134,7 @@ def read_overrides(arguments: list[str]) -> list[Override]:
 
 def compose(chosen: list[Override], values: list[Override], search: list[Path]) -> Config:
     """Compose the chosen options, then the values on top; `choices` says which option each group got."""
-    # `++` lets a misspelt key through to the schema check, which reports all of them at once with suggestions.
+    # With `++` Hydra accepts misspelt keys; the check then reports all of them at once, with suggestions.
     lines = [o.input_line or "" for o in chosen] + ["++" + (o.input_line or "").lstrip("+") for o in values]
     if search:
         lines.append(f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in search)}]")
@@ -153,7 +152,7 @@ def compose(chosen: list[Override], values: list[Override], search: list[Path]) 
 
 
 def _plain(config: object) -> Config:
-    """Resolve interpolations; what is missing stays `???`."""
+    """A plain dict, with interpolations resolved; missing values stay `???`."""
     try:
         return cast(Config, OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
     except RecursionError:
@@ -161,7 +160,7 @@ def _plain(config: object) -> Config:
 
 
 def _on_top_of_run(config: Config, chosen: list[Override], values: list[Override]) -> Config:
-    """With `run=` or `resume=`, take that run's config for everything the command line does not choose or set."""
+    """With `run=` or `resume=`: that run's config, with what the command line chooses and sets."""
     resumed = config.get("resume") if config.get("resume") != "auto" else None
     word, named = ("run", config["run"]) if config.get("run") else ("resume", resumed)
     if not named:
@@ -171,9 +170,9 @@ def _on_top_of_run(config: Config, chosen: list[Override], values: list[Override
         raise ConfigError(f"{word}={named} is not a run folder: {run.config_file.resolve()} does not exist.")
     base = run.config
     if not isinstance(base, dict) or not isinstance(base.get("choices"), dict):
-        raise ConfigError(f"{run.config_file} is not the config.yaml of a run of this version.")
+        raise ConfigError(f"{run.config_file} is not the config.yaml of a run of this version of ftcore.")
     if any(o.key_or_group == "recipes" for o in chosen):
-        raise ConfigError(f"{word}= takes the run's own config, recipes= another one: give one of the two.")
+        raise ConfigError(f"{word}= and recipes= are two configs: give one of the two.")
     kept = {*(o.key_or_group for o in chosen), *keys_of("command")}
     merged = OmegaConf.create({**config, **{key: value for key, value in base.items() if key not in kept}})
     merged["choices"] = base["choices"] | {o.key_or_group: config["choices"][o.key_or_group] for o in chosen}
@@ -183,14 +182,14 @@ def _on_top_of_run(config: Config, chosen: list[Override], values: list[Override
 
 
 def of_run(config: Config) -> dict[str, object]:
-    """A config as a run keeps it: without what belongs to the command alone."""
+    """The config that a run keeps: without keys that belong to the command alone."""
     return {key: value for key, value in config.items() if key not in keys_of("command")}
 
 
 def own_arguments(verb: str, words: list[str]) -> tuple[dict[str, object], list[str]]:
-    """The arguments of a verb, its node with what `words` set in it, and the other words.
+    """A verb's arguments (its node of conf/config.yaml with what `words` set in it), and the other words.
 
-    Raises `ConfigError` for arguments that the verb does not have or take.
+    Raises `ConfigError` for arguments that the verb does not have, and for values that they cannot have.
     """
     defaults = read(resources() / "conf" / "config.yaml").value(verb)
     own = [word for word in words if word.lstrip("+").startswith(f"{verb}.")] if defaults else []

@@ -1,7 +1,7 @@
-"""A JSON schema of recipe and sweep files, with which editors complete and check them: ftcore/recipe.schema.json.
+"""ftcore/recipe.schema.json: a JSON schema with which editors complete and check recipe and sweep files.
 
-A recipe holds differences, so nothing is required, and a group takes the keys of all its options; `check recipe=` knows which
-options are chosen and is stricter.
+A recipe holds differences, so no key is required. A group takes the keys of all its options; `check recipe=` knows the chosen
+option and is stricter.
 """
 
 import json
@@ -55,7 +55,7 @@ def _group(schema: Schemas, group: str) -> Schema:
 
 
 def _described(properties: dict[str, Schema], entries: Iterable[Entry]) -> dict[str, Schema]:
-    """The schemas with comments of conf/ as descriptions: of the first file that has the key."""
+    """The schemas with comments of conf/ as descriptions, each from the first file that has the key."""
     comments = {entry.path: entry.comment.replace("\n", " ") for entry in reversed([*entries])}
     return {k: {**value, "description": comments[k]} if k in comments else value for k, value in properties.items()}
 

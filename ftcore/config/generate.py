@@ -1,4 +1,4 @@
-"""Write what is generated from signatures and conf/: `python -m ftcore.config.generate`, or `make schema`."""
+"""Write the files that are generated from signatures and conf/: `python -m ftcore.config.generate`, or `make schema`."""
 
 import json
 

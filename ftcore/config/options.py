@@ -9,7 +9,7 @@ from ftcore.settings import FILES
 
 
 def options(group: str, config_dirs: Iterable[Path] = ()) -> list[str]:
-    """Names that `group=<name>` accepts, sorted; names with a leading underscore are shared parts, not options."""
+    """Names that `group=<name>` accepts, sorted. Files with a leading underscore hold shared keys and are no options."""
     folders = [folder / group for folder in (resources() / "conf", *config_dirs)]
     if group in FILES:
         folders = recipe_folders(tuple(config_dirs), group)
@@ -18,6 +18,6 @@ def options(group: str, config_dirs: Iterable[Path] = ()) -> list[str]:
 
 
 def recipe_folders(config_dirs: tuple[Path, ...] = (), group: str = "recipes") -> list[Path]:
-    """Folders searched for recipes (or sweeps): a team's own first, then the shipped ones."""
+    """Folders searched for recipes (or sweeps): those of FTCORE_RECIPES, then of --config-dir, then the shipped one."""
     team = [Path(entry) for entry in os.environ.get("FTCORE_RECIPES", "").split(os.pathsep) if entry]
     return [*team, *(folder / group for folder in config_dirs), resources() / group]

@@ -1,7 +1,7 @@
-"""Recipes are data: a file of differences that a team shares, read as text, checked, and only then composed.
+"""Recipes and sweeps are data: files that people share, which are read as text and checked before Hydra composes them.
 
-The accepted bytes are copied into a private folder, and that folder alone is on Hydra's search path: what was checked is
-what is composed.
+The checked bytes are copied into a private folder, and only that folder is on Hydra's search path: what was checked is what
+is composed.
 """
 
 import re
@@ -24,13 +24,13 @@ HEADER = "# @package _global_"
 MAX_BYTES, MAX_DEPTH, MAX_DIGITS, MAX_KEY = 100_000, 20, 40, 200
 GIVEN = "given"
 TEXT = "tag:yaml.org,2002:str"
-Problems = Iterator[tuple[yaml.Node, str]]  # where in the file, what is wrong there
+Problems = Iterator[tuple[yaml.Node, str]]  # what the file is refused for, and why
 
 
 @dataclass
 class Staged:
-    """Where the accepted recipes lie, and what they say: the file and line of every key they set (dotted path ->
-    `file:line`), the options they choose (group -> option), and the keys that they leave to the command line (`???`).
+    """The checked recipes: the folder of their copies, the place of every key (dotted path -> `file:line`), the options they
+    choose (group -> option), and the keys that they leave to the command line (`???`).
     """
 
     search_path: list[Path] = field(default_factory=list)
@@ -41,9 +41,9 @@ class Staged:
 
 @contextmanager
 def staged_recipes(names: Sequence[tuple[str, str | Path]], config_dirs: tuple[Path, ...] = ()) -> Iterator[Staged]:
-    """Check the named files, (recipes or sweeps, name), and copy them into a private folder as long as the context lasts.
+    """Check files, given as (recipes or sweeps, name), and copy them into a private folder, which the context removes.
 
-    A `Path` is a file that lies anywhere; it gets the name `GIVEN`.
+    A `Path` instead of a name is a file at any path; its copy is called `GIVEN`. Raises `ConfigError` for a refused file.
     """
     staged = Staged()
     if not names:
@@ -67,7 +67,7 @@ def _stage(group: str, name: str | Path, config_dirs: tuple[Path, ...], private:
     _check(file, root, keys)
     staged.lines |= {key.path: f"{file}:{key.line}" for key in keys}
     staged.chosen |= {group: str(option) for group, option, _ in choices(keys)}
-    # Composing alone would keep the value that conf/ has for them.
+    # Composing would keep conf/'s value for them.
     staged.required |= {key.path for key in keys if key.node.value == "???" and not key.in_list}
     (private / group).mkdir(exist_ok=True)
     (private / group / f"{name}.yaml").write_bytes(content)
@@ -85,7 +85,7 @@ def _parse(file: Path, content: bytes) -> yaml.MappingNode:
     """The recipe's node tree; events are checked before anything is built, so aliases and depth cannot explode."""
     if len(content) > MAX_BYTES:
         raise ConfigError(f"{file} is larger than {MAX_BYTES:,} bytes, which no recipe needs.")
-    lines = content.decode("utf-8", "replace").splitlines()  # as Hydra splits them, which reads every such line
+    lines = content.decode("utf-8", "replace").splitlines()  # split as Hydra splits them, which reads every header
     if [line.rstrip() for line in lines if re.match(r"\s*#\s*@", line)] != [HEADER] or lines[0].rstrip() != HEADER:
         raise ConfigError(f"{file}:1: a recipe begins with the line '{HEADER}', and no other comment begins with @.")
     try:
@@ -131,7 +131,7 @@ def _wrong_choices(defaults: yaml.Node) -> Problems:
 
 
 def _wrong_searches(search: yaml.Node) -> Problems:
-    """Searched values become words of a command line: keys must be plain there, and no value may be read as a mapping."""
+    """Searched values become words of a command line: the keys must be plain, and no value may be read as a mapping."""
     for key, _ in search.value if isinstance(search, yaml.MappingNode) else []:
         if not re.fullmatch(r"[A-Za-z]\w*(\.\w+)*", str(key.value)):
             yield key, f"search.{key.value} is not a key that can be searched."
@@ -142,7 +142,7 @@ def _wrong_searches(search: yaml.Node) -> Problems:
 
 def _wrong_keys(keys: list[Entry]) -> Problems:
     for entry in keys:
-        word, key = entry.key.value, entry.path.removeprefix("search.")  # a key that is searched is set too
+        word, key = entry.key.value, entry.path.removeprefix("search.")  # searching a key sets it
         if entry.key.tag != TEXT or not word.isprintable() or entry.repeated:  # `<<` has a tag of its own
             yield entry.key, "a key of a recipe is plain text and stands there once."
         elif len(word) > MAX_KEY:
@@ -156,16 +156,16 @@ def _wrong_keys(keys: list[Entry]) -> Problems:
 
 @cache
 def _command_line_only() -> re.Pattern[str]:
-    """Matches a key that only a person may set, or a word that begins with one: what is done, where, and whose code runs."""
+    """Matches keys that only a person may set, and words that begin with one: what is done, where, and whose code runs."""
     return re.compile(rf"({'|'.join(map(re.escape, (*not_for_files(), *FILES, 'hydra')))})\b")
 
 
 def _wrong_values(root: yaml.Node) -> Problems:
-    """Text that something else would read as more than text, and numbers that Python takes long to read."""
+    """Text that would be read as more than text, and numbers that take Python long to read."""
     for node in scalars(root):
-        if "${" in node.value.replace("\\", ""):  # an override's `$\\{` is one too
+        if "${" in node.value.replace("\\", ""):  # in an override `$\\{` is one too
             yield node, "${...} is not allowed; recipes are data and refer to nothing."
-        if "=" in node.value and _command_line_only().match(node.value.lstrip("+~ ")):  # an override of a stage
+        if "=" in node.value and _command_line_only().match(node.value.lstrip("+~ ")):  # an override for a stage
             yield node, f"{node.value.partition('=')[0]}= is for the command line only."
         if node.tag != TEXT and len(node.value) > MAX_DIGITS:
             yield node, f"no number of a recipe has {len(node.value):,} characters."

@@ -57,7 +57,7 @@ def _group(chosen: Entry, schema: Schemas) -> Iterator[str]:
         source = read(file)
         target, bases = source.value("_target_"), source.value("defaults")
         yield f"### Shared keys: {file.stem}" if file.stem[0] == "_" else f"### {group}={file.stem}"
-        yield _prose(source.head)
+        yield _prose(source.comment)
         if group in FILES:
             continue
         if target in schema["record_types"]:

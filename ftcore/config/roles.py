@@ -1,4 +1,4 @@
-"""What each key of a config is for, as its declaration says (settings.Role), carried by ftcore/schema.json."""
+"""What each key of a config is for: the `settings.Role` of its declaration, read from ftcore/schema.json."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -11,7 +11,7 @@ from ftcore.settings import RULES, Role
 
 
 def top_roles() -> dict[str, Role]:
-    """Top-level key -> what it is for."""
+    """Top-level key -> its role."""
     return {key: _inherited(schema, Role()) for key, schema in schemas()["top"]["properties"].items()}
 
 
@@ -27,12 +27,12 @@ def mappings() -> set[str]:
 
 
 def leaves_of(config: Mapping[str, object], *kinds: str) -> dict[str, object]:
-    """Dotted path -> value of everything in a config that is of these kinds."""
+    """Dotted path -> value of every key in a config that is of these kinds."""
     return {path: value for path, value in leaves(config) if role_of(path, config).kind in kinds}
 
 
 def files_of_config(config: Mapping[str, object], *kinds: str) -> Iterator[tuple[str, str]]:
-    """(dotted path, value) of every key that names a file or folder of these kinds, by default of all, and has a value."""
+    """(dotted path, value) of every key that names a file or folder of these kinds (none given: of any) and is not null."""
     for path, value in leaves(config):
         kind = role_of(path, config).path
         if kind and isinstance(value, str) and (not kinds or kind in kinds):
@@ -40,12 +40,12 @@ def files_of_config(config: Mapping[str, object], *kinds: str) -> Iterator[tuple
 
 
 def role_of(path: str, config: Mapping[str, object]) -> Role:
-    """What the key `path` (dotted) of this config is for."""
+    """The role of the key at a dotted path of this config."""
     return _look_up(path, config)[0]
 
 
 def type_of(path: str, config: Mapping[str, object]) -> Schema:
-    """The schema of the key `path` of this config; {} where anything may stand."""
+    """The schema of the key at a dotted path of this config; {} where any value is allowed."""
     return _look_up(path, config)[1]
 
 
@@ -64,7 +64,7 @@ def _look_up(path: str, config: Mapping[str, object]) -> tuple[Role, Schema]:
 
 @cache
 def not_for_files() -> frozenset[str]:
-    """Dotted paths, below any option of a group, that only the command line may set."""
+    """Dotted paths, of any option of a group, that no recipe or sweep may set: only the command line may."""
     roots = [(key, schema, Role()) for key, schema in schemas()["top"]["properties"].items()]
     for group, targets in schemas()["groups"].items():
         roots += [(group, schemas()["targets"][target], top_roles()[group]) for target in targets]
@@ -72,7 +72,7 @@ def not_for_files() -> frozenset[str]:
 
 
 def may_stand_in_files(path: str) -> bool:
-    """Whether a recipe or a sweep may set the key `path`."""
+    """Whether a recipe or a sweep may set the key at a dotted path."""
     return not_for_files().isdisjoint(above(path))
 
 
@@ -87,19 +87,19 @@ def _not_for_files(path: str, schema: Schema, outer: Role) -> Iterator[str]:
 
 
 def _inherited(schema: Schema, outer: Role) -> Role:
-    """The role of a key: what its schema says, then the rules of its kind, then the role of the mapping around it."""
+    """The role of a key: what its own schema says, else the rules of its kind, else the role of the mapping around it."""
     own = schema.get("role", {})
     rules = RULES[own["kind"]] if "kind" in own else {}  # type: ignore[index]
     return replace(outer, **{"path": None, **rules, **own})  # type: ignore[arg-type]
 
 
 def branches(schema: Schema) -> list[Schema]:
-    """The alternatives of a schema."""
+    """The alternatives of a schema (`anyOf`), or the schema itself."""
     return [found for branch in schema["anyOf"] for found in branches(branch)] if "anyOf" in schema else [schema]
 
 
 def below(schema: Schema, key: str) -> Schema:
-    """The schema of one key of a mapping; {} where it is free."""
+    """The schema of one key of a mapping; {} where any value is allowed."""
     for branch in branches(schema):
         if key in branch.get("properties", {}):
             return branch["properties"][key]

@@ -1,8 +1,7 @@
 """JSON schemas from signatures (`make schema` writes ftcore/schema.json).
 
-Config parameters are the keyword-only parameters of what `_target_` names; what comes before the `*` is given by the
-program. While a class passes `**kwargs` on, its bases' parameters belong to it too. Types are the annotations, ranges their
-`Annotated` part.
+A node's keys are the keyword-only parameters of its `_target_`; the program passes the others. Where a class takes `**kwargs`,
+the parameters of its base class belong to it too. Types are the annotations, ranges their `Annotated` part.
 """
 
 import inspect
@@ -28,7 +27,7 @@ TRAINER_OWNED = [
 
 
 def parameters(target: type | FunctionType) -> dict[str, object]:
-    """Keyword-only parameter -> annotation of a function or, along its class tree, of a class."""
+    """Keyword-only parameter -> annotation, of a function or of a class and its base classes."""
     classes = target.__mro__ if isinstance(target, type) else ()
     found: dict[str, object] = {}
     for function in [vars(c)["__init__"] for c in classes if "__init__" in vars(c)] or [target]:
@@ -38,11 +37,11 @@ def parameters(target: type | FunctionType) -> dict[str, object]:
                 found.setdefault(name, hints.get(name, object))
         if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
             break
-    return found
+    return dict(sorted(found.items()))
 
 
 def schema_of(target: type | FunctionType) -> dict[str, object]:
-    """JSON schema of the config node that calls `target`: every parameter is required, no other key is known."""
+    """JSON schema of a config node with this target: every parameter is required, and no other key is known."""
     node = TypedDict("node", parameters(target))  # type: ignore[misc]
     return _json_schema(node)
 
@@ -53,14 +52,14 @@ def _json_schema(node: type) -> dict[str, object]:
 
 
 def _closed(node: object, definitions: Mapping[str, dict[str, object]]) -> object:
-    """A schema with references replaced by what they name, no keys besides those that a mapping lists, and no docstrings."""
+    """The schema without references and docstrings, in which a mapping that lists its keys has no others."""
     if isinstance(node, list):
         return [_closed(item, definitions) for item in node]
     if not isinstance(node, dict):
         return node
     if "$ref" in node:
         others, node = dict(definitions), dict(node)
-        found = others.pop(node.pop("$ref").rpartition("/")[2], {})  # {}: a type inside itself is not checked
+        found = others.pop(node.pop("$ref").rpartition("/")[2], {})  # a type inside itself is {}: not checked
         return _closed({**found, **node}, others)
     lists_keys = node.get("type") == "object" and "properties" in node
     left_out = {"$defs": dict, "title": str, "description": str}
@@ -69,7 +68,7 @@ def _closed(node: object, definitions: Mapping[str, dict[str, object]]) -> objec
 
 
 def shipped_targets() -> dict[str, list[str]]:
-    """Group -> every `_target_` that its shipped options have."""
+    """Group -> the `_target_`s of its shipped options."""
     files = {group: (resources() / "conf" / group).glob("*.yaml") for group in CHOSEN}
     return {group: sorted({str(read(file).value("_target_")) for file in files[group]} - {"None"}) for group in CHOSEN}
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, MutableMapping
 
 
 def leaves(node: object, path: str = "", in_lists: bool = False) -> Iterator[tuple[str, object]]:
-    """(dotted path, value) of all that is not a mapping with keys. With `in_lists` a list is a mapping from 0, 1, ..."""
+    """(dotted path, value) of everything that is not a mapping with keys. With `in_lists`, items of lists too: `a.0`."""
     if isinstance(node, list) and in_lists:
         node = dict(enumerate(node))
     if isinstance(node, dict) and node:
@@ -15,7 +15,7 @@ def leaves(node: object, path: str = "", in_lists: bool = False) -> Iterator[tup
 
 
 def put(node: object, path: str, value: object) -> None:
-    """Set the value at a dotted path; mappings on the way are made."""
+    """Set the value at a dotted path, adding mappings on the way."""
     *parts, last = path.split(".")
     for part in parts:
         assert isinstance(node, MutableMapping)
@@ -25,7 +25,7 @@ def put(node: object, path: str, value: object) -> None:
 
 
 def above(path: str) -> Iterator[str]:
-    """A path and those it lies below: `a.b`, `a`."""
+    """The path and all paths above it: `a.b`, `a`."""
     while path:
         yield path
         path = path.rpartition(".")[0]

@@ -1,4 +1,4 @@
-"""Whose code may run: ftcore's, and modules that the command line trusts; the processes of a run hear it by environment."""
+"""Whose code may run: ftcore's, and modules that the command line trusts. Processes of a run read it from the environment."""
 
 import os
 from collections.abc import Iterable
@@ -15,11 +15,11 @@ def is_trusted(name: str, trust: Iterable[str]) -> bool:
 
 
 def hand_down(config: Config) -> None:
-    """Tell this process, and those that it starts, whose code may run and whether text of rows may be shown."""
+    """Put into the environment, for this process and those it starts, whose code may run and whether rows may be shown."""
     os.environ[TRUSTED] = ",".join(config["trust"])
     os.environ[PRIVATE] = str(int(config["private"]))
 
 
 def trusted() -> list[str]:
-    """The modules that `hand_down` has told of."""
+    """The trusted modules, from the environment."""
     return [name for name in os.environ.get(TRUSTED, "").split(",") if name]

@@ -1,47 +1,48 @@
-"""YAML with what loading loses: the line of every key and the comment above it.
+"""YAML files with what loading them loses: the line of every key and the comment above it.
 
-Nothing here limits what is read: recipe_rules counts the events of a stranger's file before it builds nodes of them.
+Nothing here limits the size or depth of a file: recipe_rules does, before it reads a recipe.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import yaml
 from yaml.constructor import SafeConstructor
 
-# libyaml is ten times as fast where it is there.
+# libyaml, where installed, is ten times as fast.
 LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 NULL = "tag:yaml.org,2002:null"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A key of a mapping: its dotted path, which leaves out places in lists, its nodes, and the comment right above it."""
+    """A key of a mapping: dotted path (without positions in lists), YAML nodes of key and value, and the comment above it."""
 
     path: str
     key: yaml.Node
     node: yaml.Node
     comment: str = ""
-    in_list: bool = False  # an item of a list is or holds its mapping
-    repeated: bool = False  # its mapping has had a key of this name before
+    in_list: bool = False  # its mapping is in a list
+    repeated: bool = False  # a key of this name came before it in its mapping
 
     @property
     def line(self) -> int:
-        """Where the key stands, counted from 1."""
+        """The line of the key, counted from 1."""
         return self.key.start_mark.line + 1
 
     @property
     def value(self) -> object:
-        """What `yaml.safe_load` makes of it."""
+        """The value, as `yaml.safe_load` would return it."""
         return SafeConstructor().construct_object(self.node, deep=True)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file: the comment it begins with, and its keys."""
+    """A YAML file: the comment it begins with, and its keys."""
 
-    head: str
+    comment: str
     entries: list[Entry]
 
     def value(self, path: str) -> object:
@@ -50,34 +51,33 @@ class Source:
 
 
 def read(file: Path) -> Source:
-    """A file's head and keys. Raises what YAML raises for a file that is none."""
+    """Read a file. Raises the errors of PyYAML for one that is not YAML."""
     text = file.read_text(encoding="utf-8")
     lines = text.splitlines()
-    end = next((k for k, line in enumerate(lines) if not line.startswith("#")), len(lines))
     root = yaml.compose(text, LOADER)
     if root:
-        SafeConstructor().construct_object(root, deep=True)  # puts what `<<` merges into the nodes
-    return Source(_comment(lines, end), list(entries(root, lines)))
+        SafeConstructor().construct_object(root, deep=True)  # adds the keys that `<<` merges to the nodes
+    return Source(_comment(lines, len([*takewhile(lambda line: line.startswith("#"), lines)])), [*entries(root, lines)])
 
 
 def entries(
     node: yaml.Node | None, lines: Sequence[str] = (), above: str = "", in_list: bool = False
 ) -> Iterator[Entry]:
-    """Every key below `node` in the order of the file, a key before those inside it; comments are taken from `lines`.
+    """Every key below `node` in the order of the file, outer keys first; `lines` are the file's, for the comments.
 
-    >>> text = "# What trains.\\nmodel:\\n  # Where it lies.\\n  path: a/b"
+    >>> text = "# What trains.\\nmodel:\\n  # Its folder.\\n  path: a/b"
     >>> [(key.line, key.path, key.comment) for key in entries(yaml.compose(text, LOADER), text.splitlines())]
-    [(2, 'model', 'What trains.'), (4, 'model.path', 'Where it lies.')]
+    [(2, 'model', 'What trains.'), (4, 'model.path', 'Its folder.')]
     """
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
             yield from entries(item, lines, above, in_list=True)
-    known = set[str]()
+    seen = set[str]()
     for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
         name = key.value if isinstance(key, yaml.ScalarNode) else "?"
         path = f"{above}.{name}".strip(".")
-        yield Entry(path, key, value, _comment(lines, key.start_mark.line), in_list, name in known)
-        known.add(name)
+        yield Entry(path, key, value, _comment(lines, key.start_mark.line), in_list, name in seen)
+        seen.add(name)
         yield from entries(value, lines, path, in_list)
 
 
@@ -90,17 +90,15 @@ def scalars(node: yaml.Node) -> Iterator[yaml.ScalarNode]:
             yield from scalars(part)
 
 
-def choices(found: Iterable[Entry]) -> Iterator[tuple[str, str | None, int]]:
-    """(group, option, line) of a defaults list's lines such as `- method: sft` and `- override /method: dpo`."""
-    for entry in found:
+def choices(keys: Iterable[Entry]) -> Iterator[tuple[str, str | None, int]]:
+    """(group, option, line) of the items of a defaults list, such as `- method: sft` and `- override /method: dpo`."""
+    for entry in keys:
         if entry.in_list and entry.path == f"defaults.{entry.key.value}":
             option = None if entry.node.tag == NULL else entry.node.value
             yield entry.key.value.removeprefix("override").strip(" /"), option, entry.line
 
 
 def _comment(lines: Sequence[str], end: int) -> str:
-    """The comment lines right above line number `end`, counted from 0."""
-    start = min(end, len(lines))
-    while start and lines[start - 1].lstrip().startswith("#"):
-        start -= 1
-    return "\n".join(line.strip().lstrip("# ") for line in lines[start:end] if "@package" not in line)
+    """The comment right above line number `end`, counted from 0."""
+    comment = [*takewhile(lambda line: line.lstrip().startswith("#"), reversed(lines[:end]))][::-1]
+    return "\n".join(line.strip().lstrip("# ") for line in comment if "@package" not in line)

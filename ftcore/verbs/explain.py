@@ -121,7 +121,7 @@ def _of_file(file: Path, package: str = "", in_conf: bool = False) -> Iterator[S
     shown = file.relative_to(resources()) if file.is_relative_to(resources()) else file
     source = read(file)
     if package:
-        yield Setting(package, {}, f"{shown}:1", source.head, in_conf)
+        yield Setting(package, {}, f"{shown}:1", source.comment, in_conf)
     for entry in source.entries:
         if not entry.in_list and entry.path != "defaults":
             path = f"{package}.{entry.path}".strip(".")
