@@ -1,6 +1,6 @@
 """Several data sets as one: rows of each source, capped or repeated, with a count of each."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from annotated_types import Ge, Gt
@@ -45,9 +45,8 @@ class Mixture(Data):
         return Records(record_type, weighted, rows["validation"], rows["test"], (*of_parts, *notes))
 
     def _part(self, name: str, source: Source, record_type: str) -> Records:
-        shared = {field.name: getattr(self, field.name) for field in fields(Data)}
-        own = {"path": source["path"], "columns": source["columns"] or self.columns}
-        part = Data(**{**shared, **own}).load(record_type)
+        own = replace(self, path=source["path"], columns=source["columns"] or self.columns)
+        part = Data.load(own, record_type)
         named = {s: [{**row, "source": name, "id": f"{name}/{row['id']}"} for row in getattr(part, s)] for s in SPLITS}
         if source["max_rows"]:  # those that come first by the hash of their text, so that new rows change little
             named["train"] = sorted(named["train"], key=lambda row: position(_text(row)))[: source["max_rows"]]

@@ -2,7 +2,7 @@
 
 import glob
 from collections.abc import Iterator
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -33,14 +33,12 @@ def read_rows(path: str) -> Iterator[tuple[str, Row | DataError]]:
     Raises `DataError` when there is no file or no row, or when the rest of a file cannot be read.
     """
     root, files = files_of(path)
-    empty = True
-    for file in files:
-        name = file.relative_to(root).as_posix()
-        for line, row in read_file(file):
-            empty = False
-            yield f"{name}:{line}", row
-    if empty:
+    names = {file: file.relative_to(root).as_posix() for file in files}
+    rows = ((f"{names[file]}:{line}", row) for file in files for line, row in read_file(file))
+    first = next(rows, None)
+    if first is None:
         raise DataError(f"{files[0] if len(files) == 1 else path} has 0 rows.")
+    yield from chain([first], rows)
 
 
 def rows_of(path: str) -> Iterator[tuple[str, Row]]:
