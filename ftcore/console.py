@@ -21,3 +21,8 @@ def quiet() -> None:
 console = Console()
 # For messages with paths and commands, which are copied from it: no line breaks of its own, nothing read as markup.
 plain = Console(soft_wrap=True, highlight=False, markup=False)
+
+
+def wide_console() -> Console:
+    """A console for tables of many columns: 160 characters wide where the output is no terminal."""
+    return Console() if console.is_terminal else Console(width=160)

@@ -189,7 +189,7 @@ def finished(folder, seed, rank, right):
 def test_a_sweep_says_tie_when_it_is_one(tmp_path, second, said):
     config = {"sweep": {"objective": "tuned.accuracy", "direction": "maximize"}, "logger": None}
     jobs = [finished(tmp_path, seed, rank, right) for seed in (1, 2) for rank, right in ((4, second), (8, range(39)))]
-    finish(config, tmp_path, jobs, {}, ())
+    finish(config, tmp_path, jobs, ())
     verdict = json.loads((tmp_path / "sweep.json").read_text())["verdict"]
     assert verdict.startswith("Best by tuned.accuracy: adapter.rank=8")
     assert verdict.endswith(f", {said}.")
@@ -202,7 +202,7 @@ def test_losses_of_one_method_or_data_set_are_not_ranked_against_another_s(tmp_p
     for job, word in zip(jobs, ("a", "b"), strict=True):
         job.changes = {key: word}
         (job.runs[0].folder / "summary.json").write_text(json.dumps({"tuned": {"loss": job.number}}))
-    finish(config, tmp_path, jobs, {}, ())
+    finish(config, tmp_path, jobs, ())
     verdict = json.loads((tmp_path / "sweep.json").read_text())["verdict"]
     assert ("Best by" in verdict) == ranked != ("sweep.objective=tuned.accuracy" in verdict)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from ftcore.config.compose import load_config
 from ftcore.errors import ConfigError
 from ftcore.models.weights import check_weights
+from ftcore.settings import Model
 from ftcore.sweeps.job import Job, as_word, job_of
 from ftcore.sweeps.pool import Source
 
@@ -19,27 +20,21 @@ class Grid(Source):
     def __init__(
         self, search: dict[str, object], shared: list[str], config_dirs: tuple[Path, ...], folder: Path
     ) -> None:
-        lists = [[(key, word) for word in _listed(key, values)] for key, values in search.items()]
+        lists = []
+        for key, values in search.items():
+            if not isinstance(values, list) or not values:
+                raise ConfigError(f"search.{key}: sampler=grid needs a list of values; ranges are for sampler=tpe.")
+            lists.append([(key, as_word(value)) for value in values])
         self.jobs = [job_of(k, dict(pairs), shared, folder) for k, pairs in enumerate(itertools.product(*lists))]
-        _check(self.jobs, config_dirs)
+        models: list[Model] = []
+        for job in self.jobs:
+            model = load_config([word for word in job.words if not word.startswith("--")], config_dirs)["model"]
+            if model not in models:
+                check_weights(model)
+                models.append(model)
         self.total, self.done = len(self.jobs), sum(job.finished for job in self.jobs)
         self._unfinished = (job for job in self.jobs if not job.finished)
 
     def ask(self) -> Job | None:
         """The next job that is not finished."""
         return next(self._unfinished, None)
-
-
-def _listed(key: str, values: object) -> list[str]:
-    if not isinstance(values, list) or not values:
-        raise ConfigError(f"search.{key}: sampler=grid needs a list of values; ranges are for sampler=tpe.")
-    return [as_word(value) for value in values]
-
-
-def _check(jobs: list[Job], config_dirs: tuple[Path, ...]) -> None:
-    models = []
-    for job in jobs:
-        model = load_config([word for word in job.words if not word.startswith("--")], config_dirs)["model"]
-        if model not in models:
-            check_weights(model)
-            models.append(model)

@@ -15,27 +15,25 @@ from typing import Any
 import hydra
 
 from ftcore.errors import ConfigError
-from ftcore.sweeps.job import ONE_JOB, Job, reason
-
-FILE = "jobs.json"
+from ftcore.sweeps.job import ONE_JOB, Job, why_failed
 
 
-def run_with_hydra(launcher: list[str], jobs: list[Job], folder: Path) -> dict[int, str]:
-    """Run the jobs that are not finished with the launcher that `launcher` names and sets up; number -> reason of the failed.
+def run_with_hydra(launcher: list[str], jobs: list[Job], folder: Path) -> None:
+    """Run the jobs that are not finished with the launcher that the words `launcher` name and set up.
 
     Raises `ConfigError` when Hydra does not know the launcher.
     """
     pending = {job.number: job for job in jobs if not job.finished}
     if not pending:
-        return {}
+        return
     for job in pending.values():
         job.folder.mkdir(parents=True, exist_ok=True)
     listed = {number: {"words": job.words, "folder": str(job.folder)} for number, job in pending.items()}
-    (folder / FILE).write_text(json.dumps(listed))
-    words = [f"+jobs='{folder / FILE}'", f"+job={','.join(map(str, pending))}", *launcher]
-    quiet = ["hydra/hydra_logging=none", "hydra/job_logging=none", "hydra.output_subdir=null"]
-    place = f"hydra.sweep.dir='{folder / 'hydra'}'"
-    command = [sys.executable, "-m", "ftcore.sweeps.hydra_launcher", "-m", *words, *quiet, place]
+    (folder / "jobs.json").write_text(json.dumps(listed))
+    words = [f"+jobs='{folder / 'jobs.json'}'", f"+job={','.join(map(str, pending))}", *launcher]
+    words += ["hydra/hydra_logging=none", "hydra/job_logging=none", "hydra.output_subdir=null"]
+    words += [f"hydra.sweep.dir='{folder / 'hydra'}'"]
+    command = [sys.executable, "-m", "ftcore.sweeps.hydra_launcher", "-m", *words]
     with subprocess.Popen(command, process_group=0) as launching:
         try:
             launching.wait()
@@ -43,14 +41,13 @@ def run_with_hydra(launcher: list[str], jobs: list[Job], folder: Path) -> dict[i
             os.killpg(launching.pid, signal.SIGTERM)
             raise
     if launching.returncode and not any(job.log.exists() for job in pending.values()):
-        raise ConfigError(
-            f"Hydra could not run {' '.join(launcher)}; install its plugin, such as hydra-joblib-launcher."
-        )
-    return {number: why for number, job in pending.items() if (why := reason(job, 0 if job.finished else 1))}
+        raise ConfigError(f"Hydra cannot run {' '.join(launcher)}: install its plugin, such as hydra-joblib-launcher.")
+    for job in pending.values():
+        job.failure = why_failed(job, int(not job.finished))
 
 
 @hydra.main(version_base="1.3", config_path=None)
-def _one(config: Any) -> int:
+def _run_job(config: Any) -> int:
     """Run one job where the launcher wants it; its exit status."""
     listed = json.loads(Path(config.jobs).read_text())[str(config.job)]
     job = Job(config.job, listed["words"], {}, Path(listed["folder"]))
@@ -60,4 +57,4 @@ def _one(config: Any) -> int:
 
 
 if __name__ == "__main__":
-    _one()
+    _run_job()

@@ -4,24 +4,25 @@ The server only imports: no tensor is computed and no thread started in it befor
 takes too long touches no other.
 """
 
+import math
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import connection, forkserver, get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ftcore.machine import isolated
 from ftcore.models import weights
 from ftcore.settings import Sweep
-from ftcore.sweeps.job import ONE_JOB, Job, reason
+from ftcore.sweeps.job import ONE_JOB, Job, why_failed
 
 GRACE = 10  # seconds that stopped jobs have to save
 
@@ -31,7 +32,7 @@ RunCommand = Callable[[list[str]], int]
 
 @dataclass
 class Running:
-    """A job and its process."""
+    """A job, its process, and when it is ended."""
 
     job: Job
     process: BaseProcess
@@ -48,22 +49,18 @@ def start_server() -> None:
         signal.signal(number, handler)
 
 
-@dataclass
 class Pool:
     """At most `size` jobs at the same time, each ended after `time_limit` seconds. `wait` gives them back as they end."""
 
-    run_command: RunCommand
-    size: int
-    time_limit: float | None = None
-    running: list[Running] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
+    def __init__(self, run_command: RunCommand, size: int, time_limit: float = math.inf) -> None:
+        self.run_command, self.size, self.time_limit = run_command, size, time_limit
+        self.running: dict[int, Running] = {}  # by the number of the job
+        self.threads = max((os.cpu_count() or 1) // size, 1)
         self.context = get_context("forkserver")
         start_server()
         first = self.context.Process()  # does nothing: waits until all is imported
         first.start()
         first.join()
-        self.threads = max((os.cpu_count() or 1) // self.size, 1)
 
     def start(self, job: Job) -> None:
         """Begin a job; there must be room."""
@@ -72,52 +69,40 @@ class Pool:
         given = (self.run_command, job, self.threads, environment, weights.checked)
         with isolated.uninterrupted():
             process = isolated.start(self.context, _work, *given)
-            self.running.append(Running(job, process, time.monotonic() + (self.time_limit or float("inf"))))
+            self.running[job.number] = Running(job, process, time.monotonic() + self.time_limit)
 
-    @property
-    def full(self) -> bool:
-        """Whether another job must wait."""
-        return len(self.running) >= self.size
-
-    def wait(self, seconds: float | None = None) -> tuple[Job, str] | None:
-        """A job that ended, and why it failed ("" when it did not). None when `seconds` pass before one does."""
-        until = time.monotonic() + (float("inf") if seconds is None else seconds)
+    def wait(self, seconds: float = math.inf) -> Job | None:
+        """A job that ended, with its `failure` if it failed. None when `seconds` pass before one does."""
+        until = time.monotonic() + seconds
         while True:
-            nearest = min([until, *(one.deadline for one in self.running)]) - time.monotonic()
-            connection.wait([one.process.sentinel for one in self.running], max(min(nearest, 3600), 0))
-            for one in self.running:
+            nearest = min([until, *(one.deadline for one in self.running.values())]) - time.monotonic()
+            connection.wait([one.process.sentinel for one in self.running.values()], max(min(nearest, 3600), 0))
+            for one in self.running.values():
                 late = time.monotonic() > one.deadline
                 if late or one.process.exitcode is not None:
-                    return self._ended(one, late)
+                    isolated.end(one.process)  # also what it started
+                    del self.running[one.job.number]
+                    too_long = f"longer than {self.time_limit:,.0f} s"
+                    one.job.failure = too_long if late else why_failed(one.job, one.process.exitcode or 0)
+                    return one.job
             if time.monotonic() >= until:
                 return None
 
     def stop(self, job: Job) -> None:
         """Ask a job to save and end."""
-        for one in self.running:
-            if one.job is job:
-                one.process.terminate()
+        self.running[job.number].process.terminate()
 
     def close(self) -> None:
         """Let all jobs save what they have, and end them."""
-        for one in self.running:
-            self.stop(one.job)
+        for one in self.running.values():
+            one.process.terminate()
         until = time.monotonic() + GRACE
         try:
-            for one in self.running:
+            for one in self.running.values():
                 one.process.join(max(until - time.monotonic(), 0))
         finally:  # also when Ctrl-C comes again
-            for one in self.running:
+            for one in self.running.values():
                 isolated.end(one.process)
-
-    def _ended(self, one: Running, late: bool) -> tuple[Job, str]:
-        isolated.end(one.process)  # also what it started
-        self.running.remove(one)
-        if late:
-            return one.job, f"longer than {self.time_limit:,.0f} s"
-        code = one.process.exitcode
-        assert code is not None
-        return one.job, reason(one.job, code)
 
 
 def _work(
@@ -136,46 +121,40 @@ def _work(
     sys.exit(run_command(job.words))
 
 
-class Source(Protocol):
-    """Where the jobs of a sweep come from."""
+class Source:
+    """Where the jobs of a sweep come from; subclasses override what they need."""
 
     jobs: list[Job]  # those that there are so far, in order
     total: int  # how many there will be
     done: int  # how many of them an earlier command has done
-    look_every: float | None = None  # seconds between looks at what runs
+    look_every: float = math.inf  # seconds between looks at what runs
 
     def ask(self) -> Job | None:
         """The next job to run; None when there is no other."""
 
-    def tell(self, job: Job, reason: str) -> str:
-        """Hear that a job has ended, and the reason if it failed. Returns why it counts as failed, "" when it does not."""
-        return reason
+    def tell(self, job: Job) -> None:
+        """Hear that a job has ended."""
 
     def look(self, pool: Pool) -> None:
         """Look at the jobs that run, and stop those that are not worth their time."""
-        return None
 
 
-def run_jobs(source: Source, run_command: RunCommand, settings: Sweep) -> dict[int, str]:
-    """Run all jobs of a source, as many at a time as the sweep's settings allow; number -> reason of those that failed."""
-    size, failed = min(settings["n_jobs"], max(source.total - source.done, 1)), dict[int, str]()
-    pool = Pool(run_command, size, settings["time_limit"])
-    with _progress() as bar, closing(pool):
-        task = bar.add_task("jobs", total=source.total, completed=source.done, failed=0)
+def run_jobs(source: Source, run_command: RunCommand, settings: Sweep) -> None:
+    """Run all jobs of a source, as many at a time as the sweep's settings allow."""
+    size = min(settings["n_jobs"], max(source.total - source.done, 1))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with (
+        Progress(*columns, TextColumn("{task.fields[failed]} failed")) as progress,
+        closing(Pool(run_command, size, settings["time_limit"] or math.inf)) as pool,
+    ):
+        task = progress.add_task("jobs", total=source.total, completed=source.done, failed=0)
         while True:
-            while not pool.full and (job := source.ask()):
+            while len(pool.running) < size and (job := source.ask()):
                 pool.start(job)
             if not pool.running:
-                return failed
-            if not (ended := pool.wait(source.look_every)):
+                return
+            if ended := pool.wait(source.look_every):
+                source.tell(ended)
+                progress.update(task, advance=1, failed=sum(bool(job.failure) for job in source.jobs))
+            else:
                 source.look(pool)
-                continue
-            if why := source.tell(*ended):
-                failed[ended[0].number] = why
-            bar.update(task, advance=1, failed=len(failed))
-
-
-def _progress() -> Progress:
-    """How many jobs have ended."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, TextColumn("{task.fields[failed]} failed"))

@@ -26,8 +26,6 @@ from ftcore.sweeps.pool import RunCommand, Source, run_jobs, start_server
 class SweepFailed(FtcoreError):  # noqa: N818
     """Some jobs of a sweep failed; the others are done."""
 
-    exit_code = 1
-
 
 def sweep(
     words: list[str], config_dirs: tuple[Path, ...], run_command: RunCommand, columns: tuple[str, ...] = ()
@@ -35,7 +33,7 @@ def sweep(
     """Run every combination, each job by `run_command` in a process of its own, or by a launcher of Hydra that `words` name.
 
     `columns` are what the table shows of the answers of another verb than train. Raises `SweepFailed` when some failed, after
-    all others have ended.
+    all others have ended, and `Stopped` on SIGTERM.
     """
     from ftcore.sweeps.report import finish
 
@@ -43,25 +41,28 @@ def sweep(
     fixed, searched, config = read_sweep([word for word in words if word not in launcher], config_dirs)
     if launcher and config["sampler"] == "tpe":
         raise ConfigError("sampler=tpe runs its own jobs: leave hydra/launcher out.")
-    folder = folder_of(config, searched)
-    logger = config["logger"] or {}
+    folder, logger = folder_of(config, searched), config["logger"] or {}
     if "group" in logger and not logger["group"]:  # W&B alone has groups
-        fixed = [*fixed, f"logger.group={folder.name}"]  # the jobs are shown together
+        fixed.append(f"logger.group={folder.name}")  # the jobs are shown together
     shared = [*(f"--config-dir={folder}" for folder in config_dirs), *fixed]
     if not launcher:
         start_server()
-    grid = Grid(searched, shared, config_dirs, folder) if config["sampler"] == "grid" else None
-    folder.mkdir(parents=True, exist_ok=True)
-    with _terminated(), _alone(folder):
-        source = grid or _trials(config, searched, shared, folder)
+    source: Source | None = None
+    if config["sampler"] == "grid":
+        source = Grid(searched, shared, config_dirs, folder)
+    with _held(folder):
+        if not source:
+            from ftcore.sweeps.tpe import Trials  # needs Optuna
+
+            source = Trials(config, searched, shared, folder)
         if launcher in ([], ["hydra/launcher=ftcore"]):
-            failed = run_jobs(source, run_command, config["sweep"])
+            run_jobs(source, run_command, config["sweep"])
         else:
-            failed = run_with_hydra(launcher, source.jobs, folder)
-        finish(config, folder, source.jobs, failed, columns)
-    if failed:
+            run_with_hydra(launcher, source.jobs, folder)
+        finish(config, folder, source.jobs, columns)
+    if failed := sum(bool(job.failure) for job in source.jobs):
         raise SweepFailed(
-            f"{len(failed)} of {len(source.jobs)} jobs failed; the table says why. The same command again runs only those."
+            f"{failed} of {len(source.jobs)} jobs failed; the table says why. The same command again runs only those."
         )
 
 
@@ -72,13 +73,12 @@ def read_sweep(words: list[str], config_dirs: tuple[Path, ...]) -> tuple[list[st
     """
     fixed, swept = _split(words)
     config = load_config([*fixed, *(f"{key}={values[0]}" for key, values in swept.items())], config_dirs)
-    for key in config["search"]:
-        if not _may_be_searched(key):
-            raise ConfigError(f"search.{key} is not a key that a sweep's file may search.")
-    searched = swept | {key: values for key, values in config["search"].items() if key not in swept}
+    if refused := [key for key in config["search"] if not _may_be_searched(key)]:
+        raise ConfigError(f"search.{refused[0]} is not a key that a sweep's file may search.")
+    searched = {**swept, **{key: values for key, values in config["search"].items() if key not in swept}}
     if not searched:
         raise ConfigError(
-            "Nothing is swept: give several values (-m seed=1,2,3), or a file with search: (sweeps=<name>)."
+            "Nothing is swept: give several values (-m seed=1,2,3), or a file (sweeps=<name>) with search:."
         )
     return fixed, searched, config
 
@@ -90,34 +90,22 @@ def _may_be_searched(key: str) -> bool:
     return bool(re.fullmatch(r"[\w.]+", key)) and top in known and top != "name" and not re.search(r"(^|\.)_\w+_$", key)
 
 
-def _trials(config: Config, searched: dict[str, object], shared: list[str], folder: Path) -> Source:
-    from ftcore.sweeps.tpe import Trials  # needs Optuna
-
-    return Trials(config, searched, shared, folder)
-
-
 @contextmanager
-def _terminated() -> Iterator[None]:
-    """SIGTERM ends the command as Ctrl-C does: running jobs save what they have. Raises `Stopped`."""
+def _held(folder: Path) -> Iterator[None]:
+    """Keep other commands out of the sweep's folder. SIGTERM ends this one as Ctrl-C does: running jobs save what they have."""
 
     def stop(number: int, _: object) -> None:
         raise Stopped(128 + number, "SIGTERM: the same command again goes on where the jobs stopped.")
 
+    folder.mkdir(parents=True, exist_ok=True)
     before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Two commands do not run the jobs of one folder at the same time."""
     try:
         with FileLock(folder / ".lock", timeout=0):
             yield
     except Timeout:
         raise ConfigError(f"Another command is running this sweep in {folder}: wait for it, or end it.") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _split(words: list[str]) -> tuple[list[str], dict[str, list[str]]]:

@@ -5,6 +5,7 @@ median of the others at the same step is ended (Optuna's MedianPruner). The same
 failed or were cut off first, then new ones until `sweep.trials` have ended.
 """
 
+import math
 from pathlib import Path
 
 from ftcore.errors import ConfigError
@@ -17,14 +18,11 @@ try:
 except ImportError:
     raise ConfigError("sampler=tpe needs Optuna: pip install 'ftcore[sweeps]'.") from None
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.pruners import MedianPruner
-from optuna.samplers import TPESampler
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-RANGE = {"low", "high", "log", "step"}
 LOOK_EVERY = 1.0  # seconds between looks at the metrics of running jobs
 KEPT_AS = "job"  # attribute of a trial that repeats an earlier one: the number of that one's job
 
@@ -47,8 +45,8 @@ class Trials(Source):
         self.total = self.settings["trials"]
         self.done = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in self.study.trials)
         self.left = self.total - self.done
-        self.look_every = LOOK_EVERY if self.settings["prune"] else None
-        self.running: dict[int, Trial] = {}  # job number -> trial
+        self.look_every = LOOK_EVERY if self.settings["prune"] else math.inf
+        self.running: dict[int, Trial] = {}  # by the number of the job
         self.pruned: set[int] = set()
 
     def ask(self) -> Job | None:
@@ -57,40 +55,35 @@ class Trials(Source):
             return None
         self.left -= 1
         trial = self.study.ask(self.spaces)
-        job = self._job(trial)
+        failed_before = {job.number: job for job in self.jobs}.get(_number(trial))
+        job = failed_before or self._job(trial)
         self.running[job.number] = trial
-        if job.number not in {known.number for known in self.jobs}:  # else it repeats one that failed
-            self.jobs.append(job)
+        self.jobs += [] if failed_before else [job]
         return job
 
-    def tell(self, job: Job, reason: str) -> str:
-        """Tell the study what a job gave; returns why it counts as failed, "" when it does not."""
-        trial = self.running.pop(job.number)
-        score = job.result.score(self.settings["objective"]) if job.result and not reason else None
+    def tell(self, job: Job) -> None:
+        """Tell the study what a job gave; one without the objective has failed."""
+        trial, score = self.running.pop(job.number), job.score(self.settings["objective"])
         if job.number in self.pruned:
+            job.failure = ""
             self.study.tell(trial, state=TrialState.PRUNED)
-        elif score is not None:
+        elif score is not None and not job.failure:
             self.study.tell(trial, score)
         else:
             self.study.tell(trial, state=TrialState.FAIL)
-            return reason or f"summary.json has no {self.settings['objective']}"
-        return ""
+            job.failure = job.failure or f"summary.json has no {self.settings['objective']}"
 
     def look(self, pool: Pool) -> None:
         """Tell the study what running jobs have measured since, and end those that are behind."""
-        for job in [one.job for one in pool.running if one.job.number not in self.pruned]:
-            trial = self.running[job.number]
-            self._report(trial, job)
+        for job in [one.job for one in pool.running.values() if one.job.number not in self.pruned]:
+            trial, metric = self.running[job.number], self.settings["prune"]
+            reported = self.study._storage.get_trial(trial._trial_id).intermediate_values
+            for row in job.runs[0].metrics() if job.runs else ():
+                if metric in row and row["step"] not in reported:
+                    trial.report(row[metric], int(row["step"]))
             if trial.should_prune():
                 self.pruned.add(job.number)
                 pool.stop(job)
-
-    def _report(self, trial: Trial, job: Job) -> None:
-        metric, rows = self.settings["prune"], job.runs[0].metrics() if job.runs else ()
-        seen = self.study._storage.get_trial(trial._trial_id).intermediate_values
-        for row in rows:
-            if metric in row and row["step"] not in seen:
-                trial.report(row[metric], int(row["step"]))
 
     def _job(self, trial: Trial | FrozenTrial) -> Job:
         changes = {key: as_word(word) for key, word in trial.params.items()}
@@ -107,10 +100,8 @@ def _distribution(key: str, values: object) -> BaseDistribution:
     """A list is a choice; `{low, high}` a range of whole numbers or of any, on a log scale or in steps if it says so."""
     if isinstance(values, list) and values:
         return CategoricalDistribution([as_word(word) for word in values])
-    if not isinstance(values, dict) or not {"low", "high"} <= values.keys() <= RANGE:
-        raise ConfigError(
-            f"search.{key} must be a list of values, or low and high (and log: true, or step) of a range."
-        )
+    if not isinstance(values, dict) or not {"low", "high"} <= values.keys() <= {"low", "high", "log", "step"}:
+        raise ConfigError(f"search.{key} must be a list of values, or a range: low and high, and perhaps log or step.")
     whole = all(isinstance(values[word], int) for word in {"low", "high", "step"} & values.keys())
     try:
         return (IntDistribution if whole else FloatDistribution)(**values)
@@ -124,12 +115,12 @@ def _study(config: Config, folder: Path) -> optuna.Study:
         study_name=folder.name,
         storage=JournalStorage(JournalFileBackend(str(folder / "study.log"))),
         direction=config["sweep"]["direction"],
-        pruner=MedianPruner(n_startup_trials=4),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
         load_if_exists=True,
     )
     # Jobs side by side keep away from each other; a study that goes on does not draw its first values again.
     seed = (config["seed"] + len(study.trials)) % 2**32
-    study.sampler = TPESampler(seed=seed, n_startup_trials=5, constant_liar=True)
+    study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=5, constant_liar=True)
     return study
 
 

@@ -10,13 +10,9 @@ from ftcore.settings import Config, Node
 from ftcore.sweeps.job import folder_of
 from ftcore.sweeps.sweep import read_sweep
 
-FILE = "wandb-sweep.yaml"
-
 
 class NotRegistered(FtcoreError):  # noqa: N818
     """W&B's server did not take the sweep."""
-
-    exit_code = 1
 
 
 def wandb_sweep(arguments: Node, words: list[str], config_dirs: tuple[Path, ...]) -> None:
@@ -31,12 +27,11 @@ def wandb_sweep(arguments: Node, words: list[str], config_dirs: tuple[Path, ...]
     if not logger or "project" not in logger:
         raise ConfigError("wandb_sweep needs logger=wandb: its server reads each job's score there.")
     flags = [f"--config-dir={folder.resolve()}" for folder in config_dirs]
-    settings = as_wandb(
-        config, logger, searched, [*flags, *(word for word in fixed if not word.startswith("dry_run="))]
-    )
+    kept = [word for word in fixed if not word.startswith("dry_run=")]
+    settings = as_wandb(config, logger, searched, [*flags, *kept])
     folder = folder_of(config, searched)
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / FILE
+    file = folder / "wandb-sweep.yaml"
     file.write_text(yaml.safe_dump(settings, sort_keys=False))
     if config["dry_run"] or logger["mode"] == "offline" or not has_key():
         print(f"Written, not registered: {file}\nRegister it with: wandb sweep --project {logger['project']} {file}")
@@ -46,12 +41,11 @@ def wandb_sweep(arguments: Node, words: list[str], config_dirs: tuple[Path, ...]
 
 def as_wandb(config: Config, logger: Node, searched: Node, words: list[str]) -> Node:
     """What W&B calls a sweep configuration (docs.wandb.ai/guides/sweeps/sweep-config-keys)."""
-    goal = {"name": config["sweep"]["objective"], "goal": config["sweep"]["direction"]}
     return {
         "name": config["name"],
         "project": logger["project"],
         "method": "bayes" if config["sampler"] == "tpe" else "grid",
-        "metric": goal,
+        "metric": {"name": config["sweep"]["objective"], "goal": config["sweep"]["direction"]},
         "parameters": {key: _parameter(key, values, config["sampler"]) for key, values in searched.items()},
         "command": ["${env}", "${interpreter}", "-m", "ftcore", *words, "${args_no_hyphens}"],
     }
@@ -62,25 +56,21 @@ def _parameter(key: str, values: object, sampler: str) -> Node:
         return {"values": values}
     if sampler == "grid" or not isinstance(values, dict) or not {"low", "high"} <= values.keys():
         raise ConfigError(f"search.{key} must be a list of values, or for sampler=tpe a range with low and high.")
-    found: Node = {"min": values["low"], "max": values["high"]}
     whole = all(isinstance(values[word], int) for word in {"low", "high", "step"} & values.keys())
     stepped = "step" in values or (whole and values.get("log"))
     kind = "log_uniform_values" if values.get("log") else "int_uniform" if whole and not stepped else "uniform"
-    return {**found, "distribution": f"q_{kind}" if stepped else kind} | (
-        {"q": values.get("step", 1)} if stepped else {}
-    )
+    step = {"distribution": f"q_{kind}", "q": values.get("step", 1)} if stepped else {"distribution": kind}
+    return {"min": values["low"], "max": values["high"], **step}
 
 
 def _register(settings: Node, logger: Node) -> None:
     import wandb
 
+    entity, project = str(logger["entity"] or ""), str(logger["project"])
     try:
-        number = wandb.sweep(
-            dict[str, Any](settings), entity=str(logger["entity"] or "") or None, project=str(logger["project"])
-        )
+        number = wandb.sweep(dict[str, Any](settings), entity=entity or None, project=project)
     except Exception as error:  # of wandb, requests or its service: there is no common class
-        raise NotRegistered(
-            f"W&B did not take the sweep: {type(error).__name__}: {str(error).splitlines()[0]}"
-        ) from None
-    owner = f"{logger['entity']}/" if logger["entity"] else ""
-    print(f"Start as many agents as you like, each with: wandb agent {owner}{logger['project']}/{number}")
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        raise NotRegistered(f"W&B did not take the sweep: {reason}") from None
+    agent = f"wandb agent {entity}/{project}/{number}" if entity else f"wandb agent {project}/{number}"
+    print(f"Start as many agents as you like, each with: {agent}")
