@@ -6,7 +6,7 @@ decided once for a run, before its processes start.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, NotRequired
+from typing import Annotated, Literal, NotRequired, get_args
 
 from annotated_types import Ge, Gt, Lt
 from typing_extensions import TypedDict
@@ -23,14 +23,8 @@ FileKind = Literal["weights", "rows", "text"]
 #   search     says what a sweep searches and how
 #   command    belongs to one command and is never kept with a run
 RULES: dict[Kind, dict[str, bool]] = {
-    "result": {"resume": False, "recipe": True},
-    "rows": {"resume": False, "recipe": True},
-    "scores": {"resume": False, "recipe": True},
-    "reporting": {"resume": True, "recipe": True},
-    "machine": {"resume": True, "recipe": True},
-    "place": {"resume": True, "recipe": False},
-    "search": {"resume": True, "recipe": True},
-    "command": {"resume": True, "recipe": False},
+    kind: {"resume": kind not in ("result", "rows", "scores"), "recipe": kind not in ("place", "command")}
+    for kind in get_args(Kind)
 }
 # Groups of conf/. Each option of CHOSEN is one node of the config; FILES are files of differences that a team shares.
 FILES = ("recipes", "sweeps")

@@ -43,13 +43,12 @@ def run_command(words: list[str]) -> int:
 
 def _status_of(leaving: BaseException) -> int:
     """The exit status after a signal. Raises any other exit again."""
-    if isinstance(leaving, KeyboardInterrupt) or isinstance(leaving.__context__, KeyboardInterrupt):
-        print("Interrupted.", file=sys.stderr)  # Lightning turns Ctrl-C during a fit into exit code 1
-        return 130
-    if type(leaving).__name__ == "SIGTERMException":  # Lightning's, raised at the end of a step
-        print("Terminated.", file=sys.stderr)
-        return 143
-    raise leaving
+    # Lightning turns Ctrl-C during a fit into exit code 1, and SIGTERM into its SIGTERMException at the end of a step.
+    interrupted = isinstance(leaving, KeyboardInterrupt) or isinstance(leaving.__context__, KeyboardInterrupt)
+    if not interrupted and type(leaving).__name__ != "SIGTERMException":
+        raise leaving
+    print("Interrupted." if interrupted else "Terminated.", file=sys.stderr)
+    return 130 if interrupted else 143
 
 
 def _dispatch(words: list[str]) -> None:

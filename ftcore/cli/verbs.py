@@ -27,9 +27,7 @@ class Verb:
 
 
 VERBS = {
-    "train": Verb(
-        "ftcore.runs.start:train", "train", "fine-tune, compare with the base model (the default)", row=()
-    ),
+    "train": Verb("ftcore.runs.start:train", "train", "fine-tune, compare with the base model (the default)", row=()),
     "eval": Verb(
         "ftcore.verbs.finished:evaluate", "eval run=<folder>", "score a run on any data option",
         row=("base.loss", "tuned.loss", "base.accuracy", "tuned.accuracy"),
@@ -43,15 +41,11 @@ VERBS = {
         "ftcore.verbs.inspect_data:inspect", "inspect data=...", "what the rows are like, before training",
         row=("rows.train", "rows.test", "tokens.median", "tokens.longest", "trained_share"),
     ),
-    "export": Verb(
-        "ftcore.verbs.finished:export", "export run=<folder>", "one merged model, or the adapter (format=adapter)"
-    ),
-    "pack": Verb(
-        "ftcore.sharing.pack:pack", "pack run=<folder>", "a recipe file and a lock that repeat the run elsewhere"
-    ),
+    "export": Verb("ftcore.verbs.finished:export", "export run=<folder>", "one merged model, or the adapter (format=adapter)"),
+    "pack": Verb("ftcore.sharing.pack:pack", "pack run=<folder>", "a recipe and a lock that repeat the run elsewhere"),
     "replay": Verb(
         "ftcore.sharing.replay:replay", "replay recipe=<file>",
-        "run it and say what differs here; expect=true: same scores", before_config=True,
+        "repeat it and say what differs here; expect=true: same scores", before_config=True,
     ),
     "check": Verb(
         "ftcore.sharing.check:check", "check recipe=<file>", "everything that is wrong with it, without a model",

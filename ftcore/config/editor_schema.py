@@ -39,7 +39,8 @@ def build(schema: Schemas) -> str:
             **{key: value for key, value in properties.items() if may_stand_in_files(key)},
         },
     }
-    return json.dumps(_optional(recipe), indent=1, sort_keys=True) + "\n"
+    recipe = json.loads(json.dumps(recipe), object_hook=_optional)
+    return json.dumps(recipe, indent=1, sort_keys=True) + "\n"
 
 
 def _group(schema: Schemas, group: str) -> Schema:
@@ -60,9 +61,7 @@ def _described(properties: dict[str, Schema], entries: Iterable[Entry]) -> dict[
     return {k: {**value, "description": comments[k]} if k in comments else value for k, value in properties.items()}
 
 
-def _optional(node: object) -> object:
-    """The same schema with nothing required, and without the roles that ftcore reads."""
-    if isinstance(node, dict):
-        left_out = {"required": list, "role": dict}
-        return {k: _optional(v) for k, v in node.items() if not isinstance(v, left_out.get(k, ()))}
-    return [_optional(item) for item in node] if isinstance(node, list) else node
+def _optional(node: dict[str, object]) -> dict[str, object]:
+    """A part of the schema with nothing required, and without the role that ftcore reads."""
+    left_out = {"required": list, "role": dict}
+    return {key: value for key, value in node.items() if not isinstance(value, left_out.get(key, ()))}

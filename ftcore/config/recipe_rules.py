@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from ftcore.config.options import recipe_folders
+from ftcore.config.options import folders
 from ftcore.config.roles import not_for_files
 from ftcore.config.yaml_source import Entry, choices, entries, scalars
 from ftcore.errors import ConfigError
@@ -74,10 +74,10 @@ def _stage(group: str, name: str | Path, config_dirs: tuple[Path, ...], private:
 
 
 def _file_of(group: str, name: str, config_dirs: tuple[Path, ...]) -> Path:
-    folders = recipe_folders(config_dirs, group)
-    file = next((f for folder in folders if (f := folder / f"{name}.yaml").is_file()), None)
+    searched = folders(group, config_dirs)
+    file = next((f for folder in searched if (f := folder / f"{name}.yaml").is_file()), None)
     if file is None or not re.fullmatch(r"\w[\w.-]*", name):
-        raise ConfigError(f"There is no {name!r} among the {group} in {', '.join(map(str, folders))}.")
+        raise ConfigError(f"There is no {name!r} among the {group} in {', '.join(map(str, searched))}.")
     return file
 
 

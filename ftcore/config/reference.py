@@ -11,6 +11,7 @@ import yaml
 
 from ftcore.config.build import Schema, Schemas
 from ftcore.config.check import describe
+from ftcore.config.options import folders
 from ftcore.config.roles import below
 from ftcore.config.tree import above
 from ftcore.config.yaml_source import Entry, Source, read
@@ -45,7 +46,7 @@ def _contents(group: str) -> str:
 
 
 def _files(group: str) -> list[Path]:
-    return sorted((resources() / ("" if group in FILES else "conf") / group).glob("*.yaml"))
+    return sorted(folders(group)[-1].glob("*.yaml"))
 
 
 def _group(chosen: Entry, schema: Schemas) -> Iterator[str]:

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from ftcore.config.check import closest, describe
 from ftcore.config.compose import load_config, read_overrides
-from ftcore.config.options import options, recipe_folders
+from ftcore.config.options import folders, options
 from ftcore.config.recipe_rules import staged_recipes
 from ftcore.config.roles import type_of
 from ftcore.config.yaml_source import choices, read
@@ -109,9 +109,9 @@ def _of_files(config: Config, words: list[str], config_dirs: tuple[Path, ...]) -
         if package.split(".")[0] == "hydra":
             continue
         group = path.split("/")[0]
-        folders = recipe_folders(config_dirs, group) if group in FILES else [resources() / "conf", *config_dirs]
+        places = folders(group, config_dirs) if group in FILES else [resources() / "conf", *config_dirs]
         inside = path.removeprefix(f"{group}/") if group in FILES else path
-        file = next((f for folder in folders if (f := folder / f"{inside}.yaml").is_file()), None)
+        file = next((f for folder in places if (f := folder / f"{inside}.yaml").is_file()), None)
         if file:
             yield from _of_file(file, package, in_conf=group not in FILES)
 
