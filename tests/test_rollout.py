@@ -36,8 +36,6 @@ def test_kept_log_probabilities_are_those_of_a_training_forward(family, temperat
     kept = torch.tensor([logp for group in groups for completion in group for logp in completion.logps])
     trained = completion_logps(model.train(), pad(examples(PROMPTS, groups), 0), temperature)
     torch.testing.assert_close(kept, trained.detach(), rtol=1e-5, atol=1e-5)
-    sampled = torch.tensor([logp for group in groups for completion in group for logp in completion.sampled_logps])
-    torch.testing.assert_close(sampled, kept, rtol=0, atol=1e-6)  # top_p is 1: nothing to renormalise
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.5])
@@ -59,7 +57,7 @@ def test_a_completion_stops_at_an_end_token_which_it_keeps_or_at_its_longest_len
         assert completion.finished == (completion.ids[-1] in ENDS)
         assert not set(completion.ids[:-1]) & set(ENDS)
         assert len(completion.ids) == 4 if not completion.finished else len(completion.ids) <= 4
-        assert len(completion.ids) == len(completion.logps) == len(completion.sampled_logps)
+        assert len(completion.ids) == len(completion.logps)
     assert {completion.finished for completion in completions} == {True, False}
     endless = [c for group in rollouts(network("llama3"), end_ids=[], max_new_tokens=5) for c in group]
     assert all(len(c.ids) == 5 and not c.finished for c in endless)
@@ -120,12 +118,9 @@ def misfit(drawn, shares):
 
 
 @pytest.mark.parametrize("top_p", [0.9, 0.5, 1e-6])
-def test_log_probabilities_of_drawn_tokens_are_renormalised_over_the_nucleus(top_p):
+def test_log_probabilities_of_drawn_tokens_are_the_policys_whatever_top_p(top_p):
     probabilities, group = first_tokens(1.0, top_p, number=200)
-    mass = probabilities[nucleus(probabilities, top_p)].sum()
     for completion in group:
-        logp = np.log(probabilities[completion.ids[0]])
-        assert completion.logps[0] == pytest.approx(logp, abs=1e-5)
-        assert completion.sampled_logps[0] == pytest.approx(logp - np.log(mass), abs=1e-5)
+        assert completion.logps[0] == pytest.approx(np.log(probabilities[completion.ids[0]]), abs=1e-5)
     if top_p == 1e-6:  # one token is left: greedy
         assert {completion.ids[0] for completion in group} == {int(probabilities.argmax())}

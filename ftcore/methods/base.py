@@ -10,15 +10,12 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from functools import cached_property
-from itertools import chain
 from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, dataclass_transform
 
 import lightning
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le, Lt
-from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -36,6 +33,11 @@ from ftcore.models.reference import ReferenceSums, content_hash
 from ftcore.models.sharding import full_tensor, shard, sync_gradients, unsharded
 
 B = TypeVar("B", bound=Batch)
+# Ranges of config parameters.
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Ge(0), Le(1)]
+PositiveFraction = Annotated[float, Gt(0), Le(1)]
 
 
 class Term(NamedTuple):
@@ -106,13 +108,13 @@ class Method(Configured, Generic[E, B]):
     foundation: Foundation = field(kw_only=False)
     encoder: Encoder = field(kw_only=False)
     context: RunContext = field(kw_only=False, default_factory=RunContext)
-    lr: Annotated[float, Gt(0)]
-    weight_decay: Annotated[float, Ge(0)]
+    lr: Positive
+    weight_decay: NonNegative
     betas: tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]]
     schedule: Literal["constant", "linear", "cosine"]
-    warmup: Annotated[float, Ge(0), Le(1)]
-    final_lr: Annotated[float, Ge(0), Le(1)]
-    max_grad_norm: Annotated[float, Gt(0)]
+    warmup: Fraction
+    final_lr: Fraction
+    max_grad_norm: Positive
 
     record_type: ClassVar[str]
     # Whether the loss compares with the base model, whose weights are then kept.
@@ -120,8 +122,7 @@ class Method(Configured, Generic[E, B]):
     # Whether the network sees the same sequences in every epoch.
     rows_recur = True
     # For methods that sample: completions per prompt, and optimizer steps on each set of them.
-    group_size = 1
-    updates = 1
+    group_size = updates = 1
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -233,7 +234,8 @@ class Method(Configured, Generic[E, B]):
 
         `share`: compute a prompt that several of them begin with only once, if the architecture allows it.
         """
-        if share and examples and self.shares_prompts:
+        # Cached outputs of frozen blocks need a row per answer: only such rows come again.
+        if share and examples and takes_any_mask(self.network) and not self.foundation.caches_activations:
             width = self.network.config.get_text_config().hidden_size
             batch: Batch = share_prompts(examples, self.pad_id, width)
         else:
@@ -252,22 +254,11 @@ class Method(Configured, Generic[E, B]):
 
         if self.device_mesh:  # with sharded weights every process takes part in every forward pass
             return compute()
-        return self.context.references(batch["contents"], compute).to(self.network_device)
-
-    @cached_property
-    def shares_prompts(self) -> bool:
-        """Whether answers to the same prompt can share it in one row: the network must take any attention mask."""
-        # Cached outputs of frozen blocks need a row per answer: only such rows come again.
-        return takes_any_mask(self.network) and not self.foundation.caches_activations
+        return self.context.references(batch["contents"], compute).to(self.network.device)
 
     def to_device(self, batch: T) -> T:
-        """The batch on the network's device."""
-        return move_data_to_device(batch, self.network_device)  # type: ignore[no-any-return]
-
-    @property
-    def network_device(self) -> torch.device:
-        """The network's device, also outside a Trainer."""
-        return next(self.network.parameters()).device
+        """The batch on the network's device, also outside a Trainer."""
+        return self.transfer_batch_to_device(batch, self.network.device, 0)  # type: ignore[no-any-return]
 
     def training_step(self, batch: B, batch_idx: int) -> Tensor:
         """Weighted sum of the terms, each divided by its count in the whole step.
@@ -295,8 +286,8 @@ class Method(Configured, Generic[E, B]):
         positions = batch["completion_mask"]
         with torch.no_grad(), self.foundation.base_view() as base:
             reference = logits_at(base, batch, positions)  # (N, V)
-        divergence = token_kl(logits_at(self.network, batch, positions), reference)
-        return Term(divergence, len(reference), "retention", self.retention_weight)
+        logits = logits_at(self.network, batch, positions)
+        return Term(token_kl(logits, reference), len(reference), "retention", self.retention_weight)
 
     def take_step_metrics(self) -> dict[str, Tensor]:
         """Loss and terms of the step just completed, summed over this process's micro-batches. Resets them."""
@@ -351,7 +342,7 @@ class Method(Configured, Generic[E, B]):
         for parameter in self.trained_parameters():
             parameter.grad = None  # AdamW ignores parameters without a gradient
         self.bad_steps += 1
-        rows, self.bad_rows = list(chain(*gathered(self.bad_rows))), []
+        rows, self.bad_rows = [id for part in gathered(self.bad_rows) for id in part], []
         where = f"rows {', '.join(rows[:8])}{' ...' if len(rows) > 8 else ''}" if rows else "its gradient"
         message = f"Step {self.trainer.global_step + 1} is not finite ({where}). It was skipped."
         if self.bad_steps > self.context.max_bad_steps:
@@ -361,11 +352,6 @@ class Method(Configured, Generic[E, B]):
             )
         if self.trainer.is_global_zero:
             print(message, file=sys.stderr)
-
-    @property
-    def last_lr(self) -> float:
-        """Learning rate of the step just taken."""
-        return self.lr * self.lr_factor(max(self.trainer.global_step - 1, 0))
 
     def trained_parameters(self) -> list[torch.nn.Parameter]:
         """Parameters that the optimizer changes."""
@@ -377,7 +363,7 @@ class Method(Configured, Generic[E, B]):
         vectors = [p for p in self.trained_parameters() if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         # Fused is one pass over memory. On CUDA it would forbid clipping in float16.
-        fused = self.network_device.type == "cpu" or None
+        fused = self.network.device.type == "cpu" or None
         optimizer = torch.optim.AdamW(
             [g for g in groups if g["params"]], lr=self.lr, betas=(self.betas[0], self.betas[1]), fused=fused
         )

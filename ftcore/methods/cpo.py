@@ -3,10 +3,7 @@
 loss = -log sigmoid(beta (log p(chosen) - log p(rejected))) - nll_weight * mean log p(token of chosen).
 """
 
-from typing import Annotated
-
-from annotated_types import Ge
-
+from ftcore.methods.base import NonNegative
 from ftcore.methods.dpo import DPO
 
 
@@ -14,4 +11,4 @@ class CPO(DPO):
     """DPO without a reference model; the likelihood of the chosen answer is part of the loss."""
 
     has_reference = False
-    nll_weight: Annotated[float, Ge(0)]
+    nll_weight: NonNegative

@@ -11,22 +11,22 @@ aggregate: tokens, mean over all tokens of the step (DAPO, Yu et al. 2025, arXiv
 mean (GRPO); budget, sum over max_new_tokens per completion (Dr. GRPO).
 """
 
-from itertools import chain
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge
 from torch import Tensor
 
 from ftcore.data.layouts import Batch
 from ftcore.data.sources import Row
 from ftcore.data.steps import Draw
-from ftcore.methods.base import Term, metrics
+from ftcore.methods.base import Fraction, Positive, PositiveFraction, Term, metrics
 from ftcore.methods.losses import clipped_policy_loss, kl_estimate
-from ftcore.methods.online import OnlineMethod, Parts, Rollouts, Sample, equal_rewards
+from ftcore.methods.online import OnlineMethod, Rollouts, Sample, equal_rewards
 from ftcore.methods.reward_model import RewardModel
 from ftcore.models.logprobs import row_numbers, row_sums, token_outputs
+from ftcore.rewards.functions import Scored
 from ftcore.rewards.worker import Rewards
 from ftcore.settings import PathOfWeights
 
@@ -41,36 +41,29 @@ class GRPO(OnlineMethod):
     advantage: Advantage
     ratio: Literal["token", "sequence_mean", "sequence"]
     aggregate: Literal["tokens", "sequences", "budget"]
-    clip_low: Annotated[float, Gt(0), Le(1)]
-    clip_high: Annotated[float, Gt(0)]
+    clip_low: PositiveFraction
+    clip_high: Positive
     max_resamples: Annotated[int, Ge(0)]
     rewards: list[str]
     reward_weights: list[float]
     reward_options: dict[str, dict[str, Any]]
     reward_model: PathOfWeights
     reward_model_weight: float
-    reward_time_limit: Annotated[float, Gt(0)]
-    max_failed_share: Annotated[float, Ge(0), Le(1)]
+    reward_time_limit: Positive
+    max_failed_share: Fraction
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.scorer = RewardModel(self.reward_model, self.encoder) if self.reward_model else None
-        self.functions = Rewards(
-            self.rewards,
-            self.reward_weights,
-            self.reward_options,
-            time_limit=self.reward_time_limit,
-            max_failed_share=self.max_failed_share,
-            trust=[name.split(".")[0] for name in self.rewards if "." in name],  # checked before, see config/check.py
-        )
+        limits = {"time_limit": self.reward_time_limit, "max_failed_share": self.max_failed_share}
+        trust = [name.split(".")[0] for name in self.rewards if "." in name]  # config/check.py has refused all others
+        self.functions = Rewards(self.rewards, self.reward_weights, self.reward_options, trust=trust, **limits)
 
-    def compute_rewards(
-        self, rows: list[Row], texts: list[str], ids: list[list[int]]
-    ) -> tuple[list[float | None], Parts]:
+    def compute_rewards(self, rows: list[Row], texts: list[str], ids: list[list[int]]) -> Scored:
         """Weighted sum of the reward functions, plus the reward model's score if there is one."""
         totals, parts = self.functions.score([row["prompt"] for row in rows], texts, ids, rows)
         if self.scorer:
-            scores = self.scorer.score(rows, texts, self.context.micro_batch_size, self.network_device)
+            scores = self.scorer.score(rows, texts, self.context.micro_batch_size, self.network.device)
             weight = self.reward_model_weight
             totals = [None if t is None else t + weight * s for t, s in zip(totals, scores, strict=True)]
             parts["reward_model"] = list(scores)
@@ -93,7 +86,7 @@ class GRPO(OnlineMethod):
         for group in groups:
             for one, value in zip(group, advantages([one.reward for one in group], self.advantage), strict=True):
                 one.per_token["advantages"] = [value] * one.trained
-        return list(chain(*groups))
+        return [one for group in groups for one in group]
 
     def loss(self, batch: Rollouts) -> dict[str, Term]:
         """Clipped policy loss with the KL term; entropy, clipping and KL as metrics."""
@@ -120,11 +113,9 @@ class GRPO(OnlineMethod):
     def _aggregated(self, losses: Tensor, batch: Batch) -> Term:
         """The losses (N,) of the tokens as one term. `aggregate` says what it is divided by."""
         n = len(batch["ids"])
-        if self.aggregate == "tokens":
-            return Term(losses, len(losses), "tokens")
-        if self.aggregate == "budget":
-            return Term(losses, n * self.max_new_tokens, "budget")
-        return Term(_row_means(losses, batch)[:n], n, "sequences")
+        if self.aggregate == "sequences":
+            return Term(_row_means(losses, batch)[:n], n, "sequences")
+        return Term(losses, len(losses) if self.aggregate == "tokens" else n * self.max_new_tokens, self.aggregate)
 
 
 def _row_means(values: Tensor, batch: Batch) -> Tensor:

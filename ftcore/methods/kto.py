@@ -6,11 +6,10 @@ over the whole optimizer step (over the batch where rows are only scored).
 """
 
 from dataclasses import replace
-from typing import Annotated, NotRequired
+from typing import NotRequired
 
 import numpy as np
 import torch
-from annotated_types import Ge
 from torch import Tensor
 
 from ftcore.data.layouts import Batch, in_batches
@@ -19,8 +18,7 @@ from ftcore.data.steps import Draw
 from ftcore.data.tokens import Labelled
 from ftcore.data.transforms import mismatched
 from ftcore.machine.processes import shared_out
-from ftcore.methods.base import Method, Term
-from ftcore.methods.preference import Beta
+from ftcore.methods.base import Method, NonNegative, Positive, Term
 from ftcore.models.logprobs import sequence_sums
 
 
@@ -37,9 +35,9 @@ class KTO(Method[Labelled, LabelledBatch]):
 
     record_type = "unpaired"
     has_reference = True
-    beta: Beta
-    desirable_weight: Annotated[float, Ge(0)]
-    undesirable_weight: Annotated[float, Ge(0)]
+    beta: Positive
+    desirable_weight: NonNegative
+    undesirable_weight: NonNegative
 
     def encode(self, rows: list[Row]) -> list[Labelled]:
         """Each prompt with its answer and label."""

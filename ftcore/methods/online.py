@@ -24,11 +24,10 @@ from ftcore.machine.hardware import memory_of
 from ftcore.machine.processes import rank_and_world, shared_out
 from ftcore.methods.base import HeldOut, Method, NonNegative, Positive, PositiveFraction, Term
 from ftcore.models.logprobs import completion_logps
+from ftcore.rewards.functions import Scored
 from ftcore.rollout.greedy import generate
 from ftcore.rollout.sample import Completion, sample
 from ftcore.timing import part
-
-Parts = dict[str, list[float | None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,9 +80,7 @@ class OnlineMethod(Method[Sample, Rollouts]):
 
     # A method must define:
 
-    def compute_rewards(
-        self, rows: list[Row], texts: list[str], ids: list[list[int]]
-    ) -> tuple[list[float | None], Parts]:
+    def compute_rewards(self, rows: list[Row], texts: list[str], ids: list[list[int]]) -> Scored:
         """Reward of each completion (None: excluded), and the values it is made of by name."""
         raise NotImplementedError
 
@@ -130,9 +127,8 @@ class OnlineMethod(Method[Sample, Rollouts]):
         if not any(usable) and not self.warned and rank_and_world()[0] == 0:
             self.warned = True
             console.print(
-                "No completion of a step can be trained on: none ended within "
-                f"method.max_new_tokens={self.max_new_tokens}, or none has a reward. Raise it, or set "
-                "method.mask_unfinished=false."
+                f"No completion of a step can be trained on: none ended within method.max_new_tokens={self.max_new_tokens}, or "
+                "none has a reward. Raise it, or set method.mask_unfinished=false."
             )
         return usable
 
@@ -197,9 +193,7 @@ class OnlineMethod(Method[Sample, Rollouts]):
 
     def arrange(self, rows: list[Sample]) -> list[Sample]:
         """Samples of the same prompt next to each other, those with the longest first."""
-        longest: dict[str, int] = {}
-        for row in rows:
-            longest[row.id] = max(longest.get(row.id, 0), len(row))
+        longest = {row.id: len(row) for row in sorted(rows, key=len)}  # the last one of each prompt stays
         return sorted(rows, key=lambda row: (-longest[row.id], row.id))
 
     def rollout_metrics(self, groups: list[list[Sample]]) -> dict[str, float]:

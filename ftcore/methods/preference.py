@@ -3,19 +3,16 @@
 A subclass says what a pair costs, and whether rewards are relative to the base model or per token.
 """
 
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import torch
-from annotated_types import Gt
 from torch import Tensor
 
 from ftcore.data.layouts import Batch
 from ftcore.data.sources import Row
 from ftcore.data.tokens import Pair
-from ftcore.methods.base import Method, Term, metrics
+from ftcore.methods.base import Method, Positive, Term, metrics
 from ftcore.models.logprobs import completion_logps, row_sums
-
-Beta = Annotated[float, Gt(0)]
 
 
 class Answers(NamedTuple):
@@ -55,7 +52,7 @@ class PairMethod(Method[Pair, PairBatch]):
 class PreferenceMethod(PairMethod):
     """Base class of methods that make the chosen answer likelier than the rejected one."""
 
-    beta: Beta
+    beta: Positive
     # Weight of the chosen answers' negative log-likelihood per token, added to the loss of the pairs.
     nll_weight = 0.0
     # Whether rewards are means over the answer's tokens instead of sums.

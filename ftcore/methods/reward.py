@@ -6,11 +6,8 @@ sequence classifier with one label.
 """
 
 from collections.abc import Mapping
-from typing import Annotated
 
-from annotated_types import Ge
-
-from ftcore.methods.base import Term
+from ftcore.methods.base import NonNegative, Term
 from ftcore.methods.losses import bradley_terry
 from ftcore.methods.preference import PairBatch, PairMethod, reward_metrics
 from ftcore.models.logprobs import sequence_scores
@@ -19,7 +16,7 @@ from ftcore.models.logprobs import sequence_scores
 class Reward(PairMethod):
     """Learns to score answers from pairs of them."""
 
-    centering: Annotated[float, Ge(0)]
+    centering: NonNegative
 
     @classmethod
     def architecture_of(cls, node: Mapping[str, object]) -> str:

@@ -6,19 +6,16 @@ are generalised (Schulman et al. 2016) and whitened over the step. Policy and va
 arXiv:1707.06347). The policy and the reward model are runs of their own (stages), made when they are not given.
 """
 
-from itertools import chain
-from typing import Annotated
-
 import torch
-from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from ftcore.data.sources import Row
-from ftcore.methods.base import Term, metrics
+from ftcore.methods.base import Fraction, NonNegative, Positive, PositiveFraction, Term, metrics
 from ftcore.methods.losses import clipped_policy_loss, clipped_value_loss, generalized_advantages, whitened
-from ftcore.methods.online import OnlineMethod, Parts, Rollouts, Sample, in_batch_order, set_per_token
+from ftcore.methods.online import OnlineMethod, Rollouts, Sample, in_batch_order, set_per_token
 from ftcore.methods.reward_model import RewardModel
 from ftcore.models.logprobs import hidden_at, predicted, token_outputs
+from ftcore.rewards.functions import Scored
 from ftcore.settings import PathOfWeights
 
 
@@ -30,12 +27,12 @@ class RLHF(OnlineMethod):
     policy: PathOfWeights
     reward_model: PathOfWeights
     stages: dict[str, list[str]]
-    clip: Annotated[float, Gt(0), Le(1)]
-    value_clip: Annotated[float, Gt(0)]
-    value_weight: Annotated[float, Gt(0)]
-    gamma: Annotated[float, Gt(0), Le(1)]
-    lam: Annotated[float, Ge(0), Le(1)]
-    unfinished_penalty: Annotated[float, Ge(0)]
+    clip: PositiveFraction
+    value_clip: Positive
+    value_weight: Positive
+    gamma: PositiveFraction
+    lam: Fraction
+    unfinished_penalty: NonNegative
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,11 +42,9 @@ class RLHF(OnlineMethod):
         torch.nn.init.zeros_(self.value_head.weight)
         torch.nn.init.zeros_(self.value_head.bias)
 
-    def compute_rewards(
-        self, rows: list[Row], texts: list[str], ids: list[list[int]]
-    ) -> tuple[list[float | None], Parts]:
+    def compute_rewards(self, rows: list[Row], texts: list[str], ids: list[list[int]]) -> Scored:
         """Scores of the reward model."""
-        return list(self.scorer.score(rows, texts, self.context.micro_batch_size, self.network_device)), {}
+        return list(self.scorer.score(rows, texts, self.context.micro_batch_size, self.network.device)), {}
 
     @torch.no_grad()
     def compute_per_token(self, samples: list[Sample]) -> None:
@@ -61,7 +56,7 @@ class RLHF(OnlineMethod):
 
     def compute_advantages(self, groups: list[list[Sample]]) -> list[Sample]:
         """Advantages and returns of each token. The advantages are whitened over the step."""
-        samples, advantages = list(chain(*groups)), list[Tensor]()
+        samples, advantages = [one for group in groups for one in group], list[Tensor]()
         for one in samples:
             values = torch.tensor(one.per_token["old_values"])  # (T,), of this completion
             advantages.append(generalized_advantages(self._token_rewards(one), values, self.gamma, self.lam))

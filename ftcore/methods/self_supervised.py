@@ -7,10 +7,9 @@ arXiv:1810.04805). Held-out text is scored as it is, or with the same words mask
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
-from annotated_types import Gt, Le
 from transformers import PreTrainedTokenizerBase
 
 from ftcore.data.sources import Row
@@ -18,7 +17,7 @@ from ftcore.data.steps import Draw
 from ftcore.data.tokens import Example
 from ftcore.data.transforms import OBJECTIVES, fim_tokens
 from ftcore.errors import ConfigError
-from ftcore.methods.base import HeldOut
+from ftcore.methods.base import HeldOut, PositiveFraction
 from ftcore.methods.cloze import cloze_accuracy
 from ftcore.methods.sft import SFT
 
@@ -29,7 +28,7 @@ class SelfSupervised(SFT):
     record_type = "text"
 
     objective: Literal["next_token", "fill_in_the_middle", "masked"]
-    share: Annotated[float, Gt(0), Le(1)]
+    share: PositiveFraction
 
     def __post_init__(self) -> None:
         super().__post_init__()

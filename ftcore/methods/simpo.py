@@ -3,11 +3,9 @@
 loss = -log sigmoid(r(chosen) - r(rejected) - gamma), r(y) = beta / |y| log p(y).
 """
 
-from typing import Annotated
-
-from annotated_types import Ge
 from torch import Tensor
 
+from ftcore.methods.base import NonNegative
 from ftcore.methods.losses import bradley_terry
 from ftcore.methods.preference import Answers, PreferenceMethod
 
@@ -16,7 +14,7 @@ class SimPO(PreferenceMethod):
     """Raises the chosen answer's mean log-probability over the rejected one's by a margin."""
 
     per_token = True
-    gamma: Annotated[float, Ge(0)]
+    gamma: NonNegative
 
     def pair_loss(self, chosen: Answers, rejected: Answers) -> Tensor:
         """Logistic loss of the margin beyond gamma, (P,)."""

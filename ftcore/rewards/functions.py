@@ -10,12 +10,12 @@ excluded if its value is None or no finite number. Functions run in a worker pro
 hang, crash or exit. Of what they raise only the type is reported, since rows may be private.
 """
 
-import importlib
 import inspect
 import re
 from collections.abc import Callable
 from difflib import get_close_matches
 from importlib.util import find_spec
+from pkgutil import resolve_name
 from typing import Any
 
 from ftcore.errors import ConfigError
@@ -24,6 +24,7 @@ from ftcore.rewards.answers import accepted_answers, is_right, last_number, lett
 Function = Callable[..., Any]
 Batch = dict[str, list[Any]]  # keyword arguments of a function, one entry per completion
 Values = list[float | None]
+Scored = tuple[Values, dict[str, Values]]  # the rewards of completions, and the values they are made of by name
 TRL = "trl.rewards."
 
 
@@ -123,9 +124,8 @@ def locate_reward(name: str, trust: list[str]) -> Function:
     if name in FUNCTIONS:
         return FUNCTIONS[name]
     check_reward(name, {}, trust)
-    module, _, attribute = name.rpartition(".")
     try:
-        function = getattr(importlib.import_module(module), attribute)
+        function = resolve_name(":".join(name.rsplit(".", 1)))
     except (Exception, SystemExit) as error:
         raise ConfigError(f"Reward {name!r} cannot be imported: {type(error).__name__}: {error}.") from None
     if not callable(function):

@@ -12,7 +12,7 @@ from typing import Any
 
 from ftcore.errors import ConfigError, RewardError, is_private
 from ftcore.machine import isolated
-from ftcore.rewards.functions import FUNCTIONS, TRL, Batch, Function, Values, check_reward, locate_reward
+from ftcore.rewards.functions import FUNCTIONS, TRL, Batch, Function, Scored, Values, check_reward, locate_reward
 
 Outcome = float | str  # the value of one completion, or why it has none
 
@@ -49,7 +49,7 @@ class Rewards:
 
     def score(
         self, prompts: list[str], completions: list[str], completion_ids: list[list[int]], rows: list[dict[str, Any]]
-    ) -> tuple[Values, dict[str, Values]]:
+    ) -> Scored:
         """Weighted sums, None where a function gave no number, and each function's values by its name.
 
         Raises `RewardError` once a function has failed for more than the allowed fraction of all rows seen.
@@ -177,7 +177,7 @@ def _checked(values: Any, count: int) -> list[Outcome]:
         return [f"returned {type(values).__name__}, no list"] * count
     if len(values) != count:
         return [f"returned {len(values)} values for {count} completions"] * count
-    return [_number_or_reason(value) for value in values]
+    return list(map(_number_or_reason, values))
 
 
 def _number_or_reason(value: object) -> Outcome:

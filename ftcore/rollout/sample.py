@@ -16,13 +16,11 @@ from transformers import DynamicCache, PreTrainedModel
 class Completion:
     """Sampled tokens, including the end token if there was one, and their log-probabilities.
 
-    `logps` are those of the policy at the sampling temperature, which training compares with. `sampled_logps` are those of the
-    distribution drawn from: the same, but renormalised over the tokens that top-p kept. They are equal when top_p is 1.
+    These are the policy's at the sampling temperature, with which training compares; top-p does not change them.
     """
 
     ids: list[int]
     logps: list[float]
-    sampled_logps: list[float]
     finished: bool = False
 
 
@@ -45,10 +43,9 @@ def sample(
     """
     device = network.device
     # 1. Draw all random numbers first: (completions, max_new_tokens), group_size completions for each prompt.
-    draws = torch.from_numpy(
-        np.concatenate([np.random.default_rng(seed).random((group_size, max_new_tokens)) for seed in seeds])
-    ).to(device)
-    completions = [Completion([], [], []) for _ in range(len(prompts) * group_size)]
+    numbers = [np.random.default_rng(seed).random((group_size, max_new_tokens)) for seed in seeds]
+    draws = torch.from_numpy(np.concatenate(numbers)).to(device)
+    completions = [Completion([], []) for _ in range(len(prompts) * group_size)]
     active = torch.arange(len(completions), device=device)  # (B,): the completion of each row of the batch
     # 2. Compute each prompt once, then repeat its logits (B, V), keys and values for the rows of its group.
     ids, mask = left_padded(prompts, pad_id, device)  # (B, T)
@@ -58,8 +55,11 @@ def sample(
     mask = mask.repeat_interleave(group_size, 0)
     for step in range(max_new_tokens):
         # 3. One more token (B,) for each row.
-        tokens, logps, sampled_logps = _draw(logits, draws[active, step], temperature, top_p)
-        _append([completions[k] for k in active.tolist()], end_ids, tokens, logps, sampled_logps)
+        tokens, logps = _draw(logits, draws[active, step], temperature, top_p)
+        for k, token, logp in zip(active.tolist(), tokens.tolist(), logps.tolist(), strict=True):
+            completions[k].ids.append(token)
+            completions[k].logps.append(logp)
+            completions[k].finished = token in end_ids
         # 4. Rows that drew an end token leave the batch: B shrinks.
         going = ~torch.isin(tokens, torch.tensor(end_ids, device=device))
         if step == max_new_tokens - 1 or not going.any():
@@ -89,8 +89,8 @@ def _last_logits(network: PreTrainedModel, ids: Tensor, mask: Tensor, cache: Dyn
     return output.logits[:, -1].float()  # (B, 1, V) -> (B, V)
 
 
-def _draw(logits: Tensor, draws: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens (B,) by inverse transform sampling at `draws` (B,), and their log-probabilities before and after top-p."""
+def _draw(logits: Tensor, draws: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+    """Tokens (B,) by inverse transform sampling at `draws` (B,), and their log-probabilities without top-p."""
     logps, order = (logits if temperature == 1 else logits / temperature).log_softmax(-1), None  # (B, V)
     if top_p < 1:
         logps, order = logps.sort(descending=True, dim=-1)  # from here on by rank
@@ -101,15 +101,5 @@ def _draw(logits: Tensor, draws: Tensor, temperature: float, top_p: float) -> tu
         kept = (cumulative - likely < top_p).sum(-1, keepdim=True)  # or those that begin below top_p
     mass = cumulative.gather(-1, kept - 1)  # (B, 1): their total probability
     place = torch.searchsorted(cumulative, draws[:, None] * mass).clamp(max=kept - 1)  # (B, 1)
-    chosen = logps.gather(-1, place)[:, 0]
     tokens = place if order is None else order.gather(-1, place)
-    return tokens[:, 0], chosen, chosen - mass[:, 0].log().float()
-
-
-def _append(completions: list[Completion], end_ids: list[int], *columns: Tensor) -> None:
-    """Append a token, its log-probability and that of the distribution drawn from to each completion."""
-    for completion, token, logp, sampled_logp in zip(completions, *(c.tolist() for c in columns), strict=True):
-        completion.ids.append(token)
-        completion.logps.append(logp)
-        completion.sampled_logps.append(sampled_logp)
-        completion.finished = token in end_ids
+    return tokens[:, 0], logps.gather(-1, place)[:, 0]

@@ -73,7 +73,7 @@ class StepMetrics(Callback):
         self.training_seconds += seconds
         metrics = {f"train/{name}": value for name, value in zip(names, sums, strict=True)} | {
             **{f"train/{name}": value for name, value in method.metrics.items()},
-            "train/lr": method.last_lr,
+            "train/lr": method.lr * method.lr_factor(max(trainer.global_step - 1, 0)),
             "train/grad_norm": float(method.grad_norm),
             "train/tokens_per_second": tokens / seconds,
             "train/tokens": self.tokens,
