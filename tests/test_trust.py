@@ -299,13 +299,13 @@ def test_a_file_that_changes_after_the_check_is_composed_as_checked(tmp_path, mo
     file = tmp_path / "team" / "recipes" / "mine.yaml"
     file.parent.mkdir(parents=True)
     file.write_text(HEADER + "seed: 4\n")
-    checked = recipes._check
+    problems = recipes._problems
 
     def check_and_swap(*given):
-        checked(*given)
+        yield from problems(*given)
         file.write_text(HEADER + "seed: 5\nmethod: {_target_: evil.x}\n")
 
-    monkeypatch.setattr(recipes, "_check", check_and_swap)
+    monkeypatch.setattr(recipes, "_problems", check_and_swap)
     config = load_config(["recipes=mine"], (tmp_path / "team",))
     assert config["seed"] == 4 and config["method"]["_target_"] == "ftcore.methods.sft.SFT"
 

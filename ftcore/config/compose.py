@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import cast
 
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
+import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
@@ -47,14 +46,13 @@ def load_config(
     options_chosen = {o.key_or_group: o.value() for o in chosen}
     if wrong := _wrong_options(options_chosen, config_dirs):
         raise ConfigError("\n".join(f"{group} {problem}" for group, problem in wrong.items()))
-    files = _files(options_chosen, recipe)
-    if recipe:
-        chosen += read_overrides([f"recipes={GIVEN}"])
-    with staged_recipes(files, config_dirs) as staged:
+    with staged_recipes(_files(options_chosen, recipe), config_dirs) as staged:
         wrong = _wrong_options({**staged.chosen, **options_chosen}, config_dirs)
-        stand_ins = read_overrides([f"{group}={options(group)[0]}" for group in wrong])  # to see what else is wrong
-        config = compose([*chosen, *stand_ins], values, [*staged.search_path, *config_dirs])
-        config = _on_top_of_run(config, chosen, values)
+        instead = {group: options(group)[0] for group in wrong} | ({"recipes": GIVEN} if recipe else {})
+        chosen += read_overrides(
+            [f"{group}={option}" for group, option in instead.items()]
+        )  # to see what else is wrong
+        config = _on_top_of_run(compose(chosen, values, [*staged.search_path, *config_dirs]), chosen, values)
         config["name"] = config.get("name") or default_name(config)
         if config.get("trust") != next((o.value() for o in values if o.key_or_group == "trust"), []):
             raise ConfigError("trust is given on the command line only: no file may say whose code runs.")
@@ -70,6 +68,14 @@ def default_name(config: Config) -> str:
     return "-".join(str(config["choices"][group]) for group in NAMED_AFTER)
 
 
+def _files(chosen: Mapping[str, object], recipe: Path | None) -> list[tuple[str, str | Path]]:
+    """(group, name or file) of every recipe and sweep."""
+    if recipe and "recipes" in chosen:
+        raise ConfigError("recipe= and recipes= are two recipes: give one of the two.")
+    files = {group: chosen[group] for group in FILES if group in chosen} | ({"recipes": recipe} if recipe else {})
+    return [(group, file if isinstance(file, Path) else str(file)) for group, file in files.items()]
+
+
 def _wrong_options(choices: Mapping[str, object], config_dirs: Iterable[Path]) -> dict[str, str]:
     """Group -> what is wrong with the option chosen for it."""
     problems = {}
@@ -83,14 +89,6 @@ def _wrong_options(choices: Mapping[str, object], config_dirs: Iterable[Path]) -
             meant = closest(str(option), known)
             problems[group] = f"has no option {str(option)!r}{meant} Options: {', '.join(known)}."
     return problems
-
-
-def _files(chosen: Mapping[str, object], recipe: Path | None) -> list[tuple[str, str | Path]]:
-    """(group, name or file) of every recipe and sweep that the command line names."""
-    files: list[tuple[str, str | Path]] = [(group, str(chosen[group])) for group in FILES if group in chosen]
-    if recipe and "recipes" in chosen:
-        raise ConfigError("recipe= and recipes= are two recipes: give one of the two.")
-    return [*files, ("recipes", recipe)] if recipe else files
 
 
 def _all_problems(
@@ -139,8 +137,8 @@ def compose(chosen: list[Override], values: list[Override], search: list[Path]) 
     if search:
         lines.append(f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in search)}]")
     try:
-        with initialize_config_dir(str(resources() / "conf"), version_base="1.3"):
-            config = hydra_compose("config", lines, return_hydra_config=True)
+        with hydra.initialize_config_dir(str(resources() / "conf"), version_base="1.3"):
+            config = hydra.compose("config", lines, return_hydra_config=True)
         plain = _plain(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
         plain["choices"] = {group: config.hydra.runtime.choices.get(group) for group in GROUPS}
         return plain

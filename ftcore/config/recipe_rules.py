@@ -64,7 +64,8 @@ def _stage(group: str, name: str | Path, config_dirs: tuple[Path, ...], private:
         content = stream.read(MAX_BYTES + 1)
     root = _parse(file, content)
     keys = list(entries(root))
-    _check(file, root, keys)
+    for node, problem in _problems(root, keys):
+        raise ConfigError(f"{file}:{node.start_mark.line + 1}: {problem}")
     staged.lines |= {key.path: f"{file}:{key.line}" for key in keys}
     staged.chosen |= {group: str(option) for group, option, _ in choices(keys)}
     # Composing would keep conf/'s value for them.
@@ -104,13 +105,8 @@ def _parse(file: Path, content: bytes) -> yaml.MappingNode:
     return root
 
 
-def _check(file: Path, root: yaml.MappingNode, keys: list[Entry]) -> None:
-    """Refuse what could run code or reach outside the known groups."""
-    for node, problem in _problems(root, keys):
-        raise ConfigError(f"{file}:{node.start_mark.line + 1}: {problem}")
-
-
 def _problems(root: yaml.MappingNode, keys: list[Entry]) -> Problems:
+    """What could run code or reach outside the known groups."""
     for key, value in root.value:
         if key.value == "defaults":
             yield from _wrong_choices(value)

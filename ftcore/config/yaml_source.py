@@ -9,7 +9,6 @@ from itertools import takewhile
 from pathlib import Path
 
 import yaml
-from yaml.constructor import SafeConstructor
 
 # libyaml, where installed, is ten times as fast.
 LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -35,7 +34,7 @@ class Entry:
     @property
     def value(self) -> object:
         """The value, as `yaml.safe_load` would return it."""
-        return SafeConstructor().construct_object(self.node, deep=True)
+        return yaml.constructor.SafeConstructor().construct_object(self.node, deep=True)
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,9 @@ def read(file: Path) -> Source:
     lines = text.splitlines()
     root = yaml.compose(text, LOADER)
     if root:
-        SafeConstructor().construct_object(root, deep=True)  # adds the keys that `<<` merges to the nodes
+        yaml.constructor.SafeConstructor().construct_object(
+            root, deep=True
+        )  # adds the keys that `<<` merges to the nodes
     return Source(_comment(lines, len([*takewhile(lambda line: line.startswith("#"), lines)])), [*entries(root, lines)])
 
 
