@@ -1,6 +1,6 @@
 """Errors a user can cause: one paragraph that says what, where and how to fix it, and an exit code of its kind.
 
-Only `ftcore.__main__` turns them into an exit status. Messages never hold the content of a row: rows may be private.
+Only `ftcore.cli` turns them into an exit status. Messages never hold the content of a row: rows may be private.
 """
 
 import os
@@ -84,25 +84,17 @@ def traced(error: BaseException) -> str:
     """The traceback of an unexpected error. Where rows are private it has lines of code only: a message may quote a row."""
     if not is_private():
         return "".join(traceback.format_exception(error))
-    return "".join(
-        [*traceback.format_tb(error.__traceback__), f"{type(error).__name__} (message withheld: private=true)\n"]
-    )
+    withheld = f"{type(error).__name__} (message withheld: private=true)\n"
+    return "".join([*traceback.format_tb(error.__traceback__), withheld])
 
 
 @contextmanager
 def storage_errors() -> Iterator[None]:
-    """Turn what the operating system says of files into a `StorageError`."""
+    """Turn what the operating system refuses into a `StorageError`."""
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        raise StorageError(
-            f"{error.strerror or error}{where}. Free space, permissions or the path need mending."
-        ) from None
-
-
-def error_for_exit_code(code: int) -> type[FtcoreError]:
-    """The error class that ends a program with `code`; `FtcoreError` when none does."""
-    return next((kind for kind in FtcoreError.__subclasses__() if kind.exit_code == code), FtcoreError)
+        raise StorageError(f"{error.strerror or error}{where}. Check free space, permissions and the path.") from None

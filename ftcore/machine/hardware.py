@@ -21,7 +21,7 @@ CPU_TOKENS = 1536
 
 def cuda_devices() -> int:
     """Number of CUDA devices; 0 without importing torch where the machine has no such device file."""
-    if not any(Path("/dev").glob("nvidia[0-9]*")) and not Path("/dev/dxg").exists() and not Path("/dev/kfd").exists():
+    if not any(next(Path("/dev").glob(name), None) for name in ("nvidia[0-9]*", "dxg", "kfd")):
         return 0
     import torch
 
@@ -47,18 +47,15 @@ def find_machine(
     if accelerator == "auto":
         accelerator = "gpu" if found else "cpu"
     if accelerator == "gpu" and found < devices and not slurm:
+        nearest = "hardware=gpu" if found else "hardware=cpu, or hardware=ddp_2cpu to rehearse several processes"
         raise HardwareError(
             f"The hardware option needs {devices} CUDA device{'s' * (devices > 1)} per machine and this one has {found}. "
-            f"The nearest option that runs here: {_nearest(found)}."
+            f"The nearest option that runs here: {nearest}."
         )
     if strategy == "single" and devices * num_nodes > 1:
-        raise ConfigError(
-            f"hardware.devices={devices} and num_nodes={num_nodes} need hardware.strategy=ddp or fsdp; single means one process."
-        )
+        raise ConfigError(f"hardware.devices={devices} and num_nodes={num_nodes} need hardware.strategy=ddp or fsdp.")
     if strategy == "fsdp" and devices * num_nodes == 1:
-        raise ConfigError(
-            "hardware.strategy=fsdp shares the model out over processes: set hardware.devices, or single."
-        )
+        raise ConfigError("hardware.strategy=fsdp needs several processes: set hardware.devices, or strategy=single.")
     if strategy == "fsdp" and precision == "16-mixed":
         raise ConfigError("hardware.precision=16-mixed does not go with strategy=fsdp: use bf16-mixed.")
     if precision == "16-mixed" and accelerator == "cpu":
@@ -80,19 +77,13 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def memory_of(key: str, value: object) -> Iterator[None]:
-    """Name the setting that fills a device's memory. Raises `HardwareError`."""
-    from torch import OutOfMemoryError
+    """Say which setting fills a device's memory. Raises `HardwareError`."""
+    import torch
 
     try:
         yield
-    except OutOfMemoryError:
-        raise HardwareError(
-            f"The memory of a device is full. Lower {key} (it is {value}); it changes no result."
-        ) from None
-
-
-def _nearest(found: int) -> str:
-    return "hardware=cpu, or hardware=ddp_2cpu to rehearse several processes" if not found else "hardware=gpu"
+    except torch.OutOfMemoryError:
+        raise HardwareError(f"A device's memory is full. Lower {key} (now {value}); it changes no result.") from None
 
 
 def micro_batch(

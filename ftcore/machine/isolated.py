@@ -13,8 +13,7 @@ from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from typing import TypeVarTuple
 
-Given = TypeVarTuple("Given")
-
+Args = TypeVarTuple("Args")
 PR_SET_PDEATHSIG = 1  # of prctl, on Linux
 
 
@@ -29,14 +28,14 @@ def uninterrupted() -> Iterator[None]:
 
 
 def start(
-    context: SpawnContext | ForkServerContext, work: Callable[[*Given], object], *given: *Given, daemon: bool = False
+    context: SpawnContext | ForkServerContext, work: Callable[[*Args], object], *args: *Args, daemon: bool = False
 ) -> BaseProcess:
-    """Start `work(*given)` in a new process, which is returned; call it, and keep the process, inside `uninterrupted`.
+    """Start `work(*args)` in a new process, which is returned; call it, and keep the process, inside `uninterrupted`.
 
     On Linux the process also dies with its parent: the thread that called this, or the fork server.
     `daemon` is that of multiprocessing: such a process ends with this one, and starts none by multiprocessing.
     """
-    process = context.Process(target=_lead, args=(work, *given), daemon=daemon)
+    process = context.Process(target=_lead, args=(work, *args), daemon=daemon)
     process.start()
     return process
 
@@ -50,7 +49,7 @@ def end(process: BaseProcess) -> None:
     process.join()
 
 
-def _lead(work: Callable[[*Given], object], *given: *Given) -> None:
+def _lead(work: Callable[[*Args], object], *args: *Args) -> None:
     """In the new process: leave the terminal, let SIGTERM end it whatever its parent did with it, then work."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -58,4 +57,4 @@ def _lead(work: Callable[[*Given], object], *given: *Given) -> None:
     os.setsid()
     if sys.platform == "linux":  # what hangs would not notice by itself that the parent is gone
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    work(*given)
+    work(*args)

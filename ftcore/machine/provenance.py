@@ -35,10 +35,9 @@ def made_with(config: Config) -> MadeWith:
     """Versions and machine of this process, as summary.json keeps them."""
     rewards = config["method"].get("rewards", [])
     uses_trl = isinstance(rewards, list) and any(str(name).startswith("trl.") for name in rewards)
-    names = (*PACKAGES, "trl") if uses_trl else PACKAGES
-    found = {name: _version(name) for name in names}
-    return {"versions": {"ftcore": __version__, "python": platform.python_version(), **found},
-            "machine": _machine(config["hardware"])}  # fmt: skip
+    versions: dict[str, str | None] = {"ftcore": __version__, "python": platform.python_version()}
+    versions |= {name: _version(name) for name in (*PACKAGES, *(["trl"] if uses_trl else []))}
+    return {"versions": versions, "machine": _machine(config["hardware"])}
 
 
 def _version(package: str) -> str | None:
@@ -49,24 +48,18 @@ def _version(package: str) -> str | None:
 
 
 def _machine(hardware: Hardware) -> MachineFacts:
-    devices = 0 if hardware["accelerator"] == "cpu" else cuda_devices()
-    device = "CPU"
-    if devices:
+    device, cpu_info = "CPU", Path("/proc/cpuinfo")
+    if hardware["accelerator"] != "cpu" and cuda_devices():
         import torch
 
         device = torch.cuda.get_device_name(0)
+    lines = cpu_info.read_text(errors="replace").splitlines() if cpu_info.is_file() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": next(models, platform.processor()),
         "threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
         "device": device,
         "processes": hardware["devices"] * hardware["num_nodes"],
         "precision": hardware["precision"],
     }
-
-
-def _processor() -> str:
-    described = Path("/proc/cpuinfo")
-    lines = described.read_text(errors="replace").splitlines() if described.is_file() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor())

@@ -14,10 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftcore.errors import HardwareError
-from ftcore.settings import Config, Slurm
+from ftcore.settings import Config
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
+
+# Keys of hardware.slurm by their names in submitit.
+SUBMITIT = {name: name for name in ("timeout_min", "cpus_per_task", "mem_gb")}
+SUBMITIT |= {"partition": "slurm_partition", "account": "slurm_account", "additional": "slurm_additional_parameters"}
 
 
 def submit(config: Config, folder: Path) -> None:
@@ -35,7 +39,7 @@ def submit(config: Config, folder: Path) -> None:
             nodes=hardware["num_nodes"],
             tasks_per_node=hardware["devices"] if several else 1,
             gpus_per_node=0 if hardware["accelerator"] == "cpu" else hardware["devices"],
-            **_asked(ask),
+            **{SUBMITIT[key]: value for key, value in ask.items() if value and key in SUBMITIT},
         )
         job = executor.submit(Job(folder, several, config["trust"] or []))
     except ImportError:
@@ -43,19 +47,6 @@ def submit(config: Config, folder: Path) -> None:
     except (RuntimeError, OSError, ValueError, NameError) as error:  # submitit's own for a refused or missing sbatch
         raise HardwareError(f"SLURM did not take the job: {str(error).strip().splitlines()[-1]}") from None
     print(f"Submitted as job {job.job_id}. Everything comes into {folder}\nFollow it with: tail -F {job.paths.stdout}")
-
-
-def _asked(ask: Slurm) -> dict[str, object]:
-    """What is set, in submitit's names."""
-    wanted = {
-        "timeout_min": ask["timeout_min"],
-        "cpus_per_task": ask["cpus_per_task"],
-        "mem_gb": ask["mem_gb"],
-        "slurm_partition": ask["partition"],
-        "slurm_account": ask["account"],
-        "slurm_additional_parameters": ask["additional"] or None,
-    }
-    return {key: value for key, value in wanted.items() if value is not None}
 
 
 @dataclass
@@ -69,12 +60,9 @@ class Job:
 
     def __call__(self) -> None:
         """Run it to its end, with its exit code."""
-        words = [
-            f"resume={self.folder}",
-            "hardware.slurm=null",
-            *([f"trust=[{','.join(self.trust)}]"] * bool(self.trust)),
-        ]
-        self.process = subprocess.Popen([sys.executable, "-m", "ftcore", *words], env=self._environment())
+        command = [sys.executable, "-m", "ftcore", f"resume={self.folder}", "hardware.slurm=null"]
+        command += [f"trust=[{','.join(self.trust)}]"] if self.trust else []
+        self.process = subprocess.Popen(command, env=self._environment())
         while (code := self.process.poll()) is None:
             time.sleep(0.2)
         if code:

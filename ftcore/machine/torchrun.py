@@ -1,4 +1,4 @@
-"""Processes that torchrun or a SLURM job started: the first one decides what is run, and tells the others."""
+"""Processes that torchrun or a SLURM job started: the first one decides what is run, and sends it to the others."""
 
 import json
 import os
@@ -12,9 +12,9 @@ from ftcore.settings import Config, Resolved
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
 
-# Config, what is settled, run folder, checkpoint to go on from.
+# Config, what is settled, run folder, checkpoint to resume from.
 Work = tuple[Config, Resolved, Path, Path | None]
-# Its rows are read and its stages looked up before the first process has anything to tell.
+# Rows are read and stages looked up before the first process has anything to send.
 PATIENCE = timedelta(hours=6)
 
 
@@ -28,25 +28,19 @@ def rank() -> int:
     return int(os.environ["RANK"]) if started() else 0
 
 
-def world_size() -> int:
-    """How many were started together."""
-    return int(os.environ["WORLD_SIZE"])
-
-
-def tell(work: Work | None) -> object:
+def send(work: Work | None) -> object:
     """Let the other processes do `work`; nothing, with None. What is returned must be kept until they have ended."""
     store = _store()
-    said = (work[0], asdict(work[1]), *work[2:]) if work else None
-    store.set("ftcore", json.dumps(said, default=str))
+    store.set("ftcore", json.dumps((work[0], asdict(work[1]), *work[2:]) if work else None, default=str))
     return store
 
 
-def told() -> Work | None:
-    """What the first process tells, once it does."""
-    said = json.loads(_store().get("ftcore"))
-    if not said:
+def receive() -> Work | None:
+    """What the first process sends, once it does."""
+    work = json.loads(_store().get("ftcore"))
+    if not work:
         return None
-    config, resolved, folder, start = said
+    config, resolved, folder, start = work
     return config, Resolved.from_json(resolved), Path(folder), Path(start) if start else None
 
 

@@ -1,6 +1,8 @@
 """The folder that a run works in: a new one, or that of a stopped run to go on with."""
 
 import time
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 from ftcore.config.compose import of_run
@@ -13,26 +15,23 @@ from ftcore.settings import Config
 
 def run_folder(config: Config) -> Run | None:
     """The run to work on, holding config.yaml; None when the one that `resume` names is finished already."""
-    if config["resume"] and (run := _stopped(config)):
-        if run.finished:
-            print(f"{run} is finished; there is nothing to go on with. Its scores are in summary.json.")
-            return None
-        _refuse_changes(run, config)
-        return run
-    return _new(config)
+    parent = Path(config["output_dir"]).expanduser().resolve() / config["name"]
+    if not config["resume"] or not (run := _stopped(config["resume"], parent)):
+        return _new(config, parent)
+    if run.finished:
+        print(f"{run} is finished; there is nothing to go on with. Its scores are in summary.json.")
+        return None
+    _refuse_changes(run, config)
+    return run
 
 
-def _parent(config: Config) -> Path:
-    return Path(config["output_dir"]).expanduser().resolve() / config["name"]
-
-
-def _stopped(config: Config) -> Run | None:
+def _stopped(resume: str, parent: Path) -> Run | None:
     """The run that `resume` means; None when it is `auto` and none of this name was stopped."""
-    if config["resume"] == "auto":
-        return next((run for run in Run.named(_parent(config)) if not run.finished), None)
-    run = Run(Path(str(config["resume"])).expanduser().resolve())
+    if resume == "auto":
+        return next((run for run in Run.named(parent) if not run.finished), None)
+    run = Run(Path(resume).expanduser().resolve())
     if not run.begun:
-        raise ConfigError(f"resume={config['resume']} is not a run folder: {run.config_file} does not exist.")
+        raise ConfigError(f"resume={resume} is not a run folder: {run.config_file} does not exist.")
     return run
 
 
@@ -48,17 +47,15 @@ def _refuse_changes(run: Run, config: Config) -> None:
         )
 
 
-def _new(config: Config) -> Run:
+def _new(config: Config, parent: Path) -> Run:
     """A new folder named by the time."""
-    parent, stamp = _parent(config), time.strftime("%Y-%m-%d_%H-%M-%S")
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     try:
-        for name in (stamp, *(f"{stamp}-{k}" for k in range(2, 100))):
-            run = Run(parent / name)
-            try:
+        for k in count(1):
+            run = Run(parent / (f"{stamp}-{k}" if k > 1 else stamp))
+            with suppress(FileExistsError):  # of a run that began in the same second
                 run.folder.mkdir(parents=True)
                 break
-            except FileExistsError:
-                continue
         run.write_config(of_run(config))
     except OSError as error:
         raise StorageError(

@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from ftcore.data.records import Records
-from ftcore.errors import HardwareError, OutOfMemory, Stopped, error_for_exit_code
+from ftcore.errors import FtcoreError, HardwareError, OutOfMemory, Stopped, storage_errors, traced
 from ftcore.machine import torchrun
 from ftcore.machine.hardware import smaller
 from ftcore.run_folder import Run
 from ftcore.settings import Config, Hardware, Resolved
 
-# What a process of several says to the one that started it, which may try again (ENOMEM).
+# Exit code by which a process tells the one that started it that a device's memory is full (ENOMEM): it may try again.
 OUT_OF_MEMORY = 12
 
 
@@ -26,20 +26,21 @@ def launch(config: Config, resolved: Resolved, run: Run, records: Records | None
     `records` that are read already serve when this process is the only one. Where a device's memory is full, the run goes on with
     the next smaller micro-batch size, then with activation checkpointing, as far as these are ours to choose.
     """
-    ours = config["micro_batch_size"] == "auto"
     sizes = {"global_batch_size": config["global_batch_size"], "processes": resolved.machine.processes}
     while True:
         try:
             return _launch(config, resolved, run, records)
         except OutOfMemory as error:
-            less = smaller(micro_batch_size=resolved.micro_batch_size, **sizes) if ours else None
-            if not less and config["hardware"]["activation_checkpointing"] != "auto":
-                raise
+            less = None
+            if config["micro_batch_size"] == "auto":
+                less = smaller(micro_batch_size=resolved.micro_batch_size, **sizes)
             if less:
                 resolved, chosen = replace(resolved, micro_batch_size=less), f"micro_batch_size={less}"
-            else:
+            elif config["hardware"]["activation_checkpointing"] == "auto":
                 config = {**config, "hardware": {**config["hardware"], "activation_checkpointing": True}}
                 chosen = "hardware.activation_checkpointing=true"
+            else:
+                raise
             print(f"{error} Going on with {chosen}.", file=sys.stderr)
 
 
@@ -49,13 +50,10 @@ def _launch(config: Config, resolved: Resolved, run: Run, records: Records | Non
     from ftcore.train.run import run as train
 
     start, devices = newest(run.checkpoints), resolved.machine.devices
-    if torchrun.started():
-        kept = torchrun.tell((config, resolved, run.folder, start))
+    if torchrun.started() or devices == 1:
+        store = torchrun.send((config, resolved, run.folder, start)) if torchrun.started() else None
         train(config, resolved, run, records, start)
-        del kept
-        return
-    if devices == 1:
-        train(config, resolved, run, records, start)
+        del store  # kept until the others have ended
         return
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -79,41 +77,44 @@ def _launch(config: Config, resolved: Resolved, run: Run, records: Records | Non
         sys.exit(128 + signal.sigval)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        if failure.exitcode > 128:
-            raise Stopped(failure.exitcode, f"Process {rank} of {devices}: its message stands above.") from None
-        if failure.exitcode == OUT_OF_MEMORY:
-            raise OutOfMemory(f"Process {rank} of {devices}: its message stands above.") from None
-        kind = error_for_exit_code(failure.exitcode)
-        if kind.exit_code != failure.exitcode:
-            raise HardwareError(f"Process {rank} of {devices} ended with exit code {failure.exitcode}.") from None
-        raise kind(f"Process {rank} of {devices}: its message stands above.") from None
+        raise _first_error(f"Process {rank} of {devices}", failure.exitcode) from None
+
+
+def _first_error(process: str, exit_code: int) -> FtcoreError:
+    """The error of a process, which has printed its own message, by its exit code."""
+    kinds = {kind.exit_code: kind for kind in FtcoreError.__subclasses__()}
+    kinds |= {FtcoreError.exit_code: FtcoreError, OUT_OF_MEMORY: OutOfMemory}
+    message = f"{process}: its message stands above."
+    if exit_code > 128:
+        return Stopped(exit_code, message)
+    if exit_code in kinds:
+        return kinds[exit_code](message)
+    return HardwareError(f"{process} ended with exit code {exit_code}.")
 
 
 def check_processes(hardware: Hardware) -> None:
     """Refuse a number of processes that is not there, before anything is read. Raises `HardwareError`."""
-    wanted = hardware["devices"] * hardware["num_nodes"]
+    devices, nodes = hardware["devices"], hardware["num_nodes"]
     if torchrun.started():
-        if torchrun.world_size() != wanted:
-            raise HardwareError(
-                f"{torchrun.world_size()} processes were started, and hardware.devices x hardware.num_nodes = "
-                f"{hardware['devices']} x {hardware['num_nodes']} = {wanted}."
-            )
+        if (started := int(os.environ["WORLD_SIZE"])) != devices * nodes:
+            product = f"hardware.devices x hardware.num_nodes = {devices} x {nodes} = {devices * nodes}"
+            raise HardwareError(f"{started} processes were started, and {product}.")
     elif int(os.environ.get("SLURM_NTASKS", 1)) > 1:
         raise HardwareError(
             "ftcore starts the processes of a machine itself: run it in one SLURM task, or let it submit: hardware=slurm."
         )
-    elif hardware["num_nodes"] > 1 and not hardware["slurm"]:
+    elif nodes > 1 and not hardware["slurm"]:
         raise HardwareError(
             "A run on several machines is started on each of them by torchrun:\n"
-            f"  torchrun --nnodes={hardware['num_nodes']} --nproc-per-node={hardware['devices']} --rdzv-backend=c10d "
+            f"  torchrun --nnodes={nodes} --nproc-per-node={devices} --rdzv-backend=c10d "
             "--rdzv-endpoint=<first machine>:29500 -m ftcore ...\nor by SLURM: hardware=slurm."
         )
 
 
 def follow() -> None:
-    """What a process does that was started from outside and is not the first."""
-    if said := torchrun.told():
-        _rank(*said, ours=False)
+    """What a process does that torchrun or SLURM launched and that is not the first."""
+    if work := torchrun.receive():
+        _rank(*work, ours=False)
 
 
 def _rank(config: Config, resolved: Resolved, folder: Path, start: Path | None, ours: bool) -> None:
@@ -121,7 +122,6 @@ def _rank(config: Config, resolved: Resolved, folder: Path, start: Path | None, 
     from torch.distributed import DistError
 
     import ftcore.runs.preload  # noqa: F401
-    from ftcore.errors import FtcoreError, storage_errors, traced
     from ftcore.train.run import run
 
     try:
@@ -132,6 +132,6 @@ def _rank(config: Config, resolved: Resolved, folder: Path, start: Path | None, 
         sys.exit(OUT_OF_MEMORY if ours and isinstance(error, OutOfMemory) else error.exit_code)
     except Exception as error:  # a fault of ours: nobody else would show it
         lost = isinstance(error, DistError) or "gloo" in str(error)  # what went wrong is in another process
-        shown = f"{str(error).split('. ')[0]}" if lost else traced(error)
+        shown = str(error).split(". ")[0] if lost else traced(error)
         print(f"Process {os.environ['RANK']}: {shown}", file=sys.stderr, flush=True)
         sys.exit(1)

@@ -4,8 +4,6 @@ A method's YAML lists them under `stages`, name -> overrides, composed on the sa
 `method.<name>=<run>` uses an existing run instead. A sweep over other keys of the method finds them finished.
 """
 
-import hashlib
-import json
 import os
 import re
 from pathlib import Path
@@ -19,21 +17,18 @@ from ftcore.config.compose import load_config, of_run
 from ftcore.config.roles import files_of_config, leaves_of, role_of, top_roles
 from ftcore.data.records import Data
 from ftcore.errors import ConfigError
-from ftcore.files import home, resolve, sha256
+from ftcore.files import home, resolve, sha256, short_hash
 from ftcore.machine import torchrun
 from ftcore.models.weights import check_path, weights_hashes
 from ftcore.run_folder import PARTIAL, Run
 from ftcore.runs.launch import launch
 from ftcore.runs.resolve import resolve as settle
-from ftcore.runs.resolve import with_weights
 from ftcore.settings import CHOSEN, FILES, NAMED_AFTER, Config
 
-Stages = dict[str, list[str]]  # name -> overrides
 
-
-def stages_of(method: dict[str, object]) -> Stages:
-    """The stages that a method's node lists."""
-    return cast(Stages, method.get("stages", {}))
+def stages_of(method: dict[str, object]) -> dict[str, list[str]]:
+    """The stages that a method's node lists, with their overrides."""
+    return cast(dict[str, list[str]], method.get("stages", {}))
 
 
 def run_stages(config: Config) -> bool:
@@ -46,18 +41,14 @@ def run_stages(config: Config) -> bool:
     if Run.at(config["model"].get("path")) and "policy" in listed:
         method["policy"] = method["policy"] or config["model"]["path"]
     if unknown := sorted(set(listed) - set(method)):
-        raise ConfigError(
-            f"method.stages.{unknown[0]} is no stage: this method has no key method.{unknown[0]} for its run."
-        )
+        raise ConfigError(f"method.stages.{unknown[0]} is no stage: this method has no key method.{unknown[0]} for it.")
     for name in listed:
         if method[name]:  # what is given must be there before the first stage trains
             check_path(str(method[name]))
-    missing = {name: words for name, words in listed.items() if method[name] is None}
-    stages = {name: stage_config(config, name, words) for name, words in missing.items()}
-    # All rows are checked before the first stage trains.
-    folders = {name: folder_of(stage) for name, stage in stages.items()}
+    stages = {name: stage_config(config, name, words) for name, words in listed.items() if method[name] is None}
+    folders = {name: folder_of(stage) for name, stage in stages.items()}  # checks all rows before the first one trains
     for name, stage in stages.items():
-        if not _make(name, stage, missing[name], folders[name], config["dry_run"]):
+        if not _make(name, stage, listed[name], folders[name], config["dry_run"]):
             return False
         method[name] = str(folders[name])
     if policy := method.get("policy"):
@@ -74,21 +65,17 @@ def stage_config(config: Config, name: str, words: list[str]) -> Config:
     theirs = {key for key, role in roles.items() if role.kind in ("command", "place")}
     if refused := keys & {*theirs, *FILES, *fixed}:
         raise ConfigError(
-            f"method.stages.{name} may not set {', '.join(sorted(refused))}; it names a method and its keys."
+            f"method.stages.{name} names a method and its keys; it may not set {', '.join(sorted(refused))}."
         )
     stage = load_config([*words, *(f"{key}={value}" for key, value in fixed.items())])
     kept = {key: value for key, value in config.items() if key in roles and roles[key].stage and key not in keys}
-    choices = {key: option for key, option in config["choices"].items() if key in kept}
-    stage = cast(Config, {**stage, **kept, "choices": stage["choices"] | choices, "name": f"{config['name']}-{name}"})
-    if "micro_batch_size" not in keys and _fits(config["micro_batch_size"], stage):
-        stage["micro_batch_size"] = config["micro_batch_size"]
+    choices = stage["choices"] | {key: option for key, option in config["choices"].items() if key in kept}
+    stage = cast(Config, {**stage, **kept, "choices": choices, "name": f"{config['name']}-{name}"})
+    size, processes = config["micro_batch_size"], stage["hardware"]["devices"] * stage["hardware"]["num_nodes"]
+    # Where its steps cannot be cut into micro-batches of this size, a stage keeps its own.
+    if "micro_batch_size" not in keys and size != "auto" and stage["global_batch_size"] % (size * processes) == 0:
+        stage["micro_batch_size"] = size
     return stage
-
-
-def _fits(micro_batch_size: int | str, stage: Config) -> bool:
-    """Whether a stage's steps can be cut into micro-batches of this size; where not it chooses its own."""
-    processes = stage["hardware"]["devices"] * stage["hardware"]["num_nodes"]
-    return isinstance(micro_batch_size, int) and stage["global_batch_size"] % (micro_batch_size * processes) == 0
 
 
 def folder_of(stage: Config) -> Path:
@@ -98,13 +85,13 @@ def folder_of(stage: Config) -> Path:
     texts = [sha256(Path(resolve(path))) for path in named]
     path = stage["model"].get("path")
     local = weights_hashes(stage["model"]) if path and Path(resolve(path)).is_dir() else {}
-    content = json.dumps([__version__, leaves_of(stage, "result"), rows, texts, local], sort_keys=True)
-    return home() / "stages" / f"{stage['choices']['method']}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+    decides = [__version__, sorted(leaves_of(stage, "result").items()), rows, texts, sorted(local.items())]
+    return home() / "stages" / f"{stage['choices']['method']}-{short_hash(decides)}"
 
 
 def _make(name: str, stage: Config, words: list[str], folder: Path, dry_run: bool) -> bool:
     """Run a stage unless it is there; whoever comes second waits. Returns whether it is there."""
-    resolved = settle(stage)  # its words may ask for another machine
+    settle(stage, {})  # its words may ask for another machine
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if Run(folder).finished:
@@ -113,7 +100,7 @@ def _make(name: str, stage: Config, words: list[str], folder: Path, dry_run: boo
         _refuse_to_start(name, stage, words)
         print(f"Stage {name}: {' '.join(str(stage['choices'][key]) for key in NAMED_AFTER)}")
         hashes = weights_hashes(stage["model"])
-        resolved = with_weights(resolved, hashes)
+        resolved = settle(stage, hashes)
         if dry_run:
             launch({**stage, "dry_run": True}, resolved, Run(os.devnull))
             return False
@@ -124,7 +111,7 @@ def _make(name: str, stage: Config, words: list[str], folder: Path, dry_run: boo
         launch(stage, resolved, partial)
         if not partial.finished:
             raise ConfigError(
-                f"Stage {name} left no finished run in {partial}; look at its overrides, method.stages.{name}."
+                f"Stage {name} left no finished run in {partial}: see its overrides, method.stages.{name}."
             )
         partial.folder.rename(folder)
     return True
@@ -134,8 +121,7 @@ def _refuse_to_start(name: str, stage: Config, words: list[str]) -> None:
     """Raise `ConfigError` with the command to run first where this process cannot start others."""
     if torchrun.started() or stage["hardware"]["slurm"]:
         choices = [f"{group}={stage['choices'][group]}" for group in CHOSEN if group != "method"]
-        command = " ".join([*choices, *words])
         raise ConfigError(
             f"Stage {name} is not made yet, and processes that something else starts cannot start others. Run it first:\n"
-            f"  python -m ftcore {command}\nand give its folder as method.{name}=<run>."
+            f"  python -m ftcore {' '.join([*choices, *words])}\nand give its folder as method.{name}=<run>."
         )

@@ -13,39 +13,41 @@ from ftcore.models.weights import check_weights, weights_hashes
 from ftcore.run_folder import Run
 from ftcore.runs.folder import run_folder
 from ftcore.runs.launch import check_processes, follow, launch
-from ftcore.runs.resolve import resolve, with_weights
+from ftcore.runs.resolve import resolve
 from ftcore.runs.stages import run_stages
 from ftcore.settings import Config
 
-First = Callable[[Config, Records], None]
+Check = Callable[[Config, Records], None]
 
 
-def train(config: Config, first: First = lambda *_: None) -> Run | None:
+def train(config: Config, check: Check = lambda *_: None) -> Run | None:
     """Check the machine, then run; of processes that torchrun or SLURM launched, the first decides for all.
 
-    `first` gets the config and the rows before anything trains. Returns the run, None when there is none.
+    `check` gets the config and the rows before anything trains. Returns the run, None when there is none.
     """
     check_processes(config["hardware"])
     if torchrun.rank():
         follow()
         return None
-    run = _run(config, first)
+    run = _run(config, check)
     if not run and torchrun.started():
-        torchrun.tell(None)
+        torchrun.send(None)
     return run
 
 
-def _run(config: Config, first: First) -> Run | None:
+def _run(config: Config, check: Check) -> Run | None:
     """Check rows and weights, choose the run folder, start the processes. Returns None when there is nothing to run."""
-    resolved = resolve(config)
+    resolve(config, {})  # what this machine lacks is said before any row is read
     records = build(config["data"], Data).load(record_type(config["method"]))
     check_weights(config["model"])
-    first(config, records)
-    _make_absolute(config)
+    check(config, records)
+    for key, path in list(files_of_config(config)):  # the run is used from other folders later
+        if (local := Path(path).expanduser()).exists():
+            put(config, key, str(local.resolve()))
     if not run_stages(config):
         return None
     hashes = weights_hashes(config["model"])
-    resolved = with_weights(resolved, hashes)
+    resolved = resolve(config, hashes)
     if config["dry_run"]:
         launch(config, resolved, Run(os.devnull), records)
         return None
@@ -60,10 +62,3 @@ def _run(config: Config, first: First) -> Run | None:
         with run.held():
             launch(config, resolved, run, records)
     return run
-
-
-def _make_absolute(config: Config) -> None:
-    """Local paths as they are from anywhere: the run is used from other folders later."""
-    for key, path in list(files_of_config(config)):
-        if Path(path).expanduser().exists():
-            put(config, key, str(Path(path).expanduser().resolve()))
