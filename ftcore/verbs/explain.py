@@ -1,7 +1,7 @@
 """Where a value comes from: `python -m ftcore explain key=method.beta method=dpo`.
 
 The config is composed and checked as for a run. Hydra says of which files and in which order; these are read once more, with
-their lines and comments, and every place that sets a key is kept, so that what was replaced can be told too.
+their lines and comments, and every place that sets a key is kept, so that replaced values can be shown too.
 """
 
 import json
@@ -13,7 +13,6 @@ from pathlib import Path
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -23,6 +22,7 @@ from ftcore.config.options import folders, options
 from ftcore.config.recipe_rules import staged_recipes
 from ftcore.config.roles import type_of
 from ftcore.config.yaml_source import choices, read
+from ftcore.console import wide_console
 from ftcore.errors import ConfigError
 from ftcore.files import resources
 from ftcore.run_folder import Row, Run
@@ -42,40 +42,41 @@ class Setting:
 
 def explain(arguments: ExplainArguments, words: list[str], config_dirs: tuple[Path, ...] = ()) -> list[Row]:
     """Print value, source, replaced values, type and meaning of every key that `key=` names."""
-    keys = _asked(arguments["key"])
-    config = load_config(words, config_dirs)
-    known = dict(_nodes(config))
-    for key in keys:
-        if key not in known:
-            raise ConfigError(f"key={key}: this config has no such key{_meant(key, list(known))}")
-    history = [*_of_files(config, words, config_dirs), *_of_run(config, words), *_of_command_line(words)]
-    for k, key in enumerate(keys):
-        print(end="\n" * bool(k))
-        if isinstance(known[key], Mapping) and known[key]:
-            _print_table(key, known, history)
-        else:
-            _print_key(key, config, known[key], history)
-    return [_answer(key, config, known[key], history) for key in keys]
-
-
-def _answer(key: str, config: Config, value: object, history: list[Setting]) -> Row:
-    """What a program wants to know of a key."""
-    newest, *before = _settings_of(key, value, history)
-    replaced = [{"value": setting.value, "set_by": setting.source} for setting in before]
-    about = {"type": _type(key, config), "meaning": _meaning(key, [newest, *before])}
-    return {"key": key, "value": value, "set_by": newest.source, "replaced": replaced, **about}
-
-
-def _asked(asked: str | list[str] | None) -> list[str]:
-    """The keys to explain."""
-    texts = [asked] if isinstance(asked, str) else asked or []
-    keys = [key for text in texts for key in re.split(r"[\s,]+", text.strip(" []")) if key]
+    asked = arguments["key"] or []
+    keys = dict.fromkeys(re.findall(r"[^\s,\[\]]+", asked if isinstance(asked, str) else " ".join(asked)))
     if not keys:
         raise ConfigError(
             "Which key? Write key=method.lr, key=[method.lr,seed] or a whole group, key=method, and after it the words of "
             "the run: python -m ftcore explain key=method.lr method=dpo."
         )
-    return list(dict.fromkeys(keys))
+    config = load_config(words, config_dirs)
+    known = dict(_nodes(config))
+    for key in [key for key in keys if key not in known]:
+        same = [path for path in known if path.rpartition(".")[2] == key.rpartition(".")[2]]
+        meant = f"; did you mean {same[0]!r}?" if same else closest(key, known)
+        raise ConfigError(f"key={key}: this config has no such key{meant}")
+    history = [*_of_files(config, words, config_dirs), *_of_run(config, words), *_of_command_line(words)]
+    answers: list[Row] = []
+    for key in keys:
+        print(end="\n" * bool(answers))
+        settings = _settings_of(key, known[key], history)
+        answers.append(_answer(key, config, known[key], settings))
+        if isinstance(known[key], Mapping) and known[key]:
+            _print_table(key, known, history)
+        else:
+            _print_key(answers[-1], settings)
+    return answers
+
+
+def _answer(key: str, config: Config, value: object, settings: list[Setting]) -> Row:
+    """What a program wants to know of a key; `settings` are the places that set it, the newest first."""
+    known_type = type_of(key, config)
+    kind = describe(known_type) if known_type else "anything"
+    if key.endswith("._target_"):
+        kind = "text: the class or function that gets the other keys"
+    replaced = [{"value": setting.value, "set_by": setting.source} for setting in settings[1:]]
+    about = {"replaced": replaced, "type": kind, "meaning": _meaning(key, settings)}
+    return {"key": key, "value": value, "set_by": settings[0].source, **about}
 
 
 def _nodes(node: Mapping[str, object], path: str = "") -> Iterator[tuple[str, object]]:
@@ -85,11 +86,6 @@ def _nodes(node: Mapping[str, object], path: str = "") -> Iterator[tuple[str, ob
         yield inner, value
         if isinstance(value, Mapping):
             yield from _nodes(value, inner)
-
-
-def _meant(key: str, known: list[str]) -> str:
-    same = [path for path in known if path.rpartition(".")[2] == key.rpartition(".")[2]]
-    return f"; did you mean {same[0]!r}?" if same else closest(key, known)
 
 
 def _of_files(config: Config, words: list[str], config_dirs: tuple[Path, ...]) -> Iterator[Setting]:
@@ -105,15 +101,10 @@ def _of_files(config: Config, words: list[str], config_dirs: tuple[Path, ...]) -
             loader = GlobalHydra.instance().config_loader()
             parts = loader.compute_defaults_list("config", lines, RunMode.RUN).defaults
     for part in parts:
-        path, package = str(part.config_path), part.package or ""
-        if package.split(".")[0] == "hydra":
-            continue
-        group = path.split("/")[0]
-        places = folders(group, config_dirs) if group in FILES else [resources() / "conf", *config_dirs]
-        inside = path.removeprefix(f"{group}/") if group in FILES else path
-        file = next((f for folder in places if (f := folder / f"{inside}.yaml").is_file()), None)
-        if file:
-            yield from _of_file(file, package, in_conf=group not in FILES)
+        group, _, option = str(part.config_path).partition("/")
+        places = folders(group, config_dirs) if option else [resources() / "conf"]
+        for file in [file for folder in places if (file := folder / f"{option or group}.yaml").is_file()][:1]:
+            yield from _of_file(file, part.package or "", in_conf=group not in FILES)
 
 
 def _of_file(file: Path, package: str = "", in_conf: bool = False) -> Iterator[Setting]:
@@ -134,12 +125,10 @@ def _of_file(file: Path, package: str = "", in_conf: bool = False) -> Iterator[S
 def _of_run(config: Config, words: list[str]) -> Iterator[Setting]:
     """With `run=` or `resume=`: what that run's config.yaml gives."""
     named = config["run"] or (config["resume"] if config["resume"] != "auto" else None)
-    if not named:
-        return
-    chosen = {o.key_or_group for o in read_overrides(words) if o.key_or_group in GROUPS}
-    for setting in _of_file(Run(named).config_file):
-        top, _, rest = setting.path.partition(".")
-        if top not in chosen and not (top == "choices" and rest in chosen):
+    chosen = {o.key_or_group for o in read_overrides(words)} & {*GROUPS}
+    chosen |= {f"choices.{group}" for group in chosen}
+    for setting in _of_file(Run(named).config_file) if named else ():
+        if not any(setting.path == path or setting.path.startswith(f"{path}.") for path in chosen):
             yield setting
 
 
@@ -153,11 +142,10 @@ def _of_command_line(words: list[str]) -> Iterator[Setting]:
 
 def _settings_of(key: str, value: object, history: list[Setting]) -> list[Setting]:
     """The places that set a key or, with something that is no mapping, all around it; newest first."""
-    found = [
-        s
-        for s in reversed(history)
-        if s.path == key or (key.startswith(f"{s.path}.") and not isinstance(s.value, Mapping))
-    ]
+    found = []
+    for setting in reversed(history):
+        around = key.startswith(f"{setting.path}.") and not isinstance(setting.value, Mapping)
+        found += [setting] if setting.path == key or around else []
     if key == "name" and value != found[0].value:
         found.insert(0, Setting(key, value, "ftcore, from the chosen method, data and model"))
     return found or [Setting(key, value, "ftcore")]
@@ -165,37 +153,33 @@ def _settings_of(key: str, value: object, history: list[Setting]) -> list[Settin
 
 def _print_table(key: str, known: dict[str, object], history: list[Setting]) -> None:
     """All keys below a group or mapping, with value and source."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
-    head, about = key, _meaning(key, history[::-1])
+    title = key
     if option := known.get(f"choices.{key}"):
-        chosen = _settings_of(f"choices.{key}", option, history)[0].source
-        head = f"{key}={option}  ({chosen})"
-    print("\n    ".join([head, *about.splitlines()]))
+        title = f"{key}={option}  ({_settings_of(f'choices.{key}', option, history)[0].source})"
+    print("\n    ".join([title, *_meaning(key, history[::-1]).splitlines()]))
     table = Table("key", "value", "set by")
     for path, value in known.items():
         if path.startswith(f"{key}.") and not (isinstance(value, Mapping) and value):
             source = _settings_of(path, value, history)[0].source
             table.add_row(*(Text(text, overflow="fold") for text in (path, _shown(value), source)))
-    console.print(table)
+    wide_console().print(table)
 
 
-def _print_key(key: str, config: Config, value: object, history: list[Setting]) -> None:
+def _print_key(answer: Row, settings: list[Setting]) -> None:
     """One key: who set it, what was there before, what it may be and what it means."""
-    newest, *before = _settings_of(key, value, history)
+    newest, *before = settings
     written = f" (written {newest.value})" if "${" in str(newest.value) else ""
-    print(f"{key} = {_shown(value)}{written}")
-    _print_lines("set by", [newest.source])
-    _print_lines("replaced", [f"{_shown(setting.value)}, {setting.source}" for setting in before])
-    _print_lines("type", [_type(key, config)])
-    _print_lines("meaning", _meaning(key, [newest, *before]).splitlines())
-    _print_lines("said there", newest.comment.splitlines() if not newest.in_conf else [])
-
-
-def _print_lines(title: str, lines: list[str]) -> None:
-    for k, line in enumerate(lines):
-        print(f"  {'' if k else title:<10} {line}")
+    print(f"{answer['key']} = {_shown(answer['value'])}{written}")
+    lines = {
+        "set by": newest.source,
+        "replaced": "\n".join(f"{_shown(setting.value)}, {setting.source}" for setting in before),
+        "type": str(answer["type"]),
+        "meaning": str(answer["meaning"]),
+        "said there": "" if newest.in_conf else newest.comment,
+    }
+    for title, text in lines.items():
+        for k, line in enumerate(text.splitlines()):
+            print(f"  {'' if k else title:<10} {line}")
 
 
 def _meaning(key: str, newest_first: list[Setting]) -> str:
@@ -205,10 +189,3 @@ def _meaning(key: str, newest_first: list[Setting]) -> str:
 
 def _shown(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _type(key: str, config: Config) -> str:
-    """Type and range of a key in words."""
-    if key.endswith("._target_"):
-        return "text: the class or function that gets the other keys"
-    return describe(type_of(key, config)) if type_of(key, config) else "anything"

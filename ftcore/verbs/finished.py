@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ftcore.config.build import build, record_type
-from ftcore.console import console, quiet
+from ftcore.console import console, plain, quiet
 from ftcore.data import Data, Records
 from ftcore.data.sources import Row, rows_of
 from ftcore.data.tokens import Encoder
@@ -17,8 +17,8 @@ from ftcore.evaluate.held_out import load_held_out
 from ftcore.evaluate.score import changes, score
 from ftcore.evaluate.tables import comparison, samples_table, side_by_side
 from ftcore.methods.base import HeldOut, Method, RunContext
-from ftcore.models.foundation import Foundation, architecture_of, load_base, load_run, merged, save_model, with_adapter
-from ftcore.rollout.greedy import generate
+from ftcore.models.foundation import Foundation, foundation_of, load_base, load_run, merged, save_model, with_adapter
+from ftcore.rollout.sample import generate
 from ftcore.run_folder import Run, Scores
 from ftcore.settings import Config, Machine
 
@@ -36,14 +36,15 @@ def evaluate(config: Config) -> Answer:
     records = data.load(kind) if config["data"] == run_config["data"] else data.load_as_test(kind)
     method, held_out = _held_out(config, foundation, records)
     tuned, answers = score(method, held_out, config["evaluate"], "tuned model")
-    base, base_answers = _base(config, method, held_out)
+    with method.base_model():
+        base, base_answers = score(method, held_out, config["evaluate"], "base model")
     samples = side_by_side(base_answers, answers)
     scores = {"base": base, "tuned": tuned, **changes(base, tuned)}
     stem = f"eval-{config['choices']['data']}-{records.content_hash[:8]}"
     predictions = run.write_evaluation(stem, scores, samples)
     _show(config, base, tuned, samples, ("base", "tuned"))
     counts = f"{len(held_out.rows)} of {len(records.test)} rows (evaluate.max_rows={config['evaluate']['max_rows']})"
-    console.print(f"Predictions of {counts}: {predictions}", soft_wrap=True, highlight=False)
+    plain.print(f"Predictions of {counts}: {predictions}")
     return {"run": str(run), "rows": len(held_out.rows), "predictions": str(predictions), **scores}
 
 
@@ -55,12 +56,12 @@ def compare(config: Config) -> Answer:
     method, held_out = _held_out(config, foundation, records)
     second, second_answers = score(method, held_out, config["evaluate"], run.name)
     if other is None:
-        first, first_answers = _base(config, method, held_out)
         names = ("base", run.name)
+        with method.base_model():
+            first, first_answers = score(method, held_out, config["evaluate"], "base model")
     else:
-        rival, _ = _load(config, Run(other))
-        first, first_answers = score(*_held_out(config, rival, records), config["evaluate"], Run(other).name)
-        names = (Run(other).name, run.name)
+        rival, names = _load(config, Run(other))[0], (Run(other).name, run.name)
+        first, first_answers = score(*_held_out(config, rival, records), config["evaluate"], names[0])
         if len(rival.tokenizer) != len(foundation.tokenizer):
             print("The runs have different tokenizers: their losses and perplexities per token cannot be compared.")
     _show(config, first, second, side_by_side(first_answers, second_answers), names)
@@ -106,15 +107,15 @@ def export(config: Config) -> None:
         same = sum(a == b for a, b in zip(got, expected, strict=True))
         raise ModelError(f"The exported model answers {same} of 5 prompts as the run does: not written as {target}.")
     unchecked.rename(target)
-    console.print(f"Wrote {target}; it answers 5 of 5 prompts as the run does.", soft_wrap=True)
+    plain.print(f"Wrote {target}; it answers 5 of 5 prompts as the run does.")
 
 
 def _reloaded(config: Config, run_config: Config, form: str, folder: Path) -> Foundation:
     """The exported model as somebody else would load it."""
     if form == "adapter":
         return _placed(config, with_adapter(load_base(run_config, _run(config)), folder))
-    whole = {**run_config["model"], "path": str(folder), "random_weights": False}
-    return _placed(config, build(whole, Foundation, architecture_of(run_config), False))
+    unquantised: Config = {**run_config, "adapter": {}}
+    return _placed(config, foundation_of(unquantised, path=str(folder), random_weights=False))
 
 
 def _behaviour(foundation: Foundation, encoder: Encoder, prompts: list[list[int]]) -> list[object]:
@@ -141,8 +142,9 @@ def _load(config: Config, run: Run) -> tuple[Foundation, Config]:
 
 
 def _placed(config: Config, foundation: Foundation) -> Foundation:
-    machine = build(config["hardware"], Machine)
-    foundation.network.to("cuda" if machine.accelerator == "gpu" else "cpu").eval()
+    """The foundation on the machine that hardware names."""
+    device = "cuda" if build(config["hardware"], Machine).accelerator == "gpu" else "cpu"
+    foundation.network.to(device).eval()
     return foundation
 
 
@@ -155,12 +157,6 @@ def _held_out(config: Config, foundation: Foundation, records: Records) -> tuple
     context = RunContext(micro_batch_size=config["evaluate"]["batch_size"])
     method = build(config["method"], Method, foundation, Encoder(foundation.tokenizer, data), context)
     return method, load_held_out(config, data, method, records)
-
-
-def _base(config: Config, method: Method, held_out: HeldOut) -> tuple[Scores, list[Row]]:
-    """Scores of the foundation that the run started from."""
-    with method.base_model():
-        return score(method, held_out, config["evaluate"], "base model")
 
 
 def _show(config: Config, first: Scores, second: Scores, samples: list[Row], names: tuple[str, str]) -> None:

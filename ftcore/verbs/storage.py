@@ -1,42 +1,34 @@
 """What ftcore keeps on the disk, and how to get rid of it: `python -m ftcore storage [delete=checkpoints] [yes=true]`.
 
-Kept are foundation weights and their hashes, tokenised rows, the base model's scores and log-probabilities, activations and
-stages in FTCORE_HOME, and runs with their checkpoints in `output_dir`. Nothing outside these two is ever deleted, nor what a running
-process holds, what another run needs, or the checkpoints of a run that can still go on.
+FTCORE_HOME holds foundation weights and their hashes, tokenised rows, the base model's scores and log-probabilities, activations
+and stages; `output_dir` holds runs with their checkpoints. Nothing outside these two is ever deleted, nor what a running process
+holds, what another run needs, or the checkpoints of a run that can still go on.
 """
 
 import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from ftcore.config.check import closest
 from ftcore.config.compose import read_overrides
+from ftcore.console import plain
 from ftcore.errors import ConfigError
 from ftcore.files import home
 from ftcore.run_folder import Run
 from ftcore.settings import StorageArguments
 
 # Folders of FTCORE_HOME and what is in them.
-KEPT = {
-    "models": "weights",
-    "rows": "rows",
-    "scores": "scores",
-    "references": "references",
-    "activations": "activations",
-    "hashes": "hashes",
-    "stages": "stages",
-}
-KINDS = (*KEPT.values(), "runs", "checkpoints")
-console = Console(soft_wrap=True, highlight=False)
+CACHES = {"models": "weights"}
+CACHES |= {name: name for name in ("rows", "scores", "references", "activations", "hashes", "stages")}
+KINDS = (*CACHES.values(), "runs", "checkpoints")
 
 
 @dataclass(frozen=True)
@@ -66,22 +58,22 @@ def storage(arguments: StorageArguments, words: list[str], config_dirs: tuple[Pa
     """List what is kept, or delete some of it. Raises `ConfigError` for words and names that are none."""
     given = {o.key_or_group: str(o.value()) for o in read_overrides(words)}
     for name in given.keys() - {"output_dir"}:
-        raise ConfigError(
-            f"storage takes output_dir, delete and yes, not {name}{closest(name, ('output_dir', *arguments))}"
-        )
+        raise ConfigError(f"storage does not take {name}{closest(name, ('output_dir', *arguments))}")
     items = list(_items(Path(given.get("output_dir", "runs")).expanduser().resolve()))
     if arguments["delete"] is None:
-        console.print(_table(items))
-        console.print(f"Delete with: storage delete=checkpoints (or {', '.join(KEPT.values())}, or one of the paths)")
+        plain.print(_table(items))
+        plain.print(f"Delete with: storage delete=checkpoints (or {', '.join(CACHES.values())}, or one of the paths)")
     else:
-        named = arguments["delete"] if isinstance(arguments["delete"], list) else arguments["delete"].split(",")
-        _delete([item for name in named for item in _named(name.strip(), items)], arguments["yes"])
+        names = arguments["delete"] if isinstance(arguments["delete"], list) else arguments["delete"].split(",")
+        chosen = [item for name in names for item in _named(name.strip(), items)]
+        freed = sum(_delete(item, arguments["yes"]) for item in chosen)
+        plain.print(f"{decimal(freed)} {'freed' if arguments['yes'] else 'to free. Do it with yes=true'}.")
     return [{"kind": item.kind, "path": str(item.path), "bytes": item.size, "stays": item.stays} for item in items]
 
 
 def _items(output_dir: Path) -> Iterator[Item]:
     runs = Run.below(output_dir)
-    for folder, kind in KEPT.items():
+    for folder, kind in CACHES.items():
         for path in sorted((home() / folder).glob("*")):
             if path.suffix != ".lock":
                 lock = path.with_name(f"{path.name}.lock")
@@ -101,18 +93,16 @@ def _needed(path: Path, runs: list[Run]) -> str:
 
 def _table(items: list[Item]) -> Table:
     """A line for each item, and the sum of each kind."""
-    table = Table()
-    for title in ("kind", "where", "why it stays"):
-        table.add_column(title, overflow="fold")
-    for title in ("size", "files", "last used"):
-        table.add_column(title, justify="right", no_wrap=True)
+    texts = (Column(title, overflow="fold") for title in ("kind", "where", "why it stays"))
+    numbers = (Column(title, justify="right", no_wrap=True) for title in ("size", "files", "last used"))
+    table = Table(*texts, *numbers)
     for kind in KINDS:
         found = [item for item in items if item.kind == kind]
         for item in found:
             used = max((file.stat().st_atime for file in item.files), default=0.0)
             when = time.strftime("%Y-%m-%d", time.localtime(used)) if used else ""
             table.add_row(kind, str(item.path), item.stays, decimal(item.size), str(len(item.files)), when)
-        table.add_row(f"[bold]{kind}[/]", "", "", decimal(sum(item.size for item in found)), "", "", end_section=True)
+        table.add_row(Text(kind, "bold"), "", "", decimal(sum(item.size for item in found)), end_section=True)
     return table
 
 
@@ -127,26 +117,23 @@ def _named(name: str, items: list[Item]) -> list[Item]:
     return found
 
 
-def _delete(chosen: list[Item], yes: bool) -> None:
-    freed = 0
-    for item in chosen:
-        with ExitStack() as held:
-            stays = item.stays
-            try:
-                held.enter_context(FileLock(item.lock, timeout=0))
-            except Timeout:
-                stays = "in use"
-            size = 0 if stays else item.size
-            done = f"stays ({stays})" if stays else "deleted" if yes else "would go"
-            console.print(f"{done}: {item.path}, {decimal(item.size)}", markup=False)
-            freed += size
+def _delete(item: Item, yes: bool) -> int:
+    """Say whether an item stays and, with `yes`, delete it if not; returns the bytes that this frees."""
+    size, stays = item.size, item.stays
+    try:
+        with FileLock(item.lock, timeout=0):
             if yes and not stays:
                 _remove(item)
-    console.print(f"{decimal(freed)} {'freed' if yes else 'to free. Do it with yes=true'}.")
+    except Timeout:
+        stays = "in use"
+    freed = 0 if stays else size
+    done = f"stays ({stays})" if stays else "deleted" if yes else "would go"
+    plain.print(f"{done}: {item.path}, {decimal(freed)}")
+    return freed
 
 
 def _remove(item: Item) -> None:
-    """Move it aside first, so that nothing half deleted is ever taken for whole."""
+    """Move it aside first, so that nothing half deleted is ever taken for complete."""
     if item.path.is_symlink() or item.path.is_file():
         item.path.unlink()
     elif item.path.resolve().is_relative_to(item.root) and item.path.resolve() != item.root:
