@@ -16,11 +16,10 @@ from ftcore.config.tree import above, leaves
 from ftcore.config.trust import is_trusted, trusted
 from ftcore.errors import ConfigError
 from ftcore.files import resolve
-from ftcore.settings import CHOSEN, GROUPS, Config
+from ftcore.settings import GROUPS, Config
 
 Problem = tuple[str, str]  # path of a key, what is wrong with it
 LONGEST = 200  # characters of a wrong value that a message shows
-TRUST_ADVICE = "to use a module of your own, give trust=[{}] on the command line"
 
 
 def _is_number(checker: TypeChecker, value: object) -> bool:
@@ -44,7 +43,7 @@ def schema_problems(config: Mapping[str, object], trust: list[str]) -> Iterator[
         if named or SECRET_VALUE.search(str(value)) or any(known in str(value) for known in secrets):
             yield path, SECRET_ADVICE
     trainer = config.get("trainer")
-    for key in sorted(trainer) if isinstance(trainer, Mapping) else ():
+    for key in sorted(map(str, trainer)) if isinstance(trainer, Mapping) else ():
         if key in schemas()["trainer_owned"]:
             yield f"trainer.{key}", "is set by ftcore or by the hardware group; set it there"
         elif key not in schemas()["trainer_keys"]:
@@ -61,16 +60,14 @@ def _wrong_target(key: str, node: Mapping[str, object], trust: list[str]) -> Ite
     if target in schemas()["targets"] or is_trusted(target, trust):
         yield from node_problems(parameters, schema_of_target(target, trust), key)
     else:
-        yield f"{key}._target_", f"{target!r} is not part of ftcore; {TRUST_ADVICE.format(target.split('.')[0])}"
+        advice = f"to use a module of your own, give trust=[{target.split('.')[0]}] on the command line"
+        yield f"{key}._target_", f"{target!r} is not part of ftcore; {advice}"
 
 
 def earlier_problems(config: object) -> list[str]:
     """What is wrong with the config of an earlier run. Anybody may have written it, and its `_target_`s would be called."""
     if not isinstance(config, dict) or not isinstance(config.get("choices"), dict):
         return ["it is not the config of a run of this version of ftcore"]
-    nodes = [config.get(group) for group in CHOSEN if group != "logger"]
-    if not all(isinstance(node, dict) and isinstance(node.get("_target_"), str) for node in nodes):
-        return ["a group is missing"]
     return [f"{path} {text}" for path, text in schema_problems(config, trusted())]
 
 

@@ -10,9 +10,9 @@ def generate() -> None:
     """Write schema.json, recipe.schema.json for editors and, in a checkout, docs/reference.md."""
     content = schema.build()
     (PACKAGE / "schema.json").write_text(content)
-    editor_schema.FILE.write_text(editor_schema.build(json.loads(content)))
-    if reference.FILE.parent.is_dir():
-        reference.FILE.write_text(reference.build(json.loads(content)))
+    for module in (editor_schema, reference):
+        if module.FILE.parent.is_dir():
+            module.FILE.write_text(module.build(json.loads(content)))
 
 
 if __name__ == "__main__":

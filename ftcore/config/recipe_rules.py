@@ -21,7 +21,7 @@ from ftcore.errors import ConfigError
 from ftcore.settings import CHOSEN, FILES
 
 HEADER = "# @package _global_"
-MAX_BYTES, MAX_DEPTH, MAX_DIGITS, MAX_KEY = 100_000, 20, 40, 200
+MAX_BYTES, MAX_DEPTH, MAX_NODES, MAX_DIGITS, MAX_KEY = 100_000, 20, 5_000, 40, 200
 GIVEN = "given"
 TEXT = "tag:yaml.org,2002:str"
 Problems = Iterator[tuple[yaml.Node, str]]  # what the file is refused for, and why
@@ -91,11 +91,12 @@ def _parse(file: Path, content: bytes) -> yaml.MappingNode:
         raise ConfigError(f"{file}:1: a recipe begins with the line '{HEADER}', and no other comment begins with @.")
     try:
         depth = 0
-        for event in yaml.parse(content, Loader=yaml.SafeLoader):
+        for number, event in enumerate(yaml.parse(content, Loader=yaml.SafeLoader)):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent) or depth > MAX_DEPTH or getattr(event, "tag", None):
-                line = event.start_mark.line + 1
-                raise ConfigError(f"{file}:{line}: a recipe has no aliases, no tags and at most {MAX_DEPTH} levels.")
+            is_large = depth > MAX_DEPTH or number > MAX_NODES
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) or is_large:
+                limits = f"at most {MAX_DEPTH} levels and {MAX_NODES:,} keys and values"
+                raise ConfigError(f"{file}:{event.start_mark.line + 1}: a recipe has no aliases, no tags, {limits}.")
         root = yaml.compose(content, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
@@ -110,8 +111,9 @@ def _problems(root: yaml.MappingNode, keys: list[Entry]) -> Problems:
     for key, value in root.value:
         if key.value == "defaults":
             yield from _wrong_choices(value)
-        if key.value == "search":
-            yield from _wrong_searches(value)
+        for node in scalars(value) if key.value == "search" else ():
+            if "{" in node.value:
+                yield node, "a searched value is a number, a word or a list of them."
     yield from _wrong_keys(keys)
     yield from _wrong_values(root)
 
@@ -126,25 +128,19 @@ def _wrong_choices(defaults: yaml.Node) -> Problems:
             yield line, f"a recipe's defaults are lines such as '- override /method: sft', for {groups}."
 
 
-def _wrong_searches(search: yaml.Node) -> Problems:
-    """Searched values become words of a command line: the keys must be plain, and no value may be read as a mapping."""
-    for key, _ in search.value if isinstance(search, yaml.MappingNode) else []:
-        if not re.fullmatch(r"[A-Za-z]\w*(\.\w+)*", str(key.value)):
-            yield key, f"search.{key.value} is not a key that can be searched."
-    for node in scalars(search):
-        if "{" in node.value:
-            yield node, "a searched value is a number, a word or a list of them."
-
-
 def _wrong_keys(keys: list[Entry]) -> Problems:
     for entry in keys:
-        word, key = entry.key.value, entry.path.removeprefix("search.")  # searching a key sets it
+        word, key = (
+            entry.key.value,
+            entry.path.removeprefix("search."),
+        )  # searching a key sets it, by a word `key=value`
+        searched = key != entry.path
         if entry.key.tag != TEXT or not word.isprintable() or entry.repeated:  # `<<` has a tag of its own
             yield entry.key, "a key of a recipe is plain text and stands there once."
         elif len(word) > MAX_KEY:
             yield entry.key, f"no key of a recipe has {len(word):,} characters."
-        elif _command_line_only().match(key):
-            why = "is not a key that can be searched" if key != entry.path else "may be set on the command line only"
+        elif _command_line_only().match(key) or (searched and not re.fullmatch(r"[A-Za-z]\w*(\.\w+)*", word)):
+            why = "is not a key that can be searched" if searched else "may be set on the command line only"
             yield entry.key, f"{entry.path} {why}."
         elif re.fullmatch(r"_\w+_", key.rsplit(".", 1)[-1].strip()):
             yield entry.key, f"{entry.path!r} is not allowed; recipes are data and name no code."
