@@ -41,7 +41,7 @@ def agree(found, expected):
 def more_padding(collate):
     """`collate` with seven more columns of padding and a row for each answer."""
 
-    def padded(self, examples, share=False):
+    def padded(self, examples, shared_prompts=False):
         batch = collate(self, examples)
         fill = {"input_ids": self.pad_id, "attention_mask": 0, "completion_mask": False}
         return batch | {key: torch.nn.functional.pad(batch[key], (0, 7), value=fill[key]) for key in fill}

@@ -303,7 +303,7 @@ def rollouts(method, drift=DRIFT):
         old = [logp - by * (0.4 if k % 2 else 1.4) for k, logp in enumerate(logps.tolist())]  # tokens differ, too
         numbers = {"old_logps": old, "advantages": [advantage] * len(ids)}
         samples.append(Sample(one.id, one.input_ids, one.completion_mask, reward=0.0, parts={}, per_token=numbers))
-    method.compute_per_token(samples)
+    method.compute_per_token(samples, method.collate_text(samples))
     return samples
 
 

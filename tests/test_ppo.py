@@ -223,7 +223,7 @@ def test_right_after_sampling_ratios_are_one_and_value_errors_are_the_advantages
     for one, (logps, _) in zip(made, now, strict=True):
         one.per_token.clear()
         one.per_token["old_logps"] = logps
-    rlhf.compute_per_token(made)
+    rlhf.compute_per_token(made, rlhf.collate_text(made))
     for one, (logps, values) in zip(made, now, strict=True):
         assert one.per_token["ref_logps"] == pytest.approx(logps, abs=1e-5)
         assert one.per_token["old_values"] == pytest.approx(values, abs=1e-5)

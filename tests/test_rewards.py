@@ -283,10 +283,7 @@ def test_a_whole_batch_that_fails_late_does_not_stop_the_run(folder):
     [
         ({"names": ["length", "format"], "weights": [1.0]}, "2 rewards .2 different. and 1 weights"),
         ({"names": ["format", "format"], "weights": [1.0, 1.0]}, "2 rewards .1 different. and 2 weights"),
-        (
-            {"names": ["exact_match"], "options": {"length": {}}},
-            "Options for length: not among the 1 rewards exact_match",
-        ),
+        ({"names": ["exact_match"], "options": {"length": {}}}, "Options for length, but the rewards are: exact_match"),
         ({"names": ["length"]}, "'length': .*missing 1 required keyword-only argument: 'limit'"),
         ({"names": ["length"], "options": {"length": {"limit": 0}}}, "limit must be above 0"),
         ({"names": ["length"], "options": {"length": {"limits": 3}}}, "no option limits; it has: limit"),

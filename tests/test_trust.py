@@ -29,7 +29,7 @@ from ftcore.config.compose import load_config
 from ftcore.data import token_cache as store
 from ftcore.files import PACKAGE
 from ftcore.models.weights import MANIFEST
-from ftcore.rollout.greedy import generate
+from ftcore.rollout.sample import generate
 from ftcore.verbs import finished as verbs
 from tests.conftest import FAST
 

@@ -18,7 +18,7 @@ from ftcore.machine.processes import gathered, rank_and_world
 from ftcore.methods.base import Averages, HeldOut, Method, Term
 from ftcore.models.logprobs import completion_logps
 from ftcore.rewards.answers import accepted_answers, is_right
-from ftcore.rollout.greedy import generate
+from ftcore.rollout.sample import generate
 from ftcore.run_folder import Scores
 from ftcore.settings import Evaluate
 
@@ -36,7 +36,7 @@ def score(method: Method, held_out: HeldOut, settings: Evaluate, label: str) -> 
     with torch.inference_mode():
         answers = _answers(method, held_out, settings, f"{label}: answers")
         terms = _averages(method.held_out_terms, held_out.examples, size, f"{label}: loss")
-        more = method.held_out_scores(held_out, answers, size)
+        more = method.held_out_scores(held_out, size)
         probe = probe_perplexity(method, held_out.probe, size, f"{label}: probe")
     checked = [row["right"] for row in answers if row["right"] is not None]
     scores = {

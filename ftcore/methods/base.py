@@ -179,7 +179,7 @@ class Method(Configured, Generic[E, B]):
         """Turn plain text into examples, for the probe and the retention term."""
         return self.encoder.texts(rows, length)
 
-    def held_out_scores(self, held_out: HeldOut, answers: list[Row], batch_size: int) -> dict[str, float]:
+    def held_out_scores(self, held_out: HeldOut, batch_size: int) -> dict[str, float]:
         """Scores of held-out rows in addition to the terms of the loss."""
         return {}
 
@@ -229,13 +229,13 @@ class Method(Configured, Generic[E, B]):
         """The padding token. It may also be a token of the text: only masks tell what is padding."""
         return self.foundation.tokenizer.pad_token_id or 0
 
-    def collate_text(self, examples: Sequence[Example], share: bool = False) -> Batch:
+    def collate_text(self, examples: Sequence[Example], shared_prompts: bool = False) -> Batch:
         """Turn sequences into a batch, padded on the right.
 
-        `share`: compute a prompt that several of them begin with only once, if the architecture allows it.
+        `shared_prompts`: compute a prompt that several of them begin with only once, if the architecture allows it.
         """
         # Cached outputs of frozen blocks need a row per answer: only such rows come again.
-        if share and examples and takes_any_mask(self.network) and not self.foundation.caches_activations:
+        if shared_prompts and examples and takes_any_mask(self.network) and not self.foundation.caches_activations:
             width = self.network.config.get_text_config().hidden_size
             batch: Batch = share_prompts(examples, self.pad_id, width)
         else:
@@ -252,9 +252,9 @@ class Method(Configured, Generic[E, B]):
             with self.foundation.base_view() as base:
                 return sequence_sums(base, batch)
 
-        if self.device_mesh:  # with sharded weights every process takes part in every forward pass
-            return compute()
-        return self.context.references(batch["contents"], compute).to(self.network.device)
+        # Sharded weights: every process takes part in every forward pass, whatever it has in its cache.
+        contents = [] if self.device_mesh else batch["contents"]
+        return self.context.references(contents, compute).to(self.network.device)
 
     def to_device(self, batch: T) -> T:
         """The batch on the network's device, also outside a Trainer."""
@@ -405,21 +405,18 @@ def losses_by_row(terms: dict[str, Term], batch: Batch) -> list[float]:
     return losses.tolist()
 
 
-class Averages:
-    """Exact averages of terms over many batches and all processes; `loss` is their weighted sum."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, tuple[float, int, float]] = {}  # name -> total, size, weight
+class Averages(dict[str, tuple[float, int, float]]):
+    """Total, size and weight of terms over many batches; their exact averages over all processes."""
 
     def add(self, terms: dict[str, Term]) -> None:
         """Add one batch."""
         for name, term in terms.items():
-            total, size, _ = self.sums.get(name, (0.0, 0, 0.0))
-            self.sums[name] = total + float(term.total.double()), size + term.size, term.weight
+            total, size, _ = self.get(name, (0.0, 0, 0.0))
+            self[name] = total + float(term.total.double()), size + term.size, term.weight
 
     def over_processes(self) -> dict[str, float]:
-        """Each term's average, with `loss` first; empty when there were no terms."""
-        parts = [part for part in gathered(self.sums) if part]  # a process may have had no rows
+        """Each term's average, with `loss` first, their weighted sum; empty if there were no terms."""
+        parts = [part for part in gathered(dict(self)) if part]  # a process may have had no rows
         averages = {"loss": 0.0} if parts else {}
         for name, (_, _, weight) in (parts[0] if parts else {}).items():
             averages[name] = sum(part[name][0] for part in parts) / max(sum(part[name][1] for part in parts), 1)

@@ -20,9 +20,7 @@ def read_cloze(path: str) -> list[Row]:
     rows = [{"id": where.rpartition(":")[2], **row, "where": where} for where, row in rows_of(path)]
     for row in rows:
         if "___" not in str(row.get("text")) or not isinstance(row.get("answer"), str) or not row["answer"].strip():
-            raise DataError(
-                f"{row['where']}: a cloze row has a `text` with ___ for the missing word, and the word as `answer`."
-            )
+            raise DataError(f"{row['where']}: a cloze row has a `text` with ___ for a word, and the word as `answer`.")
     if len({row["answer"].lower() for row in rows}) < CHOICES:
         raise DataError(f"{path} has fewer than {CHOICES} different answers to choose from.")
     return rows
@@ -38,8 +36,8 @@ def cloze_accuracy(method: Method, masked: bool, rows: list[Row], batch_size: in
     fill = _with_hidden_word if masked else _with_word
     sentences = [fill(method.encoder, row, word) for row in rows for word in _choices(row, words)]
 
-    def sums(share: list[list[Example]]) -> list[list[float]]:
-        batches = (method.to_device(pad(part, method.pad_id)) for part in share)
+    def sums(mine: list[list[Example]]) -> list[list[float]]:
+        batches = (method.to_device(pad(examples, method.pad_id)) for examples in mine)
         return [sequence_sums(method.network, batch).tolist() for batch in batches]
 
     scores = np.concatenate(shared_out(in_batches(sentences, max(batch_size // CHOICES, 1) * CHOICES), sums))
@@ -63,9 +61,9 @@ def _with_hidden_word(encoder: Encoder, row: Row, word: str) -> Example:
     before, _, after = row["text"].partition("___")
     texts = [before.removesuffix(" "), " " * before.endswith(" ") + word, after]
     left, hidden, right = encoder.contents(texts)
-    if None in (tokenizer.cls_token_id, tokenizer.sep_token_id):
-        left = [tokenizer.eos_token_id, *left]
-    else:
-        left, right = [tokenizer.cls_token_id, *left], [*right, tokenizer.sep_token_id]
+    start, end = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
+    if None in start + end:
+        start, end = [tokenizer.eos_token_id], []
+    left, right = start + left, right + end
     mask = [False] * len(left) + [True] * len(hidden) + [False] * len(right)
     return Example(row["id"], left + [tokenizer.mask_token_id] * len(hidden) + right, mask, left + hidden + right)

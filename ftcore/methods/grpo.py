@@ -64,8 +64,8 @@ class GRPO(OnlineMethod):
         totals, parts = self.functions.score([row["prompt"] for row in rows], texts, ids, rows)
         if self.scorer:
             scores = self.scorer.score(rows, texts, self.context.micro_batch_size, self.network.device)
-            weight = self.reward_model_weight
-            totals = [None if t is None else t + weight * s for t, s in zip(totals, scores, strict=True)]
+            pairs = zip(totals, scores, strict=True)
+            totals = [None if total is None else total + self.reward_model_weight * score for total, score in pairs]
             parts["reward_model"] = list(scores)
         return totals, parts
 

@@ -59,7 +59,7 @@ class KTO(Method[Labelled, LabelledBatch]):
         """The step's rows with its z."""
         rows = draw()
         others = in_batches(mismatched(rows, self.encoder.max_length), self.context.micro_batch_size)
-        ratios = shared_out(others, lambda share: [self._z_ratios(self.collate_text(part)) for part in share])
+        ratios = shared_out(others, lambda mine: [self._z_ratios(self.collate_text(rows)) for rows in mine])
         z = max(float(torch.cat(ratios).mean()), 0.0)
         return [replace(row, z=z) for row in rows]
 

@@ -4,7 +4,7 @@ Before each round of updates the policy answers the step's prompts, `group_size`
 are gathered, so advantages and counts are those of the whole step on any number of processes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Annotated, Any, ClassVar, cast
@@ -25,8 +25,7 @@ from ftcore.machine.processes import rank_and_world, shared_out
 from ftcore.methods.base import HeldOut, Method, NonNegative, Positive, PositiveFraction, Term
 from ftcore.models.logprobs import completion_logps
 from ftcore.rewards.functions import Scored
-from ftcore.rollout.greedy import generate
-from ftcore.rollout.sample import Completion, sample
+from ftcore.rollout.sample import Completion, generate, sample
 from ftcore.timing import part
 
 
@@ -102,7 +101,7 @@ class OnlineMethod(Method[Sample, Rollouts]):
         """Padded samples with their numbers per token, in the order of `completion_logps`. Prompts stay rows."""
         if examples and isinstance(examples[0], Prompt):
             return cast(Rollouts, {"ids": [one.id for one in examples], "rows": [one.row for one in examples]})
-        batch = self.collate_text(examples, share=True)
+        batch = self.collate_text(examples, shared_prompts=True)
         ordered = in_batch_order(examples, batch)
         columns = {name: [x for one in ordered for x in one.per_token[name]] for name in self.per_token_names}
         return cast(Rollouts, {**batch, **{name: torch.tensor(values) for name, values in columns.items()}})
@@ -140,8 +139,9 @@ class OnlineMethod(Method[Sample, Rollouts]):
         """Groups of samples for this process's prompts with their seeds."""
         samples = self._sampled(prompts, self.group_size)
         # Without packed weights: the same micro-batches and layers as in training.
-        for batch in in_batches(samples, self.context.micro_batch_size):
-            self.compute_per_token(batch)
+        for rows in in_batches(samples, self.context.micro_batch_size):
+            batch = self.to_device(self.collate_text(rows, shared_prompts=True))
+            self.compute_per_token(in_batch_order(rows, batch), batch)
         return in_batches(samples, self.group_size)
 
     def _sampled(self, prompts: list[tuple[Prompt, int]], group_size: int) -> list[Sample]:
@@ -163,33 +163,29 @@ class OnlineMethod(Method[Sample, Rollouts]):
                 samples += self._scored([prompt for prompt, _ in chunk for _ in range(group_size)], [*chain(*groups)])
         return samples
 
-    def _scored(self, prompts: list[Prompt], completions: list[Completion]) -> list[Sample]:
+    def _scored(self, prompts: list[Prompt], completions: list[Completion]) -> Iterator[Sample]:
         """Completions with their prompts and rewards."""
-        ids = [completion.ids for completion in completions]
+        tokens = [completion.ids for completion in completions]
         with part("reward"):
-            rewards, parts = self.compute_rewards([prompt.row for prompt in prompts], self.encoder.decode(ids), ids)
-        return [
-            Sample(
-                prompt.id,
-                prompt.input_ids + completion.ids,
-                [False] * len(prompt) + [True] * len(completion.ids),
-                truncated=not completion.finished,
-                reward=rewards[k],
-                parts={name: values[k] for name, values in parts.items()},
-                per_token={"old_logps": completion.logps},
+            rows, texts = [prompt.row for prompt in prompts], self.encoder.decode(tokens)
+            rewards, parts = self.compute_rewards(rows, texts, tokens)
+        for k, (prompt, done) in enumerate(zip(prompts, completions, strict=True)):
+            ids, mask = prompt.input_ids + done.ids, [False] * len(prompt) + [True] * len(done.ids)
+            values, logps = {name: column[k] for name, column in parts.items()}, {"old_logps": done.logps}
+            yield Sample(
+                prompt.id, ids, mask, truncated=not done.finished, reward=rewards[k], parts=values, per_token=logps
             )
-            for k, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
-        ]
 
     @torch.no_grad()
-    def compute_per_token(self, samples: list[Sample]) -> None:
-        """Add the numbers per token that need a forward pass: `ref_logps` (if `beta` is 0: the policy's own)."""
+    def compute_per_token(self, samples: list[Sample], batch: Batch) -> None:
+        """Add the numbers per token that need a forward pass: `ref_logps` (if `beta` is 0: the policy's own).
+
+        `samples` are in the order of their tokens in `batch`.
+        """
         if not self.beta:
             return set_per_token(samples, "ref_logps", [x for one in samples for x in one.per_token["old_logps"]])
-        batch = self.to_device(self.collate_text(samples, share=True))
         with self.foundation.base_view() as base:
-            logps = completion_logps(base, batch, self.temperature)  # (N,)
-        set_per_token(in_batch_order(samples, batch), "ref_logps", logps.tolist())
+            set_per_token(samples, "ref_logps", completion_logps(base, batch, self.temperature).tolist())
 
     def arrange(self, rows: list[Sample]) -> list[Sample]:
         """Samples of the same prompt next to each other, those with the longest first."""
@@ -214,10 +210,10 @@ class OnlineMethod(Method[Sample, Rollouts]):
         """None: held-out prompts have no completion except the model's own."""
         return {}
 
-    def held_out_scores(self, held_out: HeldOut, answers: list[Row], batch_size: int) -> dict[str, float]:
+    def held_out_scores(self, held_out: HeldOut, batch_size: int) -> dict[str, float]:
         """Rewards of one sampled completion for each held-out prompt, with the same seeds for every model."""
         prompts = _with_seeds(held_out.examples, np.random.default_rng(0))
-        return reward_means(shared_out(prompts, lambda share: self._sampled(share, 1))) if prompts else {}
+        return reward_means(shared_out(prompts, lambda mine: self._sampled(mine, 1))) if prompts else {}
 
     def validation_terms(self, batch: Rollouts) -> dict[str, Term]:
         """Mean reward of greedy completions. Its weight is negative, so that a lower val/loss is better."""
@@ -252,7 +248,7 @@ def reward_means(samples: list[Sample]) -> dict[str, float]:
     rewards = [one.reward for one in samples if one.reward is not None]
     parts = {name: [x for one in samples if (x := one.parts[name]) is not None] for name in samples[0].parts}
     means = {f"rewards/{name}": _mean(values) for name, values in parts.items()}
-    return {"reward": _mean(rewards), "reward_std": float(np.std(rewards)) if rewards else 0.0, **means}
+    return {"reward": _mean(rewards), "reward_std": float(np.std(rewards or [0.0])), **means}
 
 
 def _with_seeds(prompts: list[Prompt], random: np.random.Generator) -> list[tuple[Prompt, int]]:
@@ -260,5 +256,4 @@ def _with_seeds(prompts: list[Prompt], random: np.random.Generator) -> list[tupl
 
 
 def _mean(values: Iterable[float]) -> float:
-    numbers = list(values)
-    return float(np.mean(numbers)) if numbers else 0.0
+    return float(np.mean(list(values) or [0.0]))

@@ -46,7 +46,7 @@ class PairMethod(Method[Pair, PairBatch]):
         """The chosen answers, then the rejected ones."""
         both = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
         margins = torch.tensor([pair.margin for pair in pairs])
-        return {**self.collate_text(both, share=True), "ids": [pair.id for pair in pairs], "margins": margins}
+        return {**self.collate_text(both, shared_prompts=True), "ids": [pair.id for pair in pairs], "margins": margins}
 
 
 class PreferenceMethod(PairMethod):

@@ -30,7 +30,7 @@ class RewardModel:
             foundation, data = _load_classifier(path), encoder.data
         if foundation.network.config.num_labels != 1 or foundation.new_modules or foundation.network.can_generate():
             raise ModelError(
-                f"{path} gives no score: a reward model is a run of method=reward or a classifier with one label."
+                f"{path} gives no score. It must be a run of method=reward or a classifier with one label."
             )
         self.network = foundation.network.requires_grad_(False).eval()
         self.encoder = Encoder(foundation.tokenizer, data)
@@ -40,11 +40,9 @@ class RewardModel:
         """Score of each completion after its row's prompt, as if it had ended there."""
         self.network.to(device)
         examples = [self.encoder.answered(row, text) for row, text in zip(rows, completions, strict=True)]
-        scores: list[float] = []
-        for part in in_batches(examples, batch_size):
-            batch = move_data_to_device(pad(part, self.encoder.tokenizer.pad_token_id or 0), device)
-            scores += sequence_scores(self.network, batch).tolist()
-        return scores
+        batches = [pad(part, self.encoder.tokenizer.pad_token_id or 0) for part in in_batches(examples, batch_size)]
+        scores = [sequence_scores(self.network, move_data_to_device(batch, device)) for batch in batches]
+        return [score for batch in scores for score in batch.tolist()]
 
 
 def _load_classifier(path: str) -> Foundation:

@@ -9,10 +9,11 @@ arXiv:1707.06347). The policy and the reward model are runs of their own (stages
 import torch
 from torch import Tensor
 
+from ftcore.data.layouts import Batch
 from ftcore.data.sources import Row
 from ftcore.methods.base import Fraction, NonNegative, Positive, PositiveFraction, Term, metrics
 from ftcore.methods.losses import clipped_policy_loss, clipped_value_loss, generalized_advantages, whitened
-from ftcore.methods.online import OnlineMethod, Rollouts, Sample, in_batch_order, set_per_token
+from ftcore.methods.online import OnlineMethod, Rollouts, Sample, set_per_token
 from ftcore.methods.reward_model import RewardModel
 from ftcore.models.logprobs import hidden_at, predicted, token_outputs
 from ftcore.rewards.functions import Scored
@@ -47,12 +48,11 @@ class RLHF(OnlineMethod):
         return list(self.scorer.score(rows, texts, self.context.micro_batch_size, self.network.device)), {}
 
     @torch.no_grad()
-    def compute_per_token(self, samples: list[Sample]) -> None:
+    def compute_per_token(self, samples: list[Sample], batch: Batch) -> None:
         """Also add the values that the value head predicts before each token."""
-        super().compute_per_token(samples)
-        batch = self.to_device(self.collate_text(samples, share=True))
+        super().compute_per_token(samples, batch)
         hidden = hidden_at(self.network, batch, predicted(batch)[0])  # (N, H)
-        set_per_token(in_batch_order(samples, batch), "old_values", self._values(hidden).tolist())
+        set_per_token(samples, "old_values", self._values(hidden).tolist())
 
     def compute_advantages(self, groups: list[list[Sample]]) -> list[Sample]:
         """Advantages and returns of each token. The advantages are whitened over the step."""

@@ -60,6 +60,6 @@ class SelfSupervised(SFT):
         """New cuts or masks every time a text is drawn."""
         return [self.transform(example, random) for example in draw()]
 
-    def held_out_scores(self, held_out: HeldOut, answers: list[Row], batch_size: int) -> dict[str, float]:
+    def held_out_scores(self, held_out: HeldOut, batch_size: int) -> dict[str, float]:
         """Cloze accuracy."""
         return {"cloze": cloze_accuracy(self, self.masked, held_out.cloze, batch_size)} if held_out.cloze else {}

@@ -103,9 +103,7 @@ def check_reward(name: str, options: dict[str, Any], trust: list[str]) -> None:
         if find_spec("trl") is None:
             raise ConfigError(f"Reward {name!r} needs TRL: pip install 'ftcore[trl]'.")
     elif not any(name.startswith(f"{module}.") for module in trust):
-        raise ConfigError(
-            f"Reward {name!r} runs code that is not ftcore's. If you trust it, add trust=[{name.split('.')[0]}]."
-        )
+        raise ConfigError(f"Reward {name!r} is not ftcore's code. If you trust it, add trust=[{name.split('.')[0]}].")
 
 
 def _check_options(name: str, options: dict[str, Any]) -> None:

@@ -5,9 +5,7 @@ import os
 import sys
 from collections import Counter
 from contextlib import suppress
-from multiprocessing import Pipe, get_context
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
+from multiprocessing import Pipe, connection, get_context, process
 from typing import Any
 
 from ftcore.errors import ConfigError, RewardError, is_private
@@ -37,15 +35,13 @@ class Rewards:
             counts = f"{len(names)} rewards ({len(set(names))} different) and {len(weights)} weights"
             raise ConfigError(f"Name each reward once, and as many weights; given are {counts}.")
         if unused := sorted(set(options) - set(names)):
-            raise ConfigError(
-                f"Options for {', '.join(unused)}: not among the {len(names)} rewards {', '.join(names)}."
-            )
+            raise ConfigError(f"Options for {', '.join(unused)}, but the rewards are: {', '.join(names) or 'none'}.")
         for name in names:
             check_reward(name, options.get(name, {}), trust)
         self.weights, self.time_limit, self.max_failed_share = weights, time_limit, max_failed_share
         self.seen, self.failed, self.reasons = 0, Counter[str](), dict[str, str]()
         self._functions = {name: (options.get(name, {}), trust) for name in names}
-        self._worker: tuple[BaseProcess, Connection] | None = None
+        self._worker: tuple[process.BaseProcess, connection.Connection] | None = None
 
     def score(
         self, prompts: list[str], completions: list[str], completion_ids: list[list[int]], rows: list[dict[str, Any]]
@@ -69,8 +65,8 @@ class Rewards:
     def close(self) -> None:
         """End the worker, and what it started, at once."""
         if self._worker:
-            process, pipe = self._worker
-            isolated.end(process)
+            worker, pipe = self._worker
+            isolated.end(worker)
             pipe.close()
             self._worker = None
 
@@ -143,7 +139,7 @@ def _conversations(batch: Batch) -> Batch:
     return batch | {key: [[{"role": role, "content": text}] for text in batch[key]] for key, role in roles.items()}
 
 
-def _work(pipe: Connection) -> None:
+def _work(pipe: connection.Connection) -> None:
     """The worker: import the functions, then answer batches until the parent is gone."""
     if is_private():  # functions may print rows
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

@@ -1,15 +1,18 @@
-"""Rollouts: completions sampled from the policy, several for each prompt.
+"""Completions: sampled from the policy, several for each prompt (`sample`), or greedy ones as text (`generate`).
 
-The prompt is computed once per group and its cache copied for each completion; finished rows leave the batch. `sample` is a
-plain function of a network and token ids, so another engine can take its place.
+`sample` computes a prompt once per group and copies its cache for each completion; finished rows leave the batch. It is a plain
+function of a network and token ids, so another engine can take its place.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+
+from ftcore.data.tokens import Encoder
 
 
 @dataclass(slots=True)
@@ -48,7 +51,7 @@ def sample(
     completions = [Completion([], []) for _ in range(len(prompts) * group_size)]
     active = torch.arange(len(completions), device=device)  # (B,): the completion of each row of the batch
     # 2. Compute each prompt once, then repeat its logits (B, V), keys and values for the rows of its group.
-    ids, mask = left_padded(prompts, pad_id, device)  # (B, T)
+    ids, mask = _left_padded(prompts, pad_id, device)  # (B, T)
     cache = DynamicCache(config=network.config.get_text_config())
     logits = _last_logits(network, ids, mask, cache).repeat_interleave(group_size, 0)
     cache.batch_repeat_interleave(group_size)
@@ -73,7 +76,21 @@ def sample(
     return [completions[k : k + group_size] for k in range(0, len(completions), group_size)]
 
 
-def left_padded(prompts: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def generate(network: Any, encoder: Encoder, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
+    """Greedy continuations of token-id prompts, as text up to the end token. All prompts form one batch."""
+    pad_id = encoder.tokenizer.pad_token_id or 0
+    input_ids, mask = _left_padded(prompts, pad_id, network.device)  # (B, T)
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad_id, eos_token_id=encoder.end_ids(network)
+    )
+    # Not synced: each process has all weights here and its own rows, so none waits for the others.
+    output = network.generate(
+        input_ids, attention_mask=mask, generation_config=config, synced_gpus=False
+    )  # (B, T + new)
+    return encoder.decode(output[:, input_ids.shape[1] :].tolist())
+
+
+def _left_padded(prompts: list[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Token ids and attention mask (B, T) of prompts, padded on the left so that each ends in the last column."""
     longest = max(map(len, prompts))
     ids = [[pad_id] * (longest - len(prompt)) + prompt for prompt in prompts]
