@@ -61,7 +61,6 @@ class Role:
 
 
 PositiveInt = Annotated[int, Ge(1)]
-Share = Annotated[float, Ge(0), Lt(1)]
 PathOfText = Annotated[str | None, Role(path="text")]
 PathOfRows = Annotated[str | None, Role(path="rows")]
 PathOfWeights = Annotated[str | None, Role(path="weights")]
@@ -206,7 +205,7 @@ class ReplayArguments(TypedDict):
 
     recipe: str | None
     expect: bool
-    tolerance: Share | None
+    tolerance: Annotated[float, Ge(0), Lt(1)] | None
 
 
 class ExplainArguments(JsonArguments):

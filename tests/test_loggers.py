@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from ftcore.config.tree import leaves
+from ftcore.config.tree import flatten
 from tests.conftest import FAST
 from tests.test_run import offline_records
 
@@ -43,7 +43,7 @@ def written(outcome, exact=lambda value: value):
     """(name, step, value) of every number that metrics.jsonl and summary.json hold."""
     assert outcome.status == 0, outcome.err
     lines = [(key, line["step"], line[key]) for line in outcome.metrics for key in line if key != "step"]
-    ends = [(key.replace(".", "/"), outcome.summary["steps"], value) for key, value in leaves(outcome.summary)]
+    ends = [(key.replace(".", "/"), outcome.summary["steps"], value) for key, value in flatten(outcome.summary)]
     return sorted((key, step, exact(value)) for key, step, value in lines + ends if isinstance(value, int | float))
 
 

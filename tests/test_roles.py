@@ -5,7 +5,7 @@ import pytest
 from ftcore.config.compose import load_config, of_run
 from ftcore.config.options import options
 from ftcore.config.roles import keys_of, may_stand_in_files, role_of, top_roles
-from ftcore.config.tree import leaves
+from ftcore.config.tree import flatten
 from ftcore.runs.stages import folder_of, stage_config
 from ftcore.settings import CHOSEN, RULES
 from tests.conftest import FAST
@@ -26,7 +26,7 @@ def test_every_top_level_key_has_a_role():
 def test_every_key_of_every_option_has_a_role(group):
     for option in options(group):
         config = load_config(["model=tiny", f"{group}={option}", *NEEDS.get(option, [])])
-        for key, _ in leaves(config):
+        for key, _ in flatten(config):
             assert role_of(key, config).kind in RULES, key
 
 

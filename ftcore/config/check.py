@@ -12,7 +12,7 @@ from jsonschema.validators import extend
 from ftcore.config.build import Schema, schema_of_target, schemas
 from ftcore.config.roles import files_of_config
 from ftcore.config.secrets import SECRET, SECRET_ADVICE, SECRET_VALUE, environment_secrets
-from ftcore.config.tree import above, leaves
+from ftcore.config.tree import above, flatten
 from ftcore.config.trust import is_trusted, trusted
 from ftcore.errors import ConfigError
 from ftcore.files import resolve
@@ -38,7 +38,7 @@ def schema_problems(config: Mapping[str, object], trust: list[str]) -> Iterator[
         if isinstance(node, Mapping):
             yield from _wrong_target(key, node, trust)
     secrets = environment_secrets()
-    for path, value in leaves(config, in_lists=True):
+    for path, value in flatten(config, in_lists=True):
         named = SECRET.search(path.rsplit(".", 1)[-1]) and value
         if named or SECRET_VALUE.search(str(value)) or any(known in str(value) for known in secrets):
             yield path, SECRET_ADVICE
@@ -95,7 +95,7 @@ def conflicts(config: Config) -> Iterator[Problem]:
 def _unsafe_text(config: Config) -> Iterator[Problem]:
     """Control characters in what is written into a batch script, and names of options that would be paths."""
     script = {"name": config.get("name"), "hardware": {"slurm": config["hardware"].get("slurm")}}
-    for path, value in leaves(script, in_lists=True):
+    for path, value in flatten(script, in_lists=True):
         if not f"{path}{value}".isprintable():
             yield path.encode("unicode_escape").decode(), "holds a line break or another control character"
     for group, option in (config.get("choices") or {}).items():

@@ -20,7 +20,7 @@ from ftcore.config.check import Problem, closest, conflicts, node_problems, repo
 from ftcore.config.options import options
 from ftcore.config.recipe_rules import GIVEN, Staged, staged_recipes
 from ftcore.config.roles import keys_of, mappings
-from ftcore.config.tree import above, leaves
+from ftcore.config.tree import above, flatten
 from ftcore.config.yaml_source import read
 from ftcore.errors import ConfigError
 from ftcore.files import resources
@@ -102,7 +102,7 @@ def _all_problems(
     if mappings().isdisjoint({*wrong_options, *(path for path, _ in problems)}):
         problems += conflicts(config)
     set_by_words = {o.key_or_group for o in values}
-    missing = {path for path, value in leaves(config, in_lists=True) if value == "???"}
+    missing = {path for path, value in flatten(config, in_lists=True) if value == "???"}
     missing |= {key for key in staged.required if set_by_words.isdisjoint(above(key))}
     unknown = {*missing, *wrong_options}  # nothing more can be said of these and of keys below them
     problems = [p for p in (*problems, *more(config)) if unknown.isdisjoint(above(p[0]))]

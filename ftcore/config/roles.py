@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import cache
 
 from ftcore.config.build import Schema, schema_of_target, schemas
-from ftcore.config.tree import above, leaves
+from ftcore.config.tree import above, flatten
 from ftcore.config.trust import trusted
 from ftcore.settings import RULES, Role
 
@@ -26,14 +26,14 @@ def mappings() -> set[str]:
     return {key for key, schema in properties if any(branch.get("type") == "object" for branch in branches(schema))}
 
 
-def leaves_of(config: Mapping[str, object], *kinds: str) -> dict[str, object]:
+def values_of(config: Mapping[str, object], *kinds: str) -> dict[str, object]:
     """Dotted path -> value of every key in a config that is of these kinds."""
-    return {path: value for path, value in leaves(config) if role_of(path, config).kind in kinds}
+    return {path: value for path, value in flatten(config) if role_of(path, config).kind in kinds}
 
 
 def files_of_config(config: Mapping[str, object], *kinds: str) -> Iterator[tuple[str, str]]:
     """(dotted path, value) of every key that names a file or folder of these kinds (none given: of any) and is not null."""
-    for path, value in leaves(config):
+    for path, value in flatten(config):
         kind = role_of(path, config).path
         if kind and isinstance(value, str) and (not kinds or kind in kinds):
             yield path, value

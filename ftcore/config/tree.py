@@ -3,13 +3,13 @@
 from collections.abc import Iterator, MutableMapping
 
 
-def leaves(node: object, path: str = "", in_lists: bool = False) -> Iterator[tuple[str, object]]:
+def flatten(node: object, path: str = "", in_lists: bool = False) -> Iterator[tuple[str, object]]:
     """(dotted path, value) of everything that is not a mapping with keys. With `in_lists`, items of lists too: `a.0`."""
     if isinstance(node, list) and in_lists:
         node = dict(enumerate(node))
     if isinstance(node, dict) and node:
         for key, value in node.items():
-            yield from leaves(value, f"{path}.{key}" if path else str(key), in_lists)
+            yield from flatten(value, f"{path}.{key}" if path else str(key), in_lists)
     else:
         yield path, node
 

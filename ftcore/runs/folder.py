@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ftcore.config.compose import of_run
 from ftcore.config.roles import role_of
-from ftcore.config.tree import leaves
+from ftcore.config.tree import flatten
 from ftcore.errors import ConfigError, StorageError
 from ftcore.run_folder import Run
 from ftcore.settings import Config
@@ -37,7 +37,7 @@ def _stopped(resume: str, parent: Path) -> Run | None:
 
 def _refuse_changes(run: Run, config: Config) -> None:
     """Raise `ConfigError` with the keys that are not as they were, unless they may change when a run goes on."""
-    before, now = dict(leaves(run.config)), dict(leaves(of_run(config)))
+    before, now = dict(flatten(run.config)), dict(flatten(of_run(config)))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if refused := [key for key in changed if not role_of(key, config).resume]:
         lines = "\n".join(f"  {key}: {before.get(key)} -> {now.get(key)}" for key in refused)

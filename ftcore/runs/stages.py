@@ -14,7 +14,7 @@ from filelock import FileLock
 from ftcore import __version__
 from ftcore.config.build import build, record_type
 from ftcore.config.compose import load_config, of_run
-from ftcore.config.roles import files_of_config, leaves_of, role_of, top_roles
+from ftcore.config.roles import files_of_config, role_of, top_roles, values_of
 from ftcore.data.records import Data
 from ftcore.errors import ConfigError
 from ftcore.files import home, resolve, sha256, short_hash
@@ -85,7 +85,7 @@ def folder_of(stage: Config) -> Path:
     texts = [sha256(Path(resolve(path))) for path in named]
     path = stage["model"].get("path")
     local = weights_hashes(stage["model"]) if path and Path(resolve(path)).is_dir() else {}
-    decides = [__version__, sorted(leaves_of(stage, "result").items()), rows, texts, sorted(local.items())]
+    decides = [__version__, sorted(values_of(stage, "result").items()), rows, texts, sorted(local.items())]
     return home() / "stages" / f"{stage['choices']['method']}-{short_hash(decides)}"
 
 

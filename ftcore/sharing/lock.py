@@ -11,19 +11,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
-from ftcore.config.tree import leaves
+from ftcore.config.tree import flatten
 from ftcore.data.records import Records
 from ftcore.data.sources import SPLITS, Row, files_of
 from ftcore.errors import ConfigError, ModelError
 from ftcore.files import resolve, sha256, write_json
-from ftcore.machine.provenance import MachineFacts, MadeWith, made_with
+from ftcore.machine.provenance import MadeWith, made_with
 from ftcore.models.weights import weights_folder, weights_hashes
 from ftcore.run_folder import Run, Scores, Summary
 from ftcore.settings import Config, Model
+from ftcore.sharing.places import own_places
 
+LOCK = "recipe.lock.json"
 FORMAT = 1
 SIDES = ("base", "tuned")
-# What is compared with what is here, in the order of the table.
+# What is compared with what is here.
 FACTS = ("versions", "machine", "seed", "model", "rows", "files", "recipe")
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt")
 # Scores that are shares, and what they are shares of: they change by whole rows.
@@ -62,85 +64,67 @@ class Lock(Facts):
     tolerance: dict[str, float]
 
 
-def model_facts(model: Model) -> ModelFacts:
+def facts(config: Config, records: Records) -> Facts:
+    """What a result depends on beside the recipe, as it is here."""
+    names = {"train": "train", "validation": "validation", "test": "held_out"}
+    return {
+        **made_with(config),
+        "seed": config["seed"],
+        "model": _model_facts(config["model"]),
+        "rows": {
+            names[part]: {"rows": len(rows), "sha256": _digest([*map(_content, rows)])}
+            for part in SPLITS
+            if (rows := getattr(records, part))
+        },
+        "files": {key: _file_facts(path) for key, path in own_places(config) if key != "model.path"},
+    }
+
+
+def _model_facts(model: Model) -> ModelFacts:
     """Revision and hashes of a model node's weights, tokenizer and effective chat template; fetches nothing that is there."""
     run = Run.at(model["path"])
     folder = run.model if run else weights_folder(model)
-    vocabulary = [sha256(folder / name) for name in VOCABULARIES if (folder / name).is_file()]
     return {
-        "revision": revision_of(folder),
+        "revision": folder.name if folder.parent.name == "snapshots" else None,  # in the hub's cache
         "weights": weights_hashes(model),
-        "tokenizer": _digest(vocabulary),
+        "tokenizer": _digest([sha256(folder / name) for name in VOCABULARIES if (folder / name).is_file()]),
         "chat_template": _digest(_template(folder, model["chat_template"])),
     }
 
 
-def revision_of(folder: Path) -> str | None:
-    """The commit of a folder in the hub's cache; None for others."""
-    return folder.name if folder.parent.name == "snapshots" else None
-
-
-def _template(folder: Path, given: str | None) -> object:
+def _template(folder: Path, own: str | None) -> object:
     """The text of the template that a run renders with; None when there is none."""
-    file = Path(resolve(given)) if given else folder / "chat_template.jinja"
+    file, settings = Path(resolve(own)) if own else folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if file.is_file():
         return file.read_text(encoding="utf-8")
-    settings = folder / "tokenizer_config.json"
     try:
         return json.loads(settings.read_text(encoding="utf-8")).get("chat_template") if settings.is_file() else None
     except (ValueError, AttributeError):
         raise ModelError(f"{settings} cannot be read: copy or download it again.") from None
 
 
-def _digest(value: object) -> str | None:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest() if value else None
-
-
-def row_facts(records: Records) -> dict[str, dict[str, object]]:
-    """Number and hash of each split's rows: the same rows in the same order, whatever their file is called."""
-    names = {"train": "train", "validation": "validation", "test": "held_out"}
-    return {
-        names[part]: {"rows": len(rows), "sha256": _digest([_content(row) for row in rows])}
-        for part in SPLITS
-        if (rows := getattr(records, part))
-    }
-
-
 def _content(row: Row) -> str:
     """A row without its place; an `id` that is its place goes too."""
-    dropped = {"where", *(["id"] if row["where"] in str(row["id"]) else [])}
-    return repr(sorted((key, value) for key, value in row.items() if key not in dropped))
+    place = {"where", *(["id"] if row["where"] in str(row["id"]) else [])}
+    return repr(sorted((key, value) for key, value in row.items() if key not in place))
 
 
-def file_facts(path: str) -> dict[str, object]:
+def _file_facts(path: str) -> dict[str, object]:
     """Name and hash of a file, or of all files that a folder or a pattern means."""
     files = sorted(Path(path).expanduser().glob("*.safetensors")) or files_of(path)[1]
     hashes = [sha256(file) for file in files]
     return {"name": Path(path).name, "sha256": hashes[0] if len(files) == 1 else _digest(hashes)}
 
 
-def facts(config: Config, records: Records, files: Mapping[str, str]) -> Facts:
-    """What a result depends on beside the recipe, as it is here. `files`: dotted key -> path of the user's own ones."""
-    return {
-        **made_with(config),
-        "seed": config["seed"],
-        "model": model_facts(config["model"]),
-        "rows": row_facts(records),
-        "files": {key: file_facts(path) for key, path in files.items()},
-    }
-
-
-def tolerance(machine: MachineFacts) -> dict[str, float]:
-    """How far scores may be from the lock's on such a machine."""
-    return CPU if machine["device"] == "CPU" else GPU
+def _digest(value: object) -> str | None:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest() if value else None
 
 
 def write_lock(file: Path, found: Facts, summary: Summary, recipe: Path) -> None:
-    """Write the lock beside a recipe. `found` are the run's facts."""
-    expected = {side: summary.side(side) for side in SIDES}
-    allowed = tolerance(found["machine"]) if found["machine"] else CPU
-    lock = {"format": FORMAT, **found, "recipe": sha256(recipe), "expected": expected, "tolerance": allowed}
-    write_json(file, lock)
+    """Write the lock of a recipe. `found` are the run's facts."""
+    on_gpu = found["machine"] and found["machine"]["device"] != "CPU"
+    scores = {"expected": {side: summary.side(side) for side in SIDES}, "tolerance": GPU if on_gpu else CPU}
+    write_json(file, {"format": FORMAT, **found, "recipe": sha256(recipe), **scores})
 
 
 def read_lock(file: Path) -> Lock:
@@ -164,7 +148,7 @@ def read_lock(file: Path) -> Lock:
 
 
 def _is_plain(node: object) -> bool:
-    texts = [text for path, value in leaves(node) for text in (path, value) if isinstance(text, str)]
+    texts = [text for pair in flatten(node) for text in pair if isinstance(text, str)]
     return all(text.isprintable() and len(text) <= LONGEST for text in texts)
 
 
@@ -173,14 +157,10 @@ def _are_scores(node: object) -> bool:
 
 
 def differences(lock: Lock, found: Facts) -> list[tuple[str, str, str]]:
-    """(what, in the lock, here) for every fact that differs."""
-    rows = []
-    for part in FACTS:
-        then, now = dict(leaves(lock.get(part), part)), dict(leaves(found.get(part), part))
-        for path in [*then, *(path for path in now if path not in then)]:
-            if then.get(path) != now.get(path):
-                rows.append((path, _short(then.get(path)), _short(now.get(path))))
-    return rows
+    """(fact, in the lock, here) for every fact that differs."""
+    then, now = (dict(flatten({part: facts.get(part) for part in FACTS})) for facts in (lock, found))
+    differing = [path for path in then | now if then.get(path) != now.get(path)]
+    return [(path, _short(then.get(path)), _short(now.get(path))) for path in differing]
 
 
 def _short(value: object) -> str:
@@ -191,14 +171,13 @@ def _short(value: object) -> str:
 
 def disagreements(lock: Lock, summary: Summary, relative: float | None = None) -> list[tuple[str, str, str]]:
     """(score, expected, seen) for scores outside the lock's tolerance, or outside `relative`."""
-    allowed = lock["tolerance"] | ({"relative": relative, "share": relative} if relative is not None else {"share": 0})
+    allowed = lock["tolerance"] | ({"share": 0} if relative is None else {"relative": relative, "share": relative})
     found = []
     for side in SIDES:
         expected, seen = lock["expected"][side], summary.side(side)
-        for key in expected:
-            count = expected.get(SHARES.get(key, ""))
-            if not _agree(expected[key], seen.get(key), allowed, count):
-                found.append((f"{side}.{key}", str(expected[key]), str(seen.get(key))))
+        for key, score in expected.items():
+            if not _agree(score, seen.get(key), allowed, expected.get(SHARES.get(key, ""))):
+                found.append((f"{side}.{key}", str(score), str(seen.get(key))))
     return found
 
 

@@ -6,6 +6,7 @@ hash, and who receives it gives theirs on the command line. What it depends on b
 
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,82 +18,65 @@ from ftcore.config.build import build, record_type
 from ftcore.config.compose import compose, default_name, load_config, read_overrides
 from ftcore.config.options import options
 from ftcore.config.recipe_rules import HEADER
-from ftcore.config.roles import leaves_of, role_of
-from ftcore.config.tree import leaves, put
-from ftcore.console import plain as console
+from ftcore.config.roles import role_of, values_of
+from ftcore.config.tree import flatten, put
+from ftcore.console import plain
 from ftcore.data.records import Data
 from ftcore.errors import ConfigError, DataError, StorageError
-from ftcore.machine.provenance import MadeWith
 from ftcore.models.weights import weights_hashes
 from ftcore.run_folder import Run, Summary
 from ftcore.runs.stages import folder_of, stage_config, stages_of
 from ftcore.settings import CHOSEN, NAMED_AFTER, Config
-from ftcore.sharing.lock import Facts, facts, row_facts, write_lock
-from ftcore.sharing.places import RECIPE, not_weights, own_places
+from ftcore.sharing.lock import LOCK, Facts, facts, write_lock
+from ftcore.sharing.places import RECIPE, own_places
 
 ABSOLUTE = re.compile(r"(?:^|=)[\"']?((?:/|~/)[^\s,\"'\]}]+)")
 PLAIN = re.compile(r"[A-Za-z][\w /-]*")  # text that no reader of YAML takes for something else
-GAVE = ("loss", "accuracy", "rewards/accuracies", "reward", "probe_perplexity")
-LOCK = "recipe.lock.json"
+SCORES = ("loss", "accuracy", "rewards/accuracies", "reward", "probe_perplexity")
 
 
 def pack(config: Config) -> None:
     """Write recipe.yaml and recipe.lock.json of the finished run `run=` into `output_dir=`, by default `./<name of the run>`.
 
-    Raises `ConfigError` for a run that is not finished or cannot be said by a recipe, `DataError` when its rows have changed.
+    Raises `ConfigError` for a run that is not finished or that no recipe can describe, `DataError` when its rows have changed.
     """
-    run, summary, ran = _finished(config)
+    run, summary = _finished(config)
+    ran = dict(flatten(run.config))
     target = Path(config["output_dir"] if config["output_dir"] != ran["output_dir"] else config["name"]).expanduser()
     if (target / RECIPE).exists():
         raise StorageError(f"{target / RECIPE} exists already; remove it, or say where with output_dir=<folder>.")
     run.check_weights(weights_hashes(config["model"]))
-    original = _without_made_stages(_as_it_ran(config, ran))
+    if changed := [key for key, value in _described(config).items() if key in ran and ran[key] != value]:
+        raise ConfigError(f"pack takes a run as it is: leave {', '.join(changed)} out.")
+    original = _without_made_stages(config)
     places = _places(original)
     records = build(config["data"], Data).load(record_type(config["method"]))
     if records.content_hash != summary["data_sha256"]:
         raise DataError(f"The rows have changed since {run} was made, so its scores cannot be expected of them.")
-    found = cast(Facts, facts(original, records, not_weights(places)) | _made_with(summary))
-    text = _recipe(original, summary, places, found)
+    found = cast(Facts, {**facts(original, records), **cast(dict[str, object], summary["made_with"])})
     with tempfile.TemporaryDirectory() as private:
         recipe = Path(private) / RECIPE
-        recipe.write_text(text, encoding="utf-8")
-        _check_packed(recipe, original, places)
-        write_lock(Path(private) / LOCK, cast(Facts, found | {"rows": row_facts(records)}), summary, recipe)
+        recipe.write_text(_recipe(original, summary, places, found), encoding="utf-8")
+        _check_recipe(recipe, original, places)
         target.mkdir(parents=True, exist_ok=True)
-        for name in (LOCK, RECIPE):
-            (target / name).write_bytes((Path(private) / name).read_bytes())
-    console.print(f"Wrote {target / RECIPE} and {target / LOCK}. Elsewhere:\n  {_command(places, config)}")
+        write_lock(target / LOCK, found, summary, recipe)
+        shutil.copyfile(recipe, target / RECIPE)
+    plain.print(f"Wrote {target / RECIPE} and {target / LOCK}. Elsewhere:\n  {_command(places, config)}")
 
 
-def _finished(config: Config) -> tuple[Run, Summary, Config]:
-    """The run that `run=` names, its summary and its config."""
+def _finished(config: Config) -> tuple[Run, Summary]:
+    """The run that `run=` names, and its summary."""
     if not config["run"]:
         raise ConfigError("`pack` needs run=<folder of a finished run>, such as run=runs/<name>/<time>.")
     run = Run(config["run"])
-    summary = run.summary
-    if summary is None:
-        raise ConfigError(
-            f"{run} is not finished: it has no summary.json. Go on with it (python -m ftcore resume={run}), then pack it."
-        )
-    assert run.config
-    return run, summary, run.config
+    if not (summary := run.summary):
+        raise ConfigError(f"{run} has no summary.json: finish it (python -m ftcore resume={run}), then pack it.")
+    return run, summary
 
 
-def _made_with(summary: Summary) -> MadeWith:
-    return cast(MadeWith, summary["made_with"])
-
-
-def _packed(config: Config) -> dict[str, object]:
-    """What of a config a recipe says: not how the run was begun or searched for, nor whose W&B or cluster it used."""
-    return leaves_of(config, "result", "rows", "scores", "reporting", "machine")
-
-
-def _as_it_ran(config: Config, ran: Config) -> Config:
-    """The run's config. Raises `ConfigError` when the command line changes it: its scores are those of what ran."""
-    now, then = _packed(config), dict(leaves(ran))
-    if changed := [key for key in now if key in then and then[key] != now[key]]:
-        raise ConfigError(f"pack takes a run as it is: leave {', '.join(changed)} out.")
-    return config
+def _described(config: Config) -> dict[str, object]:
+    """What of a config a recipe describes: not how the run was begun or searched for, nor whose W&B or cluster it used."""
+    return values_of(config, "result", "rows", "scores", "reporting", "machine")
 
 
 def _without_made_stages(config: Config) -> Config:
@@ -125,7 +109,7 @@ def _places(config: Config) -> dict[str, str]:
     for key, path in places.items():
         if role_of(key, config).path == "weights" and (run := Run.at(path)):
             _refuse_run(key, run)
-    for key, value in _packed(config).items():
+    for key, value in _described(config).items():
         found = [p for p in ABSOLUTE.findall(str(value)) if p.count("/") > 1 and Path(p).expanduser().exists()]
         if found and key not in places:
             raise ConfigError(f"{key} names {found[0]}, a place of this machine; a recipe cannot carry it.")
@@ -135,34 +119,30 @@ def _places(config: Config) -> dict[str, str]:
 def _recipe(config: Config, summary: Summary, places: dict[str, str], found: Facts) -> str:
     """The text of recipe.yaml."""
     chosen = {group: option for group in CHOSEN if (option := config["choices"].get(group))}
-    for group, option in chosen.items():
-        if option not in options(group):
-            raise ConfigError(
-                f"{group}={option} is no option of this version: a recipe cannot name one of another folder."
-            )
-    base = dict(leaves(compose(read_overrides([f"{group}={option}" for group, option in chosen.items()]), [], [])))
-    lines = [HEADER, *_head(config, summary, places, found), "defaults:"]
-    lines += [f"  - override /{group}: {option}" for group, option in chosen.items()]
+    if unknown := [f"{group}={option}" for group, option in chosen.items() if option not in options(group)]:
+        raise ConfigError(f"{unknown[0]} is no option of this version: a recipe cannot name one of another folder.")
+    base = dict(flatten(compose(read_overrides([f"{group}={option}" for group, option in chosen.items()]), [], [])))
     differing: dict[str, object] = {}
-    for key, value in _packed(config).items():
+    for key, value in _described(config).items():
         named = key == "name" and value == default_name(config)
         if key in places or (base.get(key, ...) != value and not named):
             put(differing, key, "???" if key in places else value)
     if found["model"]["revision"] and "model.path" not in places:  # a branch moves
         put(differing, "model.revision", found["model"]["revision"])
-    notes = {key: f"{_known(key, path, found)}: give {key}=<path>." for key, path in places.items()}
+    notes = {key: f"{_known_by(key, path, found)}: give {key}=<path>." for key, path in places.items()}
+    lines = [HEADER, *_comments(config, summary, places, found), "defaults:"]
+    lines += [f"  - override /{group}: {option}" for group, option in chosen.items()]
     return "\n".join([*lines, *_lines(differing, notes)]) + "\n"
 
 
-def _head(config: Config, summary: Summary, places: dict[str, str], found: Facts) -> Iterator[str]:
-    chosen, device = config["choices"], _made_with(summary)["machine"]["device"]
-    names = " ".join(f"{group}={chosen[group]}" for group in (*NAMED_AFTER, "adapter"))
+def _comments(config: Config, summary: Summary, places: dict[str, str], found: Facts) -> Iterator[str]:
+    names = " ".join(f"{group}={config['choices'][group]}" for group in (*NAMED_AFTER, "adapter"))
     yield f"# For: the run {config['name']} again: {names}."
     memory, seconds = summary.number("peak_memory_gb"), summary.number("seconds")
-    yield f"# Needs: {memory:.1f} GB of memory; it took {seconds:.0f} s on {device}."
+    yield f"# Needs: {memory:.1f} GB of memory; it took {seconds:.0f} s on {found['machine']['device']}."
     yield f"# {_command(places, config)}"
     base, tuned = summary.side("base"), summary.side("tuned")
-    both = {key: (a, b) for key in GAVE if None not in (a := base.get(key), b := tuned.get(key))}
+    both = {key: (a, b) for key in SCORES if None not in (a := base.get(key), b := tuned.get(key))}
     gave = [f"{key} {a:.4g} -> {b:.4g}" for key, (a, b) in both.items()]
     yield f"# Gave: {', '.join(gave) or 'no scores'} on {tuned.get('rows', 0)} held-out rows (seed {config['seed']})."
 
@@ -174,8 +154,8 @@ def _command(places: dict[str, str], config: Config) -> str:
     )
 
 
-def _known(key: str, path: str, found: Facts) -> str:
-    """What a file is known by, in a comment."""
+def _known_by(key: str, path: str, found: Facts) -> str:
+    """Name and hash of a file, in a comment."""
     name = Path(path).name if Path(path).name.isprintable() else "a file"
     hashes = found["model"]["weights"].values() if key == "model.path" else [found["files"][key]["sha256"]]
     return f"Own: {name}, SHA-256 {', '.join(map(str, hashes))}"
@@ -187,11 +167,9 @@ def _lines(node: Mapping[str, object], notes: dict[str, str], path: str = "") ->
         inner, pad = f"{path}.{key}".strip("."), "  " * path.count(".") + "  " * bool(path)
         if inner in notes:
             yield f"{pad}# {notes[inner]}"
-        if isinstance(value, dict) and value:
-            yield f"{pad}{_scalar(key)}:"
-            yield from _lines(value, notes, inner)
-        else:
-            yield f"{pad}{_scalar(key)}: {_scalar(value)}"
+        nested = value if isinstance(value, dict) else {}
+        yield f"{pad}{_scalar(key)}:" + ("" if nested else f" {_scalar(value)}")
+        yield from _lines(nested, notes, inner)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -213,13 +191,13 @@ def _scalar(value: object) -> str:
     return text.removesuffix("\n").removesuffix("\n...")
 
 
-def _check_packed(recipe: Path, config: Config, places: dict[str, str]) -> None:
+def _check_recipe(recipe: Path, config: Config, places: dict[str, str]) -> None:
     """Raise `ConfigError` unless the recipe passes the rules and composes to the run's config."""
     given = [f"{key}={json.dumps(path)}" for key, path in places.items()]
     try:
-        again = dict(leaves(load_config([*given, f"trust=[{','.join(config['trust'])}]"], (), recipe)))
+        again = dict(flatten(load_config([*given, f"trust=[{','.join(config['trust'])}]"], (), recipe)))
     except ConfigError as error:
-        raise ConfigError(f"A recipe cannot say this run: {error}".replace(str(recipe), RECIPE)) from None
-    same = {key: value for key, value in _packed(config).items() if key != "model.revision"}
+        raise ConfigError(f"No recipe can describe this run: {error}".replace(str(recipe), RECIPE)) from None
+    same = {key: value for key, value in _described(config).items() if key != "model.revision"}
     if lost := [key for key, value in same.items() if again.get(key, ...) != value]:
-        raise ConfigError(f"A recipe cannot say this run: {', '.join(lost)} would be another.")
+        raise ConfigError(f"No recipe can describe this run: {', '.join(lost)} would be different.")

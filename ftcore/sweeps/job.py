@@ -7,7 +7,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from ftcore.config.roles import leaves_of
+from ftcore.config.roles import values_of
 from ftcore.files import short_hash
 from ftcore.run_folder import Run, Summary
 from ftcore.settings import Config
@@ -89,7 +89,7 @@ def as_word(value: object) -> str:
 
 def folder_of(config: Config, searched: dict[str, object]) -> Path:
     """The sweep's folder: named by everything that decides its jobs, so that the same command finds it again."""
-    decides = [leaves_of(config, "result", "rows", "scores"), config["verb"], config["run"]]
+    decides = [values_of(config, "result", "rows", "scores"), config["verb"], config["run"]]
     name = f"sweep-{short_hash([decides, searched, config['sampler'], config['sweep']['objective']])[:8]}"
     return Path(config["output_dir"]).expanduser().resolve() / config["name"] / name
 

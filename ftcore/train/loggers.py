@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from ftcore.config.tree import leaves
+from ftcore.config.tree import flatten
 from ftcore.errors import ConfigError
 from ftcore.machine.processes import rank_and_world
 from ftcore.run_folder import Run, keep_lines
@@ -230,7 +230,7 @@ def hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
     >>> hyperparameters({"method": {"lr": 1e-4, "reward:options": {}}, "seed": 0})
     {'method.lr': 0.0001, 'method.reward_options': {}, 'seed': 0}
     """
-    return {re.sub(r"[^\w.-]", "_", path): value for path, value in leaves(config)}
+    return {re.sub(r"[^\w.-]", "_", path): value for path, value in flatten(config)}
 
 
 def wandb_hint(logger: WandbLogger) -> str:
