@@ -148,6 +148,8 @@ RECIPES = {
     "a binary tag": "name: !!binary aGVsbG8=",
     "many levels": "a: " + "[" * 1000 + "]" * 1000,
     "many levels of mappings": "a: " + "{a: " * 1000 + "1" + "}" * 1000,
+    "many keys": "method: {" + ", ".join(f"k{i}: 1" for i in range(9000)) + "}",
+    "many values": "method: {betas: [" + "1, " * 30_000 + "]}",
     "a huge file": "name: " + "x" * 200_000,
     "a long number": "seed: " + "9" * 50_000,
     "a long number of another base": "seed: 0x" + "f" * 50_000,
