@@ -143,9 +143,7 @@ class Run:
         try:
             before = json.loads(self._weights.read_text()) if self._weights.is_file() else hashes
         except ValueError:
-            raise ModelError(
-                f"{self._weights} cannot be read, so nothing says which weights the run was made with."
-            ) from None
+            raise ModelError(f"{self._weights} cannot be read: the weights the run began with are unknown.") from None
         if changed := sorted(name for name in before.keys() | hashes.keys() if before.get(name) != hashes.get(name)):
             raise ModelError(
                 f"{self.folder} was made with other base weights: the SHA-256 of {', '.join(changed[:5])} differs. Put the "
@@ -210,9 +208,7 @@ class Run:
                 owner.unlink(missing_ok=True)
         except Timeout:
             who = owner.read_text() if owner.is_file() else "another process"
-            raise StorageError(
-                f"{self.folder} is in use by {who}. Wait for it, or begin a new run without resume."
-            ) from None
+            raise StorageError(f"{self.folder} is in use by {who}. Wait, or begin a new run without resume.") from None
 
 
 def keep_lines(file: Path, wanted: Callable[[int], bool]) -> None:

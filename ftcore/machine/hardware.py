@@ -87,7 +87,7 @@ def memory_of(key: str, value: object) -> Iterator[None]:
 
 
 def micro_batch(
-    *, global_batch_size: int, micro_batch_size: int | Literal["auto"], processes: int, most: int = AUTO_ROWS
+    global_batch_size: int, micro_batch_size: int | Literal["auto"], processes: int, most: int = AUTO_ROWS
 ) -> int:
     """Rows per forward pass and process; `auto` takes a process's whole share of a step, up to `most` rows.
 
@@ -107,7 +107,7 @@ def micro_batch(
     )
 
 
-def smaller(*, global_batch_size: int, micro_batch_size: int, processes: int) -> int | None:
+def smaller(global_batch_size: int, micro_batch_size: int, processes: int) -> int | None:
     """The next micro-batch size below this one that keeps the rows of a step; None when there is none.
 
     >>> smaller(global_batch_size=24, micro_batch_size=6, processes=2)

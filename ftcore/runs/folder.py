@@ -58,7 +58,5 @@ def _new(config: Config, parent: Path) -> Run:
                 break
         run.write_config(of_run(config))
     except OSError as error:
-        raise StorageError(
-            f"Cannot write the run folder {parent}: {error.strerror}. Set output_dir=<folder>."
-        ) from None
+        raise StorageError(f"Cannot write runs to {parent}: {error.strerror}. Set output_dir=<folder>.") from None
     return run

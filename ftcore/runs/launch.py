@@ -26,14 +26,13 @@ def launch(config: Config, resolved: Resolved, run: Run, records: Records | None
     `records` that are read already serve when this process is the only one. Where a device's memory is full, the run goes on with
     the next smaller micro-batch size, then with activation checkpointing, as far as these are ours to choose.
     """
-    sizes = {"global_batch_size": config["global_batch_size"], "processes": resolved.machine.processes}
     while True:
         try:
             return _launch(config, resolved, run, records)
         except OutOfMemory as error:
             less = None
             if config["micro_batch_size"] == "auto":
-                less = smaller(micro_batch_size=resolved.micro_batch_size, **sizes)
+                less = smaller(config["global_batch_size"], resolved.micro_batch_size, resolved.machine.processes)
             if less:
                 resolved, chosen = replace(resolved, micro_batch_size=less), f"micro_batch_size={less}"
             elif config["hardware"]["activation_checkpointing"] == "auto":
@@ -100,9 +99,7 @@ def check_processes(hardware: Hardware) -> None:
             product = f"hardware.devices x hardware.num_nodes = {devices} x {nodes} = {devices * nodes}"
             raise HardwareError(f"{started} processes were started, and {product}.")
     elif int(os.environ.get("SLURM_NTASKS", 1)) > 1:
-        raise HardwareError(
-            "ftcore starts the processes of a machine itself: run it in one SLURM task, or let it submit: hardware=slurm."
-        )
+        raise HardwareError("Run ftcore in one SLURM task, since it starts its processes, or as hardware=slurm.")
     elif nodes > 1 and not hardware["slurm"]:
         raise HardwareError(
             "A run on several machines is started on each of them by torchrun:\n"

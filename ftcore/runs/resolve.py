@@ -14,9 +14,5 @@ def resolve(config: Config, hashes: Mapping[str, str]) -> Resolved:
     Raises `HardwareError` or `ConfigError` for what cannot be had here.
     """
     machine = build(config["hardware"], Machine)
-    rows = micro_batch(
-        global_batch_size=config["global_batch_size"],
-        micro_batch_size=config["micro_batch_size"],
-        processes=machine.processes,
-    )
+    rows = micro_batch(config["global_batch_size"], config["micro_batch_size"], machine.processes)
     return Resolved(machine, rows, base=short_hash(sorted(hashes.items())))

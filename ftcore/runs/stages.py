@@ -64,9 +64,7 @@ def stage_config(config: Config, name: str, words: list[str]) -> Config:
     roles = top_roles()
     theirs = {key for key, role in roles.items() if role.kind in ("command", "place")}
     if refused := keys & {*theirs, *FILES, *fixed}:
-        raise ConfigError(
-            f"method.stages.{name} names a method and its keys; it may not set {', '.join(sorted(refused))}."
-        )
+        raise ConfigError(f"method.stages.{name} may set a method and its keys, not {', '.join(sorted(refused))}.")
     stage = load_config([*words, *(f"{key}={value}" for key, value in fixed.items())])
     kept = {key: value for key, value in config.items() if key in roles and roles[key].stage and key not in keys}
     choices = stage["choices"] | {key: option for key, option in config["choices"].items() if key in kept}
@@ -110,9 +108,7 @@ def _make(name: str, stage: Config, words: list[str], folder: Path, dry_run: boo
         partial.keep_weights(hashes)
         launch(stage, resolved, partial)
         if not partial.finished:
-            raise ConfigError(
-                f"Stage {name} left no finished run in {partial}: see its overrides, method.stages.{name}."
-            )
+            raise ConfigError(f"Stage {name} did not finish its run in {partial}: see method.stages.{name}.")
         partial.folder.rename(folder)
     return True
 

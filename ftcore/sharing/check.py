@@ -6,7 +6,7 @@ from pathlib import Path
 from ftcore.config.build import record_type, schemas
 from ftcore.config.compose import load_config, of_run
 from ftcore.config.roles import files_of_config
-from ftcore.console import plain as console
+from ftcore.console import plain
 from ftcore.data.records import DERIVED
 from ftcore.data.sources import files_of
 from ftcore.errors import DataError
@@ -18,24 +18,24 @@ from ftcore.sharing.places import recipe_file
 def check(arguments: CheckArguments, words: list[str], config_dirs: tuple[Path, ...]) -> dict[str, object]:
     """Say all that is wrong with a recipe, or what it would train; no model is loaded. Raises `ConfigError` with all of it."""
     recipe = recipe_file(arguments["recipe"]) if arguments["recipe"] else None
-    config = load_config(words, config_dirs, recipe, _absent)
+    config = load_config(words, config_dirs, recipe, _missing)
     choices, path = config["choices"], config["data"]["path"]
     named = " and ".join(f"{group}={choices[group]}" for group in FILES if choices[group])
-    rows = f" ({path})" if path else ""
     limits = [f"{config['max_steps']} steps"] if config["max_steps"] else []
     limits += [f"{config['max_epochs']:g} passes over the rows"] if config["max_epochs"] else []
-    console.print(
+    plain.print(
         f"Nothing is wrong with {recipe or named or 'the command line'}. It would train method={choices['method']} on "
-        f"data={choices['data']}{rows}, model={choices['model']} ({config['model']['path'] or choices['model']}) with "
-        f"adapter={choices['adapter']}, for {' or '.join(limits)}{' (what is less)' * (len(limits) > 1)}, "
-        f"{config['global_batch_size']} rows a step, seed {config['seed']}, on hardware={choices['hardware']}; "
+        f"data={choices['data']}{f' ({path})' if path else ''}, model={choices['model']} "
+        f"({config['model']['path'] or choices['model']}) with adapter={choices['adapter']}, "
+        f"for {' or '.join(limits)}{' (what is less)' * (len(limits) > 1)}, {config['global_batch_size']} rows a step, "
+        f"seed {config['seed']}, on hardware={choices['hardware']}; "
         f"logger={choices['logger']}, as {config['output_dir']}/{config['name']}."
     )
     return {"recipe": str(recipe) if recipe else None, "config": of_run(config)}
 
 
-def _absent(config: Config) -> Iterator[tuple[str, str]]:
-    """(key, what is wrong) for rows and weights that are not there, as far as names tell."""
+def _missing(config: Config) -> Iterator[tuple[str, str]]:
+    """(key, what is wrong) for rows and weights that are not there, as far as names tell, or that the method cannot use."""
     for key, value in files_of_config(config, "weights"):
         local = value.startswith((SCHEME, "/", "~", ".")) or value.count("/") > 1
         if local and not Path(resolve(value)).is_dir():
@@ -45,14 +45,8 @@ def _absent(config: Config) -> Iterator[tuple[str, str]]:
             files_of(value)
         except DataError as error:
             yield key, f"cannot be read: {error}"
-    yield from _rows_of_another_type(config)
-
-
-def _rows_of_another_type(config: Config) -> Iterator[tuple[str, str]]:
-    """A method and a data option that do not go together."""
     have, target = (config.get("data") or {}).get("records"), (config.get("method") or {}).get("_target_")
-    if not isinstance(have, dict) or not have or target not in schemas()["record_types"]:
-        return
-    needed = record_type({"_target_": target})
-    if not {needed, DERIVED.get(needed)} & set(have):
-        yield "data.records", f"has no {needed} rows, which the method needs; it has {', '.join(have)}"
+    if isinstance(have, dict) and have and target in schemas()["record_types"]:
+        needed = record_type({"_target_": target})
+        if not {needed, DERIVED.get(needed)} & set(have):
+            yield "data.records", f"has no {needed} rows, which the method needs; it has {', '.join(have)}"

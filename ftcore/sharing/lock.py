@@ -141,9 +141,7 @@ def read_lock(file: Path) -> Lock:
     except (ValueError, AttributeError, RecursionError, TypeError):
         right = False
     if not right:
-        raise ConfigError(
-            f"{file} is not a lock of this version (format {FORMAT}): copy it again, or pack the run again."
-        )
+        raise ConfigError(f"{file} is not a lock of this version (format {FORMAT}): copy it or pack the run again.")
     return lock
 
 

@@ -17,7 +17,7 @@ import yaml
 from ftcore.config.build import build, record_type
 from ftcore.config.compose import compose, default_name, load_config, read_overrides
 from ftcore.config.options import options
-from ftcore.config.recipe_rules import HEADER
+from ftcore.config.recipe_rules import HEADER, TEXT
 from ftcore.config.roles import role_of, values_of
 from ftcore.config.tree import flatten, put
 from ftcore.console import plain
@@ -148,10 +148,8 @@ def _comments(config: Config, summary: Summary, places: dict[str, str], found: F
 
 
 def _command(places: dict[str, str], config: Config) -> str:
-    trust = [f"trust=[{','.join(config['trust'])}]"] if config["trust"] else []
-    return " ".join(
-        ["python -m ftcore replay", f"recipe={RECIPE}", *(f"{key}=<path>" for key in places), *trust, "expect=true"]
-    )
+    given = [f"{key}=<path>" for key in places] + [f"trust=[{','.join(config['trust'])}]"] * bool(config["trust"])
+    return " ".join([f"python -m ftcore replay recipe={RECIPE}", *given, "expect=true"])
 
 
 def _known_by(key: str, path: str, found: Facts) -> str:
@@ -180,9 +178,7 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-_Dumper.add_representer(
-    str, lambda d, s: d.represent_scalar("tag:yaml.org,2002:str", s, style=None if PLAIN.fullmatch(s) else '"')
-)
+_Dumper.add_representer(str, lambda d, s: d.represent_scalar(TEXT, s, style=None if PLAIN.fullmatch(s) else '"'))
 
 
 def _scalar(value: object) -> str:

@@ -19,16 +19,11 @@ def own_places(config: Config) -> Iterator[tuple[str, str]]:
             yield key, value
 
 
-def not_weights(places: dict[str, str]) -> dict[str, str]:
-    """Those that are not the model's own weights, which are looked at by themselves."""
-    return {key: path for key, path in places.items() if key != "model.path"}
-
-
-def recipe_file(given: str | None) -> Path:
+def recipe_file(path: str | None) -> Path:
     """The file that `recipe=` names. Raises `ConfigError` when there is none."""
-    if not given:
+    if not path:
         raise ConfigError("Which recipe? Give recipe=<file>, such as recipe=recipe.yaml.")
-    file = Path(given).expanduser()
+    file = Path(path).expanduser()
     if not file.is_file():
         raise ConfigError(f"There is no recipe file {file.absolute()}.")
     return file

@@ -98,7 +98,7 @@ def _verdict(ranked: list[Setting], objective: str) -> str:
     varied = {key for one in ranked for key, word in one.setting.items() if word != best.setting.get(key)}
     if objective.endswith(".loss") and (groups := varied & {"method", "data"}):
         return (
-            f"{objective} of one {' or '.join(sorted(groups))} says nothing beside another's: choose what they share, such as "
+            f"{objective} cannot rank settings of different {' or '.join(sorted(groups))}: choose what they share, such as "
             "sweep.objective=tuned.accuracy."
         )
     verdict = f"Best by {objective}: {best} ({best.mean:.4g}); next {second} ({second.mean:.4g})."
@@ -115,11 +115,8 @@ def _differences(one: Setting, other: Setting, objective: str) -> tuple[str, lis
     if objective == "tuned.accuracy":
         paired_by, first, second = "held-out rows", _right(one.jobs), _right(other.jobs)
     else:
-        paired_by = "seeds"
-        first, second = (
-            {job.changes.get("seed", ""): job.score(objective) or 0.0 for job in setting.jobs}
-            for setting in (one, other)
-        )
+        paired_by, settings = "seeds", (one, other)
+        first, second = [{j.changes.get("seed", ""): j.score(objective) or 0.0 for j in s.jobs} for s in settings]
     return paired_by, [first[key] - second[key] for key in sorted(first.keys() & second.keys())]
 
 

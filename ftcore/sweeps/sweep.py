@@ -61,9 +61,7 @@ def sweep(
             run_with_hydra(launcher, source.jobs, folder)
         finish(config, folder, source.jobs, columns)
     if failed := sum(bool(job.failure) for job in source.jobs):
-        raise SweepFailed(
-            f"{failed} of {len(source.jobs)} jobs failed; the table says why. The same command again runs only those."
-        )
+        raise SweepFailed(f"{failed} of {len(source.jobs)} jobs failed (see the table). The same command runs those.")
 
 
 def read_sweep(words: list[str], config_dirs: tuple[Path, ...]) -> tuple[list[str], dict[str, object], Config]:
@@ -77,9 +75,7 @@ def read_sweep(words: list[str], config_dirs: tuple[Path, ...]) -> tuple[list[st
         raise ConfigError(f"search.{refused[0]} is not a key that a sweep's file may search.")
     searched = {**swept, **{key: values for key, values in config["search"].items() if key not in swept}}
     if not searched:
-        raise ConfigError(
-            "Nothing is swept: give several values (-m seed=1,2,3), or a file (sweeps=<name>) with search:."
-        )
+        raise ConfigError("Nothing is swept: give several values (-m seed=1,2,3), or sweeps=<file with search:>.")
     return fixed, searched, config
 
 
@@ -117,7 +113,5 @@ def _split(words: list[str]) -> tuple[list[str], dict[str, list[str]]]:
         elif override.is_discrete_sweep():
             swept[override.get_key_element()] = list(override.sweep_string_iterator())
         else:
-            raise ConfigError(
-                f"{override.input_line!r}: a range without steps needs a file with sampler: tpe (sweeps/)."
-            )
+            raise ConfigError(f"{override.input_line!r}: a range without steps needs sampler=tpe and a sweep's file.")
     return fixed, swept

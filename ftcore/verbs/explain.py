@@ -42,22 +42,11 @@ class Setting:
 
 def explain(arguments: ExplainArguments, words: list[str], config_dirs: tuple[Path, ...] = ()) -> list[Row]:
     """Print value, source, replaced values, type and meaning of every key that `key=` names."""
-    asked = arguments["key"] or []
-    keys = dict.fromkeys(re.findall(r"[^\s,\[\]]+", asked if isinstance(asked, str) else " ".join(asked)))
-    if not keys:
-        raise ConfigError(
-            "Which key? Write key=method.lr, key=[method.lr,seed] or a whole group, key=method, and after it the words of "
-            "the run: python -m ftcore explain key=method.lr method=dpo."
-        )
     config = load_config(words, config_dirs)
     known = dict(_nodes(config))
-    for key in [key for key in keys if key not in known]:
-        same = [path for path in known if path.rpartition(".")[2] == key.rpartition(".")[2]]
-        meant = f"; did you mean {same[0]!r}?" if same else closest(key, known)
-        raise ConfigError(f"key={key}: this config has no such key{meant}")
     history = [*_of_files(config, words, config_dirs), *_of_run(config, words), *_of_command_line(words)]
     answers: list[Row] = []
-    for key in keys:
+    for key in _named(arguments["key"] or [], known):
         print(end="\n" * bool(answers))
         settings = _settings_of(key, known[key], history)
         answers.append(_answer(key, config, known[key], settings))
@@ -66,6 +55,21 @@ def explain(arguments: ExplainArguments, words: list[str], config_dirs: tuple[Pa
         else:
             _print_key(answers[-1], settings)
     return answers
+
+
+def _named(asked: str | list[str], known: Mapping[str, object]) -> list[str]:
+    """The keys that `key=` names, each once."""
+    keys = list(dict.fromkeys(re.findall(r"[^\s,\[\]]+", asked if isinstance(asked, str) else " ".join(asked))))
+    if not keys:
+        raise ConfigError(
+            "Which key? Write key=method.lr, key=[method.lr,seed] or a whole group, key=method, and after it the words of "
+            "the run: python -m ftcore explain key=method.lr method=dpo."
+        )
+    for key in [key for key in keys if key not in known]:
+        same = [path for path in known if path.rpartition(".")[2] == key.rpartition(".")[2]]
+        meant = f"; did you mean {same[0]!r}?" if same else closest(key, known)
+        raise ConfigError(f"key={key}: this config has no such key{meant}")
+    return keys
 
 
 def _answer(key: str, config: Config, value: object, settings: list[Setting]) -> Row:
