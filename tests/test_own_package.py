@@ -96,4 +96,4 @@ def test_no_file_may_say_whom_to_trust(fails, package):
     recipe.write_text("# @package _global_\ntrust: [our_team]\n")
     assert "command line only" in fails(2, "--config-dir", str(package / "conf"), "recipes=sly", *WORDS)
     words = ["method.stages.policy=['method=sft','trust=[our_team]']", "method=rlhf"]
-    assert "may not set trust" in fails(2, *words, *WORDS)
+    assert "may set a method and its keys, not trust" in fails(2, *words, *WORDS)
