@@ -11,7 +11,7 @@ aggregate: tokens, mean over all tokens of the step (DAPO, Yu et al. 2025, arXiv
 mean (GRPO); budget, sum over max_new_tokens per completion (Dr. GRPO).
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ class GRPO(OnlineMethod):
     max_resamples: Annotated[int, Ge(0)]
     rewards: list[str]
     reward_weights: list[float]
-    reward_options: dict[str, dict[str, Any]]
+    reward_options: dict[str, dict[str, object]]
     reward_model: PathOfWeights
     reward_model_weight: float
     reward_time_limit: Positive
@@ -84,7 +84,8 @@ class GRPO(OnlineMethod):
     def compute_advantages(self, groups: list[list[Sample]]) -> list[Sample]:
         """Every token of a completion gets the completion's advantage."""
         for group in groups:
-            for one, value in zip(group, advantages([one.reward for one in group], self.advantage), strict=True):
+            rewards = [one.reward for one in group if one.reward is not None]  # all: the others are not usable
+            for one, value in zip(group, advantages(rewards, self.advantage), strict=True):
                 one.per_token["advantages"] = [value] * one.trained
         return [one for group in groups for one in group]
 
@@ -123,7 +124,7 @@ def _row_means(values: Tensor, batch: Batch) -> Tensor:
     return row_sums(values, batch) / row_sums(torch.ones_like(values), batch).clamp(min=1)
 
 
-def advantages(rewards: list[Any], kind: Advantage) -> list[float]:
+def advantages(rewards: list[float], kind: Advantage) -> list[float]:
     """Advantage of each completion of one prompt, from their rewards.
 
     >>> advantages([1.0, 0.0, 0.0], "group_no_std"), advantages([1.0, 0.0, 0.0], "rloo")

@@ -2,7 +2,7 @@
 
 loss = w (1 - sigmoid(s beta (log p(y) - log p_ref(y) - z))), s = 1 for good answers and -1 for bad ones. z estimates
 KL(policy || reference) from prompts with another prompt's answer: the mean of their log-ratios, at least 0, without gradient,
-over the whole optimizer step (over the batch where rows are only scored).
+over the whole optimizer step (over the batch if rows are only scored).
 """
 
 from dataclasses import replace
@@ -65,7 +65,7 @@ class KTO(Method[Labelled, LabelledBatch]):
 
     @torch.no_grad()
     def _z_ratios(self, batch: Batch) -> Tensor:
-        """Log-ratio (S,) of each answer to the base model, without gradient, as z is estimated from them."""
+        """Log-ratio (S,) of each answer to the base model, without gradient: z is their mean."""
         batch = self.to_device(batch)
         return (sequence_sums(self.network, batch) - self.reference_sums(batch)).cpu()
 
@@ -73,9 +73,8 @@ class KTO(Method[Labelled, LabelledBatch]):
         """Each row's loss, and the implicit rewards of good and bad rows."""
         n, good, z = len(batch["ids"]), batch["good"], batch["z"]
         z = float(self._z_ratios(batch["others"]).mean().clamp(min=0)) if z is None else z
-        ratios = (sequence_sums(self.network, batch) - self.reference_sums(batch))[
-            :n
-        ]  # without rows there is a masked one
+        # Without rows the batch has a masked one, which [:n] drops.
+        ratios = (sequence_sums(self.network, batch) - self.reference_sums(batch))[:n]
         sign, weight = torch.where(good, 1.0, -1.0), torch.where(good, self.desirable_weight, self.undesirable_weight)
         rewards = self.beta * ratios.detach()
         return {

@@ -1,7 +1,7 @@
 """Which answers are right: the accepted answers of a row, and the words, letter or number that a text gives."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -25,7 +25,7 @@ def is_right(answer: str, accepted: Sequence[str]) -> bool:
     return any(f" {normalised(entry)} " in f" {normalised(answer)} " for entry in accepted)
 
 
-def accepted_answers(row: dict[str, Any]) -> list[str]:
+def accepted_answers(row: Mapping[str, Any]) -> list[str]:
     """The row's `answer`, one or several, else its completion if that is short, else none."""
     if answer := row.get("answer"):
         return [answer] if isinstance(answer, str) else [str(entry) for entry in answer]

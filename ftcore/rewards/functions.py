@@ -12,7 +12,7 @@ hang, crash or exit. Of what they raise only the type is reported, since rows ma
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pkgutil import resolve_name
@@ -22,41 +22,41 @@ from ftcore.errors import ConfigError
 from ftcore.rewards.answers import accepted_answers, is_right, last_number, letter, normalised
 
 Function = Callable[..., Any]
-Batch = dict[str, list[Any]]  # keyword arguments of a function, one entry per completion
+Batch = dict[str, Sequence[object]]  # keyword arguments of a function, one entry per completion
 Values = list[float | None]
 Scored = tuple[Values, dict[str, Values]]  # the rewards of completions, and the values they are made of by name
 TRL = "trl.rewards."
 
 
-def exact_match(completions: list[str], **columns: Any) -> Values:
+def exact_match(completions: list[str], **columns: Sequence[object]) -> Values:
     """1 when the completion is an accepted answer, case and punctuation aside, else 0; None for a row without one."""
     return _equal(completions, columns, normalised)
 
 
-def contains_answer(completions: list[str], **columns: Any) -> Values:
+def contains_answer(completions: list[str], **columns: Sequence[object]) -> Values:
     """1 when the completion contains an accepted answer as whole words, else 0; None for a row without one."""
     answers = _answers(completions, columns)
     return [float(is_right(*pair)) if pair[1] else None for pair in zip(completions, answers, strict=True)]
 
 
-def multiple_choice(completions: list[str], **columns: Any) -> Values:
+def multiple_choice(completions: list[str], **columns: Sequence[object]) -> Values:
     """1 when the completion gives the answer's letter (`B`, `(B)`, `The answer is B.`), else 0; None without a letter."""
     return _equal(completions, columns, letter)
 
 
-def numeric_answer(completions: list[str], **columns: Any) -> Values:
+def numeric_answer(completions: list[str], **columns: Sequence[object]) -> Values:
     """1 when the completion's last number equals the answer's (1,234.5 or #### -7), else 0; None without a number."""
     return _equal(completions, columns, last_number)
 
 
-def length(completions: list[str], *, limit: int, **columns: Any) -> Values:
+def length(completions: list[str], *, limit: int, **columns: Sequence[object]) -> Values:
     """0 up to `limit` words, then falling evenly to -1 at twice as many; never None."""
     if limit <= 0:
         raise ValueError("limit must be above 0")
     return [max(-1.0, min(0.0, 1 - len(text.split()) / limit)) for text in completions]
 
 
-def repetition(completions: list[str], *, n: int = 3, **columns: Any) -> Values:
+def repetition(completions: list[str], *, n: int = 3, **columns: Sequence[object]) -> Values:
     """Minus the share of runs of `n` words that came before, in [-1, 0]; never None."""
     if not isinstance(n, int) or n < 1:
         raise ValueError("n must be a whole number above 0")
@@ -65,7 +65,7 @@ def repetition(completions: list[str], *, n: int = 3, **columns: Any) -> Values:
     return [len(set(row)) / len(row) - 1 if row else 0.0 for row in runs]
 
 
-def format(completions: list[str], *, pattern: str, **columns: Any) -> Values:
+def format(completions: list[str], *, pattern: str, **columns: Sequence[object]) -> Values:
     """1 when the regular expression `pattern` matches the whole completion (a dot also a line break), else 0; never None."""
     expression = re.compile(pattern, re.DOTALL)
     return [float(expression.fullmatch(text) is not None) for text in completions]
@@ -89,7 +89,7 @@ OWN = (exact_match, contains_answer, multiple_choice, numeric_answer, length, re
 FUNCTIONS: dict[str, Function] = {function.__name__: function for function in OWN}
 
 
-def check_reward(name: str, options: dict[str, Any], trust: list[str]) -> None:
+def check_reward(name: str, options: dict[str, object], trust: list[str]) -> None:
     """Raise `ConfigError` for a reward with a wrong name or wrong options. Imports nothing for it."""
     if name in FUNCTIONS:
         _check_options(name, options)
@@ -106,7 +106,7 @@ def check_reward(name: str, options: dict[str, Any], trust: list[str]) -> None:
         raise ConfigError(f"Reward {name!r} is not ftcore's code. If you trust it, add trust=[{name.split('.')[0]}].")
 
 
-def _check_options(name: str, options: dict[str, Any]) -> None:
+def _check_options(name: str, options: dict[str, object]) -> None:
     function = FUNCTIONS[name]
     known = inspect.getfullargspec(function).kwonlyargs
     if unknown := sorted(set(options) - set(known)):

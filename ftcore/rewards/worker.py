@@ -4,9 +4,9 @@ import math
 import os
 import sys
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from multiprocessing import Pipe, connection, get_context, process
-from typing import Any
 
 from ftcore.errors import ConfigError, RewardError, is_private
 from ftcore.machine import isolated
@@ -28,7 +28,7 @@ class Rewards:
     """
 
     def __init__(
-        self, names: list[str], weights: list[float], options: dict[str, dict[str, Any]], *, time_limit: float,
+        self, names: list[str], weights: list[float], options: dict[str, dict[str, object]], *, time_limit: float,
         max_failed_share: float, trust: list[str],
     ) -> None:  # fmt: skip
         if not len(weights) == len(names) == len(set(names)):
@@ -44,7 +44,7 @@ class Rewards:
         self._worker: tuple[process.BaseProcess, connection.Connection] | None = None
 
     def score(
-        self, prompts: list[str], completions: list[str], completion_ids: list[list[int]], rows: list[dict[str, Any]]
+        self, prompts: list[str], completions: list[str], completion_ids: list[list[int]], rows: list[dict[str, object]]
     ) -> Scored:
         """Weighted sums, None where a function gave no number, and each function's values by its name.
 
@@ -119,7 +119,7 @@ class Rewards:
         return reason if reply is None else reply
 
 
-def _bound(name: str, options: dict[str, Any], trust: list[str]) -> Function:
+def _bound(name: str, options: dict[str, object], trust: list[str]) -> Function:
     """The function with its options, which replace columns of the same name. TRL's get conversations, others texts."""
     function = locate_reward(name, trust)
     if name in FUNCTIONS:
@@ -155,7 +155,7 @@ def _work(pipe: connection.Connection) -> None:
             pipe.send(_guarded(functions[name], batch))
 
 
-def _guarded(function: Function, batch: Batch) -> list[Outcome]:
+def _guarded(function: Function, batch: Mapping[str, Sequence[object]]) -> list[Outcome]:
     """What a function returns for a batch. If it raises, it is called row by row, so that only rows that fail are excluded."""
     count = len(batch["completions"])
     try:
@@ -167,7 +167,7 @@ def _guarded(function: Function, batch: Batch) -> list[Outcome]:
     return [outcome for row in rows for outcome in _guarded(function, row)]
 
 
-def _checked(values: Any, count: int) -> list[Outcome]:
+def _checked(values: object, count: int) -> list[Outcome]:
     values = values.tolist() if hasattr(values, "tolist") else values
     if not isinstance(values, list | tuple):
         return [f"returned {type(values).__name__}, no list"] * count
