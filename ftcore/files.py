@@ -43,10 +43,7 @@ def whole_file(file: Path) -> Iterator[Path]:
 
 def code_hash(folder: Path) -> str:
     """SHA-256 of the Python files in a folder: what they made before they were changed is not theirs."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(folder.rglob("*.py")))).hexdigest()
 
 
 def write_json(file: Path, content: Mapping[str, object] | list[object]) -> None:

@@ -180,9 +180,7 @@ class Run:
             return []
         return [json.loads(line) for line in self._samples.read_text(encoding="utf-8").splitlines()]
 
-    def write_evaluation(
-        self, stem: str, scores: Mapping[str, object], predictions: Iterable[Mapping[str, object]]
-    ) -> Path:
+    def write_evaluation(self, stem: str, scores: Mapping[str, object], predictions: Iterable[Row]) -> Path:
         """Write the scores and predictions of a later evaluation; returns the file of the predictions."""
         write_json(self.folder / f"{stem}.json", scores)
         file = self.folder / f"{stem}-predictions.jsonl"

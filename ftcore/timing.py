@@ -13,14 +13,13 @@ watches: list["Watch"] = []
 @contextmanager
 def part(name: str) -> Iterator[None]:
     """What happens here is this part of a step and not of what is around it; only a profiled step asks."""
-    if not watches:
-        yield
-        return
-    before = watches[-1].switch(name)
+    watch = watches[-1] if watches else None
+    before = watch.switch(name) if watch else ""
     try:
         yield
     finally:
-        watches[-1].switch(before)
+        if watch:
+            watch.switch(before)
 
 
 class Watch:

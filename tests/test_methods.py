@@ -181,7 +181,7 @@ def test_a_stage_takes_micro_batches_that_fit_its_steps(rows, expected):
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["method=grpo", "method.group_size=1"], "nothing to compare with"),
+        (["method=grpo", "method.group_size=1"], "nothing can be compared"),
         (["method=grpo", "global_batch_size=12"], "nearest: 8 or 16"),
         (["method=dpo", "keep_best=val/rewards/accuracies", "validate_every=1"], "more is better"),
         (["method=rlhf", "method.stages.critic=['method=sft']"], "is no stage"),

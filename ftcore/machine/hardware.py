@@ -68,11 +68,10 @@ def keep_freed_memory() -> None:
 
     On a CPU, fresh pages for every large tensor cost more time than many an operation on it.
     """
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
+    mmap_threshold, trim_threshold, top_pad = (-3, 2**30), (-1, 2**31 - 1), (-2, 2**26)  # option and value
     with suppress(AttributeError, OSError):
-        mallopt = ctypes.CDLL(None).mallopt
-        for option, value in ((mmap_threshold, 2**30), (trim_threshold, 2**31 - 1), (top_pad, 2**26)):
-            mallopt(option, value)
+        for option in (mmap_threshold, trim_threshold, top_pad):
+            ctypes.CDLL(None).mallopt(*option)
 
 
 @contextmanager

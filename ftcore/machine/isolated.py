@@ -14,6 +14,7 @@ from multiprocessing.process import BaseProcess
 from typing import TypeVarTuple
 
 Args = TypeVarTuple("Args")
+Context = SpawnContext | ForkServerContext
 PR_SET_PDEATHSIG = 1  # of prctl, on Linux
 
 
@@ -27,9 +28,7 @@ def uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def start(
-    context: SpawnContext | ForkServerContext, work: Callable[[*Args], object], *args: *Args, daemon: bool = False
-) -> BaseProcess:
+def start(context: Context, work: Callable[[*Args], object], *args: *Args, daemon: bool = False) -> BaseProcess:
     """Start `work(*args)` in a new process, which is returned; call it, and keep the process, inside `uninterrupted`.
 
     On Linux the process also dies with its parent: the thread that called this, or the fork server.

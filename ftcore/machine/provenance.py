@@ -13,22 +13,11 @@ from ftcore.settings import Config, Hardware
 PACKAGES = ("torch", "transformers", "peft", "lightning", "tokenizers", "numpy")
 
 
-class MachineFacts(TypedDict):
-    """What decides how numbers are rounded. Never a name of a host."""
-
-    system: str
-    processor: str
-    threads: int
-    device: str
-    processes: int
-    precision: str
-
-
 class MadeWith(TypedDict):
-    """Versions of packages, and the machine."""
+    """Versions of packages, and what of the machine decides how numbers are rounded. Never a name of a host."""
 
     versions: dict[str, str | None]
-    machine: MachineFacts
+    machine: dict[str, str | int]
 
 
 def made_with(config: Config) -> MadeWith:
@@ -47,7 +36,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _machine(hardware: Hardware) -> MachineFacts:
+def _machine(hardware: Hardware) -> dict[str, str | int]:
     device, cpu_info = "CPU", Path("/proc/cpuinfo")
     if hardware["accelerator"] != "cpu" and cuda_devices():
         import torch

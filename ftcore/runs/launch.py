@@ -71,7 +71,7 @@ def _launch(config: Config, resolved: Resolved, run: Run, records: Records | Non
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // devices, 1)))
     try:
-        elastic_launch(settings, _rank)(config, resolved, run.folder, start, True)
+        elastic_launch(settings, run_rank)(config, resolved, run.folder, start, True)
     except SignalException as signal:
         sys.exit(128 + signal.sigval)
     except ChildFailedError as error:
@@ -108,13 +108,7 @@ def check_processes(hardware: Hardware) -> None:
         )
 
 
-def follow() -> None:
-    """What a process does that torchrun or SLURM launched and that is not the first."""
-    if work := torchrun.receive():
-        _rank(*work, ours=False)
-
-
-def _rank(config: Config, resolved: Resolved, folder: Path, start: Path | None, ours: bool) -> None:
+def run_rank(config: Config, resolved: Resolved, folder: Path, start: Path | None, ours: bool) -> None:
     """One process of several; prints its own error, because only its exit code reaches the launcher, which may be `ours`."""
     from torch.distributed import DistError
 

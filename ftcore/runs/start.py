@@ -12,7 +12,7 @@ from ftcore.machine import torchrun
 from ftcore.models.weights import check_weights, weights_hashes
 from ftcore.run_folder import Run
 from ftcore.runs.folder import run_folder
-from ftcore.runs.launch import check_processes, follow, launch
+from ftcore.runs.launch import check_processes, launch, run_rank
 from ftcore.runs.resolve import resolve
 from ftcore.runs.stages import run_stages
 from ftcore.settings import Config
@@ -27,7 +27,8 @@ def train(config: Config, check: Check = lambda *_: None) -> Run | None:
     """
     check_processes(config["hardware"])
     if torchrun.rank():
-        follow()
+        if work := torchrun.receive():
+            run_rank(*work, ours=False)
         return None
     run = _run(config, check)
     if not run and torchrun.started():

@@ -13,7 +13,7 @@ from typing import NotRequired, TypedDict
 
 from ftcore.config.tree import flatten
 from ftcore.data.records import Records
-from ftcore.data.sources import SPLITS, Row, files_of
+from ftcore.data.sources import Row, files_of
 from ftcore.errors import ConfigError, ModelError
 from ftcore.files import resolve, sha256, write_json
 from ftcore.machine.provenance import MadeWith, made_with
@@ -66,15 +66,13 @@ class Lock(Facts):
 
 def facts(config: Config, records: Records) -> Facts:
     """What a result depends on beside the recipe, as it is here."""
-    names = {"train": "train", "validation": "validation", "test": "held_out"}
+    parts = {"train": records.train, "validation": records.validation, "held_out": records.test}
     return {
         **made_with(config),
         "seed": config["seed"],
         "model": _model_facts(config["model"]),
         "rows": {
-            names[part]: {"rows": len(rows), "sha256": _digest([*map(_content, rows)])}
-            for part in SPLITS
-            if (rows := getattr(records, part))
+            name: {"rows": len(part), "sha256": _digest([*map(_content, part)])} for name, part in parts.items() if part
         },
         "files": {key: _file_facts(path) for key, path in own_places(config) if key != "model.path"},
     }

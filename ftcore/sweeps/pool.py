@@ -55,7 +55,6 @@ class Pool:
     def __init__(self, run_command: RunCommand, size: int, time_limit: float = math.inf) -> None:
         self.run_command, self.size, self.time_limit = run_command, size, time_limit
         self.running: dict[int, Running] = {}  # by the number of the job
-        self.threads = max((os.cpu_count() or 1) // size, 1)
         self.context = get_context("forkserver")
         start_server()
         first = self.context.Process()  # does nothing: waits until all is imported
@@ -65,10 +64,10 @@ class Pool:
     def start(self, job: Job) -> None:
         """Begin a job; there must be room."""
         job.folder.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, ONE_JOB: str(job.folder), "OMP_NUM_THREADS": str(self.threads)}
-        given = (self.run_command, job, self.threads, environment, weights.checked)
+        threads = str(max((os.cpu_count() or 1) // self.size, 1))
+        environment = {**os.environ, ONE_JOB: str(job.folder), "OMP_NUM_THREADS": threads}
         with isolated.uninterrupted():
-            process = isolated.start(self.context, _work, *given)
+            process = isolated.start(self.context, _work, self.run_command, job, environment, weights.checked)
             self.running[job.number] = Running(job, process, time.monotonic() + self.time_limit)
 
     def wait(self, seconds: float = math.inf) -> Job | None:
@@ -105,9 +104,7 @@ class Pool:
                 isolated.end(one.process)
 
 
-def _work(
-    run_command: RunCommand, job: Job, threads: int, environment: dict[str, str], checked: dict[Path, list[Any]]
-) -> None:
+def _work(run_command: RunCommand, job: Job, environment: dict[str, str], checked: dict[Path, list[Any]]) -> None:
     """The job, in its process: its share of the cores, the environment of now, weights that the parent has `checked`."""
     with job.log.open("a") as output:
         os.dup2(output.fileno(), 1)
@@ -117,7 +114,7 @@ def _work(
     weights.checked.update(checked)
     import torch
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     sys.exit(run_command(job.words))
 
 

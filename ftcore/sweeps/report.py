@@ -194,15 +194,13 @@ def _tell_wandb(config: Config, folder: Path, jobs: list[Job], verdict: str) -> 
     from ftcore.train.loggers import wandb_hint
 
     objective, changed = config["sweep"]["objective"], _changed(jobs)
-    table = wandb.Table(columns=["job", *changed, objective, "state"])
-    for job in jobs:
-        table.add_data(job.number, *map(job.changes.get, changed), job.score(objective), job.state)
+    rows = [[job.number, *map(job.changes.get, changed), job.score(objective), job.state] for job in jobs]
+    table = wandb.Table(columns=["job", *changed, objective, "state"], data=rows)
     settings = {**config["logger"], "group": config["logger"]["group"] or folder.name}
     logger = build(settings, list, folder, config)[0]  # W&B's comes first; others write nothing before they are used
     try:
         logger.experiment.log({"jobs": table})
-        failed = sum(job.state != "done" for job in jobs)
-        logger.experiment.summary.update({"verdict": verdict, "failed": failed})
+        logger.experiment.summary.update({"verdict": verdict, "failed": sum(job.state != "done" for job in jobs)})
         hint = wandb_hint(logger)
         logger.experiment.finish()
         print(hint)
@@ -222,8 +220,8 @@ def _write_plots(jobs: list[Job], objective: str, folder: Path) -> None:
     words = {key: [_number(job.changes.get(key, "")) for job in done] for key in _changed(done)}
     figures = []
     for key, values in words.items():
-        figure = go.Figure(go.Scatter(x=values, y=scores, mode="markers", text=names))
-        figures.append(figure.update_layout(title=key, xaxis_title=key, yaxis_title=objective))
+        titles = {"title": key, "xaxis_title": key, "yaxis_title": objective}
+        figures.append(go.Figure(go.Scatter(x=values, y=scores, mode="markers", text=names), titles))
     if len(words) > 1:
         axes = [*(_axis(key, values) for key, values in words.items()), {"label": objective, "values": scores}]
         figures.append(go.Figure(go.Parcoords(line={"color": scores, "showscale": True}, dimensions=axes)))

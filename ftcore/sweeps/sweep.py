@@ -27,9 +27,7 @@ class SweepFailed(FtcoreError):  # noqa: N818
     """Some jobs of a sweep failed; the others are done."""
 
 
-def sweep(
-    words: list[str], config_dirs: tuple[Path, ...], run_command: RunCommand, columns: tuple[str, ...] = ()
-) -> None:
+def sweep(words: list[str], config_dirs: tuple[Path, ...], run_command: RunCommand, columns: tuple[str, ...]) -> None:
     """Run every combination, each job by `run_command` in a process of its own, or by a launcher of Hydra that `words` name.
 
     `columns` are what the table shows of the answers of another verb than train. Raises `SweepFailed` when some failed, after

@@ -92,8 +92,7 @@ class Trials(Source):
 
 def _number(trial: Trial | FrozenTrial) -> int:
     """The number of a trial's job, which a trial that repeats another has from that one."""
-    number: int = trial.user_attrs.get(KEPT_AS, trial.number)
-    return number
+    return int(trial.user_attrs.get(KEPT_AS, trial.number))
 
 
 def _distribution(key: str, values: object) -> BaseDistribution:
@@ -111,13 +110,9 @@ def _distribution(key: str, values: object) -> BaseDistribution:
 
 def _study(config: Config, folder: Path) -> optuna.Study:
     """The study of this folder, begun or gone on with."""
-    study = optuna.create_study(
-        study_name=folder.name,
-        storage=JournalStorage(JournalFileBackend(str(folder / "study.log"))),
-        direction=config["sweep"]["direction"],
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
-        load_if_exists=True,
-    )
+    storage, direction = JournalStorage(JournalFileBackend(str(folder / "study.log"))), config["sweep"]["direction"]
+    study = optuna.create_study(storage=storage, study_name=folder.name, direction=direction, load_if_exists=True)
+    study.pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
     # Jobs side by side keep away from each other; a study that goes on does not draw its first values again.
     seed = (config["seed"] + len(study.trials)) % 2**32
     study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=5, constant_liar=True)
