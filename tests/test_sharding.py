@@ -57,7 +57,7 @@ def test_the_other_processes_build_the_network_without_storage(monkeypatch):
 
     monkeypatch.setenv("RANK", "1")
     config = load_config(["model=tiny", "hardware=fsdp_2cpu"])
-    with without_storage(resolve(config).machine):
+    with without_storage(resolve(config, {}).machine):
         foundation = build(config["model"], Foundation, "CausalLM", False)
         foundation = build(config["adapter"], Foundation, foundation)
     assert all(parameter.device == torch.device("meta") for parameter in foundation.network.parameters())

@@ -261,7 +261,7 @@ def test_ctrl_c_and_sigterm_end_every_job(tmp_path, kill, number, status):
 def test_sigterm_lets_jobs_save_and_the_same_command_goes_on(ftcore, tmp_path):
     """In this process, so that a job begins in a second."""
     words = ["-m", "seed=1,2", "sweep.n_jobs=2", "global_batch_size=4", "max_steps=12", *FAST]
-    before = signal.getsignal(signal.SIGTERM)
+    before, children = signal.getsignal(signal.SIGTERM), multiprocessing.active_children()
 
     def terminate():
         until = time.monotonic() + 60
@@ -272,7 +272,7 @@ def test_sigterm_lets_jobs_save_and_the_same_command_goes_on(ftcore, tmp_path):
     threading.Thread(target=terminate).start()
     outcome = ftcore(*words)
     assert outcome.status == 143 and "the same command again goes on" in outcome.err
-    assert signal.getsignal(signal.SIGTERM) == before and not multiprocessing.active_children()
+    assert signal.getsignal(signal.SIGTERM) == before and set(multiprocessing.active_children()) <= set(children)
     assert list(tmp_path.glob("runs/*/sweep-*/*/*/checkpoints/step-*"))
     again = ftcore(*words)
     assert again.status == 0, again.err
