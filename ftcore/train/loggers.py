@@ -108,6 +108,7 @@ def wandb_logger(
         # The same run again when a stopped one goes on in its folder.
         "id": hashlib.sha256(str(folder).encode()).hexdigest()[:16],
         "resume": "allow",
+        "reinit": "finish_previous",  # a run that failed earlier in this process would be gone on with instead
     }
     common: dict[str, Any] = {**options, "dir": folder, "config": config, "settings": settings}
     try:
