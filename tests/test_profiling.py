@@ -9,7 +9,7 @@ import torch
 from ftcore.kernels.matmul import times
 from ftcore.kernels.packed_weights import packed_weights
 from ftcore.timing import Watch
-from ftcore.train.profile import SIDE, _operations, peak
+from ftcore.train.profile import SIDE, _flops, peak
 from tests.conftest import FAST
 
 
@@ -40,7 +40,7 @@ def test_products_by_onednn_count_like_torch_s_own(monkeypatch):
         for call in calls:
             with torch.profiler.profile(with_flops=True, record_shapes=True) as tracer:
                 call()
-            counted = sum(map(_operations, tracer.key_averages(group_by_input_shape=True)))
+            counted = sum(map(_flops, tracer.key_averages(group_by_input_shape=True)))
             assert counted == 2 * 3 * 7 * 24 * 40
 
 

@@ -1,4 +1,4 @@
-"""Faults on demand: what happens to a run, or on a cluster, when a process dies, raises, hangs, or the disk is full?
+"""Faults on demand: to try what happens, also on a cluster, when a process dies, raises or hangs, or the disk is full.
 
 `FTCORE_FAULTS="kill process=1 step=3 point=save"` in the environment, several joined by ";". Kinds: kill (SIGKILL), raise, hang,
 nan (the loss of that step), out_of_memory (in a forward pass of more than one row) and disk_full. Points: step (before its
@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from lightning import Trainer
@@ -23,19 +23,23 @@ from ftcore.methods.base import Method
 from ftcore.train import checkpoint
 
 VARIABLE = "FTCORE_FAULTS"
-PLACES = ("process", "step", "seed")
-Kind = Literal["kill", "raise", "hang", "nan", "out_of_memory", "disk_full"]
+KINDS = ("kill", "raise", "hang", "nan", "out_of_memory", "disk_full")
+POINTS = ("step", "save")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault, and where it strikes."""
+    """A fault, and where it strikes. Raises `ValueError` for a kind or point that does not exist."""
 
     kind: str
     step: int
     process: int = 0
     point: str = "step"
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS or self.point not in POINTS:
+            raise ValueError
 
     def strike(self) -> None:
         """Do what the kind says."""
@@ -50,7 +54,7 @@ class Fault:
 
 
 def parse(text: str) -> list[Fault]:
-    """The faults of the environment variable. Raises `ConfigError` for one that cannot be.
+    """Read the environment variable's value. Raises `ConfigError` for what is not a fault.
 
     >>> parse("kill process=1 step=3 point=save")
     [Fault(kind='kill', step=3, process=1, point='save', seed=None)]
@@ -58,22 +62,19 @@ def parse(text: str) -> list[Fault]:
     faults = []
     for one in filter(None, map(str.strip, text.split(";"))):
         kind, *words = one.split()
-        place = dict(word.split("=", 1) for word in words if "=" in word)
-        point = place.pop("point", "step")
-        numbers = {key: int(value) for key, value in place.items() if key in PLACES and value.isdecimal()}
-        if (
-            kind not in get_args(Kind)
-            or point not in ("step", "save")
-            or "step" not in numbers
-            or len(numbers) < len(place)
-        ):
-            raise ConfigError(f"{VARIABLE}: {one!r} is no fault; one is 'kill process=1 step=3 point=save'.")
-        faults.append(Fault(kind, point=point, **numbers))
+        try:
+            place = dict(word.split("=") for word in words)
+            point = place.pop("point", "step")
+            faults.append(Fault(kind, point=point, **{key: int(value) for key, value in place.items()}))
+        except (ValueError, TypeError):
+            raise ConfigError(
+                f"{VARIABLE}: {one!r} is not a fault such as 'kill process=1 step=3 point=save'."
+            ) from None
     return faults
 
 
-def asked_for(seed: int) -> list[Callback]:
-    """The callback that strikes the faults of the environment in a run of this seed; none when there are none."""
+def requested(seed: int) -> list[Callback]:
+    """The callback for the faults that the environment asks for in a run of this seed; [] without any."""
     faults = [fault for fault in parse(os.environ.get(VARIABLE, "")) if fault.seed in (None, seed)]
     return [Faults(faults)] if faults else []
 
@@ -85,11 +86,11 @@ class Faults(Callback):
         self.faults = faults
 
     def on_fit_start(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
-        """Put the faults that are not between two batches where they belong."""
+        """Wrap what writes checkpoints and what computes the loss: these faults do not strike between two batches."""
         write, loss = checkpoint.write_mine, method.loss
 
-        def write_with_faults(*given: Any) -> Any:
-            files = write(*given)
+        def write_with_faults(*args: Any) -> Any:
+            files = write(*args)
             self._strike("save", trainer.global_step)
             return files
 

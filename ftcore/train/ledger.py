@@ -1,12 +1,11 @@
-"""What every row did: its loss each time it was trained on. The hardest rows are the likely mistakes in the data."""
+"""The ledger: the loss of every row each time it was trained on. Rows of high loss may be mistakes in the data."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch import Callback
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from ftcore.data.sources import Row
@@ -15,18 +14,18 @@ from ftcore.methods.base import Method
 from ftcore.run_folder import Run, keep_lines
 
 COLUMNS = ("step", "epoch", "id", "loss", "trained_tokens", "truncated")
-# Rows that a table shows, and that the experiment tracker gets.
+# Rows that the table shows, and that are sent to the experiment tracker.
 SHOWN, SENT = 20, 1000
 
 
 class Ledger(Callback):
-    """Writes a line for each row of each step, every process its own file, and one Parquet file of all when training ends."""
+    """Writes a line for each row of each step. Every process has its own file; they become one Parquet file at the end."""
 
     def __init__(self, run: Run, rank: int) -> None:
         self.run, self.lines = run, run.ledger_part(rank)
 
     def keep_until(self, step: int) -> None:
-        """Forget what was written after `step`: a run that goes on writes it again."""
+        """Delete the lines after `step`: a resumed run writes them again."""
         keep_lines(self.lines, lambda written: written <= step)
 
     def on_train_batch_end(  # type: ignore[override]
@@ -40,50 +39,46 @@ class Ledger(Callback):
                 lines.write(json.dumps([step, batch["epoch"], id, loss, *size]) + "\n")
 
     def on_train_end(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
-        """Put the processes' lines together, in the order of the steps."""
+        """Merge the files of all processes, sorted by step."""
+        import pyarrow
+        import pyarrow.parquet
+
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             parts = sorted(self.run.folder.glob(self.run.ledger_part("*").name))
             rows = [json.loads(line) for part in parts for line in part.open(encoding="utf-8")]
-            _write(self.run.ledger, sorted(rows, key=lambda row: row[0]))
+            rows.sort(key=lambda row: row[0])
+            columns = {name: [row[k] for row in rows] for k, name in enumerate(COLUMNS)}
+            pyarrow.parquet.write_table(pyarrow.table(columns), self.run.ledger)
             for part in parts:
                 part.unlink()
 
 
-def _write(file: Path, rows: list[list[Any]]) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    columns = zip(*rows, strict=True) if rows else [[] for _ in COLUMNS]
-    pyarrow.parquet.write_table(pyarrow.table(dict(zip(COLUMNS, map(list, columns), strict=True))), file)
-
-
 def hardest(run: Run, count: int) -> list[Row]:
-    """The `count` rows whose loss was highest when they were last trained on, with their first loss as `first_loss`.
+    """The `count` rows with the highest loss when last trained on, with their first loss as `first_loss`.
 
-    Raises `ConfigError` when the run kept no ledger.
+    Raises `ConfigError` when the run has no ledger, `StorageError` when it cannot be read.
     """
     import pyarrow.parquet
 
     if not run.ledger.is_file():
         raise ConfigError(f"{run} has no {run.ledger.name}: train with ledger=true to keep one.")
-    last: dict[str, Row] = {}
     try:
-        rows = pyarrow.parquet.read_table(run.ledger, columns=list(COLUMNS)).to_pylist()
+        rows: list[Row] = pyarrow.parquet.read_table(run.ledger, columns=list(COLUMNS)).to_pylist()
     except (pyarrow.ArrowException, ValueError):
         raise StorageError(f"{run.ledger} cannot be read as a ledger.") from None
-    for row in rows:  # in the order of the steps
-        first = last.get(row["id"], {"first_loss": row["loss"]})["first_loss"]
-        last[row["id"]] = {**row, "first_loss": first}
-    return sorted(last.values(), key=lambda row: -row["loss"])[:count]
+    last = {row["id"]: row for row in rows}  # they are sorted by step
+    first = {row["id"]: row["loss"] for row in reversed(rows)}
+    hardest = sorted(last.values(), key=lambda row: -row["loss"])[:count]
+    return [{**row, "first_loss": first[row["id"]]} for row in hardest]
 
 
 def hardest_table(run: Run, texts: dict[str, str]) -> Table:
-    """The rows with the highest loss, with the beginning of their text."""
-    title = "rows with the highest loss when last trained on: mistakes in the data are among them"
-    table = Table(title=title, title_justify="left")
-    for column in ("row", "loss at first", "at last", "tokens", "text"):
-        table.add_column(column, justify="right" if "l" in column and column != "row" else "left", overflow="fold")
+    """A table of the rows with the highest loss, with the beginning of their `texts`."""
+    first, last = (Column(name, justify="right", overflow="fold") for name in ("first loss", "last loss"))
+    others = [Column(name, overflow="fold") for name in ("row", "tokens", "text")]
+    title = "rows with the highest loss when last trained on: they may be mistakes in the data"
+    table = Table(others[0], first, last, *others[1:], title=title, title_justify="left")
     for row in hardest(run, SHOWN):
         tokens = f"{row['trained_tokens']}{' cut' if row['truncated'] else ''}"
         losses = (f"{row['first_loss']:.3f}", f"{row['loss']:.3f}")

@@ -1,11 +1,10 @@
 """From a config to what a run works on: rows, method, batches."""
 
-import inspect
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 import lightning
 import numpy as np
@@ -14,7 +13,6 @@ from torch.utils.data import DataLoader
 
 from ftcore.config.build import build, locate
 from ftcore.data import Data, Records
-from ftcore.data.sources import Row
 from ftcore.data.steps import TrainBatches
 from ftcore.data.token_cache import lengths, stored
 from ftcore.data.tokens import Encoder, Example
@@ -22,12 +20,12 @@ from ftcore.errors import ConfigError, DataError
 from ftcore.evaluate.held_out import general_texts, load_held_out
 from ftcore.files import home
 from ftcore.machine.hardware import CPU_TOKENS, micro_batch
-from ftcore.methods.base import HeldOut, Method, RunContext
+from ftcore.methods.base import HeldOut, Method, RunContext, own_settings
 from ftcore.models import sharding
 from ftcore.models.blocks import transformer_blocks
 from ftcore.models.foundation import Foundation, foundation_of
 from ftcore.models.reference import ReferenceSums, base_key
-from ftcore.settings import Config, Hardware, Resolved, Retention
+from ftcore.settings import Config, Hardware, Resolved
 
 
 @dataclass
@@ -42,42 +40,27 @@ class Job:
 
 
 def prepare(config: Config, resolved: Resolved, records: Records | None = None) -> Job:
-    """Rows, then foundation, adapter and method, then batches; their number gives the steps."""
+    """Load rows, then the model and its method, then make batches, whose number gives the steps."""
     data = build(config["data"], Data)
     records = records or data.load(locate(config["method"], Method).record_type)
 
-    method = load_method(config, resolved, data)
-    train = _encoded(config, method, records.train)
+    method = _load_method(config, resolved, data)
+    # Examples are cached under a hash of the method's own settings: those that all methods share do not change them.
+    train = stored(records.train, method.encode, method.encoder, own_settings(config["method"]))
     method.encoder.check_lost(len(records.train))
     validation = method.encode(records.validation)
     if not train:
         raise DataError(
             "No training row is left: each is over data.max_length and dropped. Raise it, or set data.too_long=truncate."
         )
-    layout, rows_per_step = _layout(config, resolved, lengths(train)), _rows_per_step(config, method)
-    batches = TrainBatches(
-        train,
-        method.collate,
-        method.counts,
-        method.collate_text,
-        _general(method, config["retention"]),
-        method.rows_of_step,
-        method.arrange,
-        retention_rows=config["retention"]["rows"],
-        retention_every=config["retention"]["every"],
-        steps=steps_of_run(config, math.ceil(len(train) / rows_per_step) * method.updates),
-        rows_per_step=rows_per_step,
-        updates=method.updates,
-        **layout,
-    )
+    batches = _train_batches(config, resolved, method, train)
     held_out = load_held_out(config, data, method, records)
-    return Job(method, records, batches, _validation_batches(validation, method, layout), held_out)
+    return Job(method, records, batches, _validation_batches(validation, method, batches), held_out)
 
 
-def load_method(config: Config, resolved: Resolved, data: Data) -> Method:
-    """Foundation, adapter and method of a config; the method's network trains."""
-    foundation = _load_foundation(config, resolved)
-    kind = locate(config["method"], Method)
+def _load_method(config: Config, resolved: Resolved, data: Data) -> Method:
+    """Load the foundation, add the adapter and build the method on it, in training mode."""
+    foundation, kind = _load_foundation(config, resolved), locate(config["method"], Method)
     context = RunContext(
         micro_batch_size=resolved.micro_batch_size,
         max_bad_steps=config["max_bad_steps"],
@@ -87,30 +70,28 @@ def load_method(config: Config, resolved: Resolved, data: Data) -> Method:
     )
     method = build(config["method"], Method, foundation, Encoder(foundation.tokenizer, data), context)
     _tune(method.network.train(), config["hardware"])
-    # Frozen blocks remember their outputs where the same rows come again and one process has all weights.
-    whole = resolved.machine.strategy != "fsdp" and not config["hardware"]["compile"]
-    if foundation.keep_activations_gb and method.rows_recur and whole:
+    # Outputs of frozen blocks are cached where the same rows come again and every process has all weights.
+    unsharded = resolved.machine.strategy != "fsdp" and not config["hardware"]["compile"]
+    if foundation.keep_activations_gb and method.rows_recur and unsharded:
         name = f"{base_key(config, resolved)}-{foundation.frozen_blocks}"
         foundation.cache_activations(home() / "activations" / name)
     return method
 
 
 def _load_foundation(config: Config, resolved: Resolved) -> Foundation:
-    """The network with its adapter; in a sharded run only the first process has values."""
+    """The network with its adapter. In a sharded run only the first process loads the weights."""
     if config["adapter"].get("load_in_4bit") and resolved.machine.strategy == "fsdp":
-        raise ConfigError(
-            "adapter=qlora cannot be shared out over processes: use hardware.strategy=ddp, or adapter=lora."
-        )
+        raise ConfigError("adapter=qlora cannot be sharded: use hardware.strategy=ddp, or adapter=lora.")
     lightning.seed_everything(config["seed"], verbose=False)
     with sharding.without_storage(resolved.machine):
         foundation = foundation_of(config)
-        # An adapter's weights do not depend on how the model loads.
+        # Again, so that an adapter's weights do not depend on how the model loads.
         lightning.seed_everything(config["seed"], verbose=False)
         return build(config["adapter"], Foundation, foundation)
 
 
 def _tune(network: Any, hardware: Hardware) -> None:
-    """What makes the network smaller or faster, not other."""
+    """Apply the hardware settings that save memory or time and change no result."""
     if hardware["activation_checkpointing"] is True:
         try:
             network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -121,62 +102,52 @@ def _tune(network: Any, hardware: Hardware) -> None:
             block.compile(dynamic=True)
 
 
-def _encoded(config: Config, method: Method, rows: list[Row]) -> Sequence[Any]:
-    """Training examples, kept between runs. What a method does to rows may depend on its own keys, not on the shared ones."""
-    shared = inspect.signature(Method.__init__).parameters
-    return stored(rows, method.encode, method.encoder, {k: v for k, v in config["method"].items() if k not in shared})
-
-
-def _general(method: Method, keep: Retention) -> list[Example]:
-    """Pieces of general text for the retention term; none when it is off."""
-    return method.encode_text(general_texts(keep["text"]), keep["length"]) if method.retention_weight else []
-
-
-def _rows_per_step(config: Config, method: Method) -> int:
-    """Rows that a step draws: a prompt for each group of completions."""
-    return max(config["global_batch_size"] // method.group_size, 1)
-
-
-def steps_of_run(config: Config, steps_of_epoch: int) -> int:
-    """Optimizer steps from those of an epoch, max_epochs and max_steps."""
-    limits = []
-    if config["max_epochs"] is not None:
-        limits.append(math.ceil(config["max_epochs"] * steps_of_epoch))
-    if config["max_steps"] is not None:
-        limits.append(config["max_steps"])
-    return min(limits)
-
-
-class Layout(TypedDict):
-    """How a step's rows are dealt out."""
-
-    global_batch_size: int
-    micro_batch_size: int
-    seed: int
-    rank: int
-    world_size: int
-
-
-def _layout(config: Config, resolved: Resolved, tokens: list[int]) -> Layout:
-    """How a step's rows are dealt out; with micro_batch_size=auto a CPU takes as many as keep it busy and no more."""
-    rows, most = config["global_batch_size"], resolved.micro_batch_size
-    if resolved.machine.accelerator == "cpu":
-        most = min(most, int(CPU_TOKENS / float(np.quantile(tokens, 0.9))))
-    processes = resolved.machine.processes
-    size = micro_batch(
-        global_batch_size=rows, micro_batch_size=config["micro_batch_size"], processes=processes, most=most
+def _train_batches(config: Config, resolved: Resolved, method: Method, examples: Sequence[Any]) -> TrainBatches:
+    """The micro-batches of all steps: `max_steps` or `max_epochs`, whichever ends first."""
+    rows_per_step = max(config["global_batch_size"] // method.group_size, 1)
+    epochs, steps, retention = config["max_epochs"], config["max_steps"] or math.inf, config["retention"]
+    if epochs:
+        steps = min(steps, math.ceil(epochs * math.ceil(len(examples) / rows_per_step) * method.updates))
+    general = general_texts(retention["text"]) if method.retention_weight else []
+    return TrainBatches(
+        examples,
+        method.collate,
+        method.counts,
+        method.collate_text,
+        method.encode_text(general, retention["length"]) if general else [],
+        method.rows_of_step,
+        method.arrange,
+        retention_rows=retention["rows"],
+        retention_every=retention["every"],
+        steps=int(steps),
+        rows_per_step=rows_per_step,
+        updates=method.updates,
+        global_batch_size=config["global_batch_size"],
+        micro_batch_size=_micro_batch_size(config, resolved, lengths(examples)),
+        seed=config["seed"],
+        rank=int(os.environ.get("RANK", 0)),
+        world_size=resolved.machine.processes,
     )
-    rank = int(os.environ.get("RANK", 0))
-    return {
-        "global_batch_size": rows, "micro_batch_size": size, "seed": config["seed"], "rank": rank, "world_size": processes
-    }  # fmt: skip
 
 
-def _validation_batches(examples: list[Example], method: Method, layout: Layout) -> DataLoader | None:
-    """This process's validation batches; all processes get the same number, the last ones without rows."""
-    size, world_size = layout["micro_batch_size"], layout["world_size"]
-    rounds = range(math.ceil(len(examples) / (size * world_size)))
-    starts = [(k * world_size + layout["rank"]) * size for k in rounds]
-    batches = [method.collate(examples[start : start + size]) for start in starts]
-    # Its own generator: otherwise making an iterator would draw from the one that training draws from.
-    return DataLoader(batches, batch_size=None, generator=torch.Generator()) if batches else None  # type: ignore[arg-type]
+def _micro_batch_size(config: Config, resolved: Resolved, tokens: list[int]) -> int:
+    """Rows per forward pass. With micro_batch_size=auto, a CPU gets only as many as keep it busy."""
+    most = resolved.micro_batch_size
+    if resolved.machine.accelerator == "cpu":
+        most = min(most, int(CPU_TOKENS / np.quantile(tokens, 0.9)))
+    return micro_batch(
+        global_batch_size=config["global_batch_size"],
+        micro_batch_size=config["micro_batch_size"],
+        processes=resolved.machine.processes,
+        most=most,
+    )
+
+
+def _validation_batches(examples: list[Example], method: Method, batches: TrainBatches) -> DataLoader | None:
+    """This process's validation batches. All processes get the same number, the last ones without rows."""
+    size = batches.micro_batch_size
+    size_of_all = size * batches.world_size
+    starts = range(batches.rank * size, math.ceil(len(examples) / size_of_all) * size_of_all, size_of_all)
+    collated = [method.collate(examples[start : start + size]) for start in starts]
+    # Its own generator: making an iterator would draw from the one that training draws from.
+    return DataLoader(collated, batch_size=None, generator=torch.Generator()) if collated else None  # type: ignore[arg-type]

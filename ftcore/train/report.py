@@ -4,124 +4,115 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
+from lightning.pytorch.loggers import Logger, WandbLogger
 from rich.table import Table
 from rich.text import Text
 
-from ftcore.console import console
-from ftcore.data import Records
+from ftcore.config.tree import flatten
+from ftcore.console import console, plain
 from ftcore.data.sources import Row
-from ftcore.data.steps import TrainBatches
 from ftcore.data.token_cache import lengths
 from ftcore.errors import is_private
 from ftcore.evaluate.tables import SCORES, comparison, samples_table
-from ftcore.methods.base import Method
 from ftcore.run_folder import Run
 from ftcore.settings import Config
 from ftcore.train import ledger
+from ftcore.train.loggers import wandb_files, wandb_hint
+from ftcore.train.prepare import Job
 
 
-def plan(config: Config, method: Method, records: Records, batches: TrainBatches) -> None:
-    """Print what is about to run: rows, steps, parameters; with dry_run also what it needs in memory."""
-    network, encoder = method.network, method.encoder
+def plan(config: Config, job: Job) -> None:
+    """Print what is about to run: rows, steps, parameters; with dry_run also the memory that it needs."""
+    network, encoder, records, batches = job.method.network, job.method.encoder, job.records, job.batches
     trained, parameters = network.num_parameters(only_trainable=True), network.num_parameters()
     sizes = sorted(lengths(batches.examples))
-    shown = [
-        batches.examples[k] for k in range(0, len(sizes), ceil(len(sizes) / 1000))
-    ]  # a thousand say it well enough
-    loss_tokens = sum(sum(getattr(example, "completion_mask", [])) for example in shown)
-    with_loss = f"; {loss_tokens / sum(map(len, shown)):.0%} with loss" if loss_tokens else ""
-    table = Table(show_header=False, box=None, title=config["name"], title_justify="left", title_style="bold")
-    table.add_row(
-        "rows", f"{len(records.train):,} train, {len(records.validation):,} validation, {len(records.test):,} held out"
-    )
-    table.add_row("tokens per row", f"median {sizes[len(sizes) // 2]}, longest {sizes[-1]}{with_loss}")
-    table.add_row("parameters", f"{trained:,} of {parameters:,} train ({trained / parameters:.2%})")
+    sample = [batches.examples[k] for k in range(0, len(sizes), ceil(len(sizes) / 1000))]  # about a thousand are enough
+    loss_tokens = sum(sum(getattr(example, "completion_mask", [])) for example in sample)
+    with_loss = f"; {loss_tokens / sum(map(len, sample)):.0%} with loss" if loss_tokens else ""
+    counts = f"{len(records.train):,} train, {len(records.validation):,} validation, {len(records.test):,} held out"
     split = f"{batches.accumulation} x {batches.world_size} processes x {batches.micro_batch_size}"
-    table.add_row("steps", f"{batches.steps:,} of {batches.global_batch_size} rows = {split}")
-    for note in records.notes:
-        table.add_row("notice", Text(note))
+    lines = [
+        ("rows", counts),
+        ("tokens per row", f"median {sizes[len(sizes) // 2]}, longest {sizes[-1]}{with_loss}"),
+        ("parameters", f"{trained:,} of {parameters:,} train ({trained / parameters:.2%})"),
+        ("steps", f"{batches.steps:,} of {batches.global_batch_size} rows = {split}"),
+        *(("notice", note) for note in records.notes),
+    ]
     if forged := encoder.spelling_control_tokens(records.train):
-        table.add_row(
-            "control tokens", f"{len(forged):,} rows spell one; it stays text (the first: {forged[0]['where']})"
-        )
+        first = forged[0]["where"]
+        lines.append(("control tokens", f"{len(forged):,} rows spell one; it stays text (the first: {first})"))
     for reason, count in encoder.counts.items():
-        table.add_row("rows", f"{count:,} {reason} (data.max_length={encoder.max_length})")
+        lines.append(("rows", f"{count:,} {reason} (data.max_length={encoder.max_length})"))
     if config["dry_run"]:
-        table.add_row("memory", f"at least {memory_estimate_gb(network, batches, sizes[-1]):.1f} GB per process")
+        lines.append(("memory", f"at least {memory_estimate_gb(job, sizes[-1]):.1f} GB per process"))
+    table = Table(show_header=False, box=None, title=config["name"], title_justify="left", title_style="bold")
+    for name, text in lines:
+        table.add_row(name, Text(text))
     console.print(table)
 
 
-def memory_estimate_gb(network: Any, batches: TrainBatches, longest: int) -> float:
+def memory_estimate_gb(job: Job, longest: int) -> float:
     """Lower estimate of the memory of training, 10^9 bytes: weights, gradients, AdamW's two moments, activations.
 
     Activations per token and block: about 34 hidden sizes of numbers (Korthikanti et al., arXiv:2205.05198, without the
     attention matrix, which fused attention does not keep).
     """
-    weights = sum(p.numel() * p.element_size() for p in network.parameters())
-    trained = sum(p.numel() * p.element_size() for p in network.parameters() if p.requires_grad)
+    network = job.method.network
+    weights = sum(parameter.nbytes for parameter in network.parameters())
+    trained = sum(parameter.nbytes for parameter in network.parameters() if parameter.requires_grad)
     text = network.config.get_text_config()
-    activations = 34 * text.hidden_size * text.num_hidden_layers * batches.micro_batch_size * longest * 2
+    activations = 34 * text.hidden_size * text.num_hidden_layers * job.batches.micro_batch_size * longest * 2
     return (weights + 3 * trained + activations) / 1e9
 
 
-def finish(config: Config, run: Run, summary: dict[str, Any], samples: list[Row], loggers: list[Any]) -> None:
-    """Print the comparison and where things are; send the same to the experiment tracker."""
+def finish(config: Config, run: Run, summary: dict[str, Any], samples: list[Row], loggers: list[Logger]) -> None:
+    """Print the comparison and where things are. Send the same to the experiment tracker."""
+    shown = config["evaluate"]["samples"]
     if summary["tuned"]:
         console.print(comparison(summary["base"], summary["tuned"]))
-        if samples and config["evaluate"]["samples"]:
-            console.print(samples_table(samples, config["evaluate"]["samples"]))
+        if samples and shown:
+            console.print(samples_table(samples, shown))
     for logger in loggers:
-        if hint := _log_end(logger, run, summary, samples):
-            hint = hint.replace(str(run), str(run.final_folder))
-            console.print(hint, soft_wrap=True, highlight=False)
+        hint = ""
+        if isinstance(logger, WandbLogger):
+            hint = _log_to_wandb(logger, run, summary, samples)
+        elif hasattr(logger, "log_summary"):
+            hint = logger.log_summary(scalars(summary), summary["steps"])
+        if hint:
+            plain.print(hint.replace(str(run), str(run.final_folder)))
     minutes, seconds = divmod(round(summary["seconds"]), 60)
     console.print(f"Done in {minutes} min {seconds} s. Everything is in {run.final_folder}", soft_wrap=True)
     if samples:
-        console.print(f"Next: python -m ftcore chat run={run.final_folder}", soft_wrap=True, highlight=False)
+        plain.print(f"Next: python -m ftcore chat run={run.final_folder}")
 
 
-def scalars(summary: Mapping[str, Any]) -> dict[str, float]:
+def scalars(summary: Mapping[str, object]) -> dict[str, float]:
     """Every number of summary.json by its path.
 
     >>> scalars({"name": "run", "tuned": {"loss": 1.5, "rows": 4}})
     {'tuned/loss': 1.5, 'tuned/rows': 4.0}
     """
-    found: dict[str, float] = {}
-    for key, value in summary.items():
-        if isinstance(value, dict):
-            found |= {f"{key}/{below}": number for below, number in scalars(value).items()}
-        elif isinstance(value, int | float):
-            found[key] = float(value)
-    return found
+    return {path.replace(".", "/"): float(value) for path, value in flatten(summary) if isinstance(value, int | float)}
 
 
-def _log_end(logger: Any, run: Run, summary: dict[str, Any], samples: list[Row]) -> str:
-    """Send what is known at the end; where it can be seen, or nothing."""
-    if hasattr(logger, "log_table"):
-        return _log_to_wandb(logger, run, summary, samples)
-    return logger.log_summary(scalars(summary), summary["steps"]) if hasattr(logger, "log_summary") else ""
-
-
-def _log_to_wandb(logger: Any, run: Run, summary: dict[str, Any], samples: list[Row]) -> str:
-    """Send what is known at the end. The run is whole without it, so a server that is gone costs a minute and a note."""
-    from ftcore.train.loggers import wandb_files, wandb_hint
-
+def _log_to_wandb(logger: WandbLogger, run: Run, summary: dict[str, Any], samples: list[Row]) -> str:
+    """Send tables and summary. The run is complete without them: if the server is gone, a note says how to upload later."""
     try:
         hint = wandb_hint(logger)
         try:
-            _tables(logger, run, summary, samples)
+            _log_tables(logger, run, summary, samples)
             logger.experiment.summary.update(summary)
         finally:
             logger.experiment.finish()  # the steps arrive even if a table does not
-    except Exception as error:  # of wandb, requests or its service: there is no common class
+        return hint
+    except Exception as error:  # of wandb, requests or its service: they have no common class
         return (
             f"W&B did not take the end of this run ({type(error).__name__}); all of it is in {run}. When the server is back, "
             f"upload the steps with: wandb sync {wandb_files(logger)}"
         )
-    return hint
 
 
-def _tables(logger: Any, run: Run, summary: dict[str, Any], samples: list[Row]) -> None:
+def _log_tables(logger: WandbLogger, run: Run, summary: dict[str, Any], samples: list[Row]) -> None:
     if summary["tuned"]:
         rows = [[key, summary["base"][key], summary["tuned"][key]] for key in SCORES if key in summary["tuned"]]
         logger.log_table("before_after", columns=["score", "base", "tuned"], data=rows)

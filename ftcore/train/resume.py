@@ -1,4 +1,4 @@
-"""Going on where a run stopped: saving while it trains, stopping when asked to, and starting again at the same step."""
+"""Checkpoints while a run trains, stopping on a signal, and resuming at the same step."""
 
 import signal
 from pathlib import Path
@@ -19,28 +19,26 @@ from ftcore.methods.base import Method
 from ftcore.run_folder import Run
 from ftcore.settings import CheckpointSettings
 from ftcore.train import checkpoint
+from ftcore.train.callbacks import named_trained
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Checkpoints(Callback):
-    """Writes checkpoints between optimizer steps: every so many, and before the run ends because a signal asks for it.
+    """Writes checkpoints between optimizer steps: every so many, and when a signal stops the run.
 
-    After all callbacks that hold a state, so that it is that of the same step, and before the comparison, which a signal ends at
-    once.
+    It comes after all callbacks with a state, so that their states are those of the same step, and before the comparison, which
+    a signal ends at once.
     """
 
     def __init__(self, run: Run, settings: CheckpointSettings, batches: TrainBatches, records: Records) -> None:
-        self.run, self.every, self.keep = run, settings["every"], settings["keep"]
-        self.stop_on_error = settings["on_error"] == "stop"
-        self.batches, self.records = batches, records
-        self.asked: int | None = None
-        self.before: dict[int, Any] = {}
-        self.training = False
+        self.run, self.settings, self.batches, self.records = run, settings, batches, records
+        self.received, self.training = 0, False
+        self.earlier_handlers: dict[int, Any] = {}
         self.start: Path | None = None
 
     def resume(self, trainer: Trainer, start: Path) -> None:
-        """Begin at a checkpoint's step instead of the first. Raises `DataError` when the rows are not the same any more."""
+        """Start at a checkpoint's step instead of the first. Raises `DataError` when the rows have changed."""
         state = checkpoint.read_state(start)
         if state["data_sha256"] != self.records.content_hash:
             raise DataError(
@@ -56,21 +54,21 @@ class Checkpoints(Callback):
                 console.print(note)
 
     def on_fit_start(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
-        """Listen to signals."""
-        self.before = {number: signal.signal(number, self._asked_to_stop) for number in SIGNALS}
+        """Install our signal handlers."""
+        self.earlier_handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
 
     def on_train_start(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
-        """Put everything back as the checkpoint has it; what was written after it is forgotten."""
+        """Restore the checkpoint, and delete from all logs what was written after it."""
         self.training = True
-        for number in SIGNALS:  # Lightning listens by now, and would end with exit code 0
-            signal.signal(number, self._asked_to_stop)
-        for written in (*trainer.loggers, *trainer.callbacks):  # type: ignore[attr-defined]
-            if hasattr(written, "keep_until"):
-                written.keep_until(self.batches.first_step)
+        for number in SIGNALS:  # again: Lightning has put its own, which would end with exit code 0
+            signal.signal(number, self._on_signal)
+        for log in (*trainer.loggers, *trainer.callbacks):  # type: ignore[attr-defined]
+            if hasattr(log, "keep_until"):
+                log.keep_until(self.batches.first_step)
         if self.start is None:
             return
         state, optimizer = checkpoint.read_state(self.start), trainer.optimizers[0]
-        checkpoint.load_tensors(self.start, _trained(method), optimizer)
+        checkpoint.load_tensors(self.start, named_trained(method), optimizer)
         method.restore(state)
         for scheduler in (config.scheduler for config in trainer.lr_scheduler_configs):
             scheduler.last_epoch, scheduler._step_count = state["step"], state["step"] + 1
@@ -85,7 +83,7 @@ class Checkpoints(Callback):
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, method: Method, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save between two steps, unless a validation comes first."""
+        """Save between two steps, unless a validation follows."""
         between = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if between and not (trainer.limit_val_batches and (batch_idx + 1) % trainer.val_check_batch == 0):  # type: ignore[operator]
             self._save_when_due(trainer, method)
@@ -95,14 +93,14 @@ class Checkpoints(Callback):
         self._save_when_due(trainer, method)
 
     def on_train_end(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
-        """End here when asked to since the last save, and from here on at once: only the comparison follows."""
+        """Stop here if a signal came since the last save. From here on, where only the comparison follows, it stops at once."""
         self.training = False
-        if asked := self._asked(trainer):
-            raise self._stopped(asked)
+        if number := self._signal_of_any(trainer):
+            raise self._stopped(number)
 
     def teardown(self, trainer: Trainer, method: Method, stage: str) -> None:  # type: ignore[override]
-        """Give the signals back."""
-        for number, handler in self.before.items():
+        """Restore the signal handlers."""
+        for number, handler in self.earlier_handlers.items():
             signal.signal(number, handler)
 
     def on_exception(self, trainer: Trainer, method: Method, exception: BaseException) -> None:  # type: ignore[override]
@@ -110,25 +108,22 @@ class Checkpoints(Callback):
         self.teardown(trainer, method, "fit")
 
     def _save_when_due(self, trainer: Trainer, method: Method) -> None:
-        step, asked = trainer.global_step, self._asked(trainer)
-        # Rollouts that serve several steps are not kept, and the last step's result follows at once.
+        step, number, every = trainer.global_step, self._signal_of_any(trainer), self.settings["every"]
+        # Not between steps on the same rollouts, which a checkpoint does not keep, nor after the last step.
         if step % self.batches.updates or step >= self.batches.steps:
             return
-        if asked or (self.every and step % self.every == 0):
-            self._save(trainer, method, step, must=bool(asked))
-        if asked:
-            raise self._stopped(asked, f" at step {step:,}")
+        if number or (every and step % every == 0):
+            self._save(trainer, method, step, must=number > 0)
+        if number:
+            raise self._stopped(number, f" at step {step:,}")
 
     def _stopped(self, number: int, when: str = "") -> Stopped:
         return Stopped(128 + number, f"{signal.Signals(number).name}{when}. Go on with resume={self.run}")
 
-    def _asked(self, trainer: Trainer) -> int:
+    def _signal_of_any(self, trainer: Trainer) -> int:
         """The signal that one of the processes got; 0 for none."""
-        mine = self.asked or 0
-        if trainer.world_size == 1:
-            return mine
-        asked = torch.tensor(float(mine), device=trainer.strategy.root_device)
-        return int(trainer.strategy.reduce(asked, reduce_op="max"))
+        own = torch.tensor(float(self.received), device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(own, reduce_op="max"))
 
     def _save(self, trainer: Trainer, method: Method, step: int, must: bool) -> None:
         states = {type(c).__name__: c.state_dict() for c in trainer.callbacks if c.state_dict()}  # type: ignore[attr-defined]
@@ -137,59 +132,51 @@ class Checkpoints(Callback):
             "draws": self.batches.draws,
             "world_size": self.batches.world_size,
             "data_sha256": self.records.content_hash,
-            "versions": _versions(),
-            "threads": torch.get_num_threads(),
+            "environment": _environment(),
             **method.progress(),
             "scaler": trainer.precision_plugin.state_dict(),
             "callbacks": states,
         }
-        tensors = checkpoint.training_tensors(_trained(method), trainer.optimizers[0])
+        tensors = checkpoint.training_tensors(named_trained(method), trainer.optimizers[0])
         try:
-            checkpoint.write(self.run.checkpoints, step, tensors, state, self.keep)
+            checkpoint.write(self.run.checkpoints, step, tensors, state, self.settings["keep"])
         except StorageError as error:
-            if must or self.stop_on_error:
+            if must or self.settings["on_error"] == "stop":
                 raise
             if trainer.is_global_zero:
                 console.print(f"{error} Training goes on (checkpoints.on_error=continue).", style="yellow")
 
-    def _asked_to_stop(self, number: int, _: FrameType | None) -> None:
-        """While training, stop between two steps; a second Ctrl-C, and any signal before or after, ends at once."""
-        if number == signal.SIGINT and self.asked == number:
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        """While training, stop between two steps. A second Ctrl-C, or any signal before or after training, stops at once."""
+        if number == signal.SIGINT and self.received == number:
             raise KeyboardInterrupt
         if not self.training:
             raise self._stopped(number, " outside training")
-        self.asked = number
+        self.received = number
 
 
-def _trained(method: Method) -> dict[str, torch.nn.Parameter]:
-    return {name: parameter for name, parameter in method.named_parameters() if parameter.requires_grad}
-
-
-def _versions() -> dict[str, str]:
-    return {"ftcore": __version__, "torch": torch.__version__, "lightning": lightning.__version__}
+def _environment() -> dict[str, object]:
+    """What may change the last digits of numbers."""
+    versions = {"ftcore": __version__, "torch": torch.__version__, "lightning": lightning.__version__}
+    return {**versions, "threads": torch.get_num_threads()}
 
 
 def _differences(state: dict[str, Any], world_size: int) -> list[str]:
-    """What is not as it was, and what that means."""
-    now = _versions() | {"threads": torch.get_num_threads()}
-    then = state["versions"] | {"threads": state["threads"]}
-    notes = [
-        f"{key} was {then[key]}, is {now[key]}: numbers may differ in the last digits."
-        for key in now
-        if then[key] != now[key]
-    ]
-    if state["world_size"] != world_size:
+    """What differs from when the checkpoint was written, and what that means for the numbers."""
+    was, notes = state["environment"], []
+    for key, now in _environment().items():
+        if was[key] != now:
+            notes.append(f"{key} was {was[key]}, is {now}: numbers may differ in the last digits.")
+    if (before := state["world_size"]) != world_size:
         notes.append(
-            f"{state['world_size']} processes before, {world_size} now: the order of rows and the averages stay, the noise of "
-            "dropout does not."
+            f"{before} processes before, {world_size} now: order of rows and averages stay the same, dropout's noise does not."
         )
     return notes
 
 
 def _fast_forward(trainer: Trainer, step: int, accumulation: int) -> None:
-    """Let Lightning's loop count as if it had done `step` optimizer steps and stood between two."""
-    loop = trainer.fit_loop
-    state = loop.state_dict()
+    """Set the counters of Lightning's loop as if it had just done `step` optimizer steps."""
+    state = trainer.fit_loop.state_dict()
 
     def set_all(node: dict[str, Any], value: int) -> None:
         for key, inner in node.items():
@@ -201,6 +188,6 @@ def _fast_forward(trainer: Trainer, step: int, accumulation: int) -> None:
     set_all(state["epoch_loop.batch_progress"], step * accumulation)
     set_all(state["epoch_loop.scheduler_progress"], step)
     set_all(state["epoch_loop.automatic_optimization.optim_progress"], step)
-    for part in state["epoch_progress"].values():
-        part |= {"ready": 1, "started": 1}
-    loop.load_state_dict(state)
+    for counts in state["epoch_progress"].values():
+        counts |= {"ready": 1, "started": 1}
+    trainer.fit_loop.load_state_dict(state)

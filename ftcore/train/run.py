@@ -8,12 +8,10 @@ import lightning
 import torch
 from lightning import Callback
 from lightning.pytorch.loggers import Logger
-from torch.utils.data import DataLoader
 
 from ftcore.config.build import build
 from ftcore.console import quiet
 from ftcore.data import Records
-from ftcore.data.steps import TrainBatches
 from ftcore.data.token_cache import lengths
 from ftcore.errors import ConfigError, OutOfMemory
 from ftcore.evaluate.base_scores import scores_file
@@ -33,6 +31,7 @@ from ftcore.train.prepare import Job, prepare
 from ftcore.train.profile import Profile
 from ftcore.train.resume import Checkpoints
 
+# What config key `trainer` may change.
 TRAINER_DEFAULTS = {
     "enable_checkpointing": False,
     "enable_model_summary": False,
@@ -44,7 +43,7 @@ TRAINER_DEFAULTS = {
 def run(
     config: Config, resolved: Resolved, run: Run, records: Records | None = None, start: Path | None = None
 ) -> None:
-    """Train, compare with the base model, save. Called in every process of the run; `start` is a checkpoint to go on from.
+    """Train, compare with the base model, save. Called in every process of the run; `start` is a checkpoint to resume from.
 
     Writes metrics, checkpoints, model, samples and, last, the summary of `run`.
     """
@@ -54,39 +53,40 @@ def run(
     if config["logger"]:
         check_installed(str(config["logger"]["_target_"]))  # before weights are loaded
     job = prepare(config, resolved, records)
-    if job.batches.rank == 0:
-        report.plan(config, job.method, job.records, job.batches)
+    first_process = job.batches.rank == 0
+    if first_process:
+        report.plan(config, job)
     if config["dry_run"]:
         return
 
     # The comparison runs at the fit's start and end, inside its processes.
-    shared = scores_file(config, resolved, job.method, job.held_out)
-    steps, compare = StepMetrics(), BeforeAfter(job.held_out, config["evaluate"], run.base_scores, shared)
-    keeper = Checkpoints(run, config["checkpoints"], job.batches, job.records)
-    loggers = [JSONLines(run), *(_trackers(config, run) if job.batches.rank == 0 else [])]
-    callbacks = [steps, *_watching(config, run, job), keeper, *([compare] if config["evaluate"]["enabled"] else [])]
+    cache = scores_file(config, resolved, job.method, job.held_out)
+    steps, compare = StepMetrics(), BeforeAfter(job.held_out, config["evaluate"], run.base_scores, cache)
+    checkpoints = Checkpoints(run, config["checkpoints"], job.batches, job.records)
+    callbacks = [steps, *_optional_callbacks(config, run, job), checkpoints]
+    loggers: list[Logger] = [JSONLines(run)]
+    if config["logger"] and first_process:
+        loggers += build(config["logger"], list, run.folder, config)
+    if config["evaluate"]["enabled"]:
+        callbacks.append(compare)
     trainer = _trainer(config, resolved, run, job, loggers, callbacks)
     if start:
-        keeper.resume(trainer, start)
+        checkpoints.resume(trainer, start)
     try:
         trainer.fit(job.method, job.batches, job.validation)
     except torch.OutOfMemoryError:
-        raise OutOfMemory(out_of_memory(config, job.batches)) from None
+        raise OutOfMemory(_out_of_memory(job)) from None
     sharding.assemble(job.method.network)
 
     if trainer.is_global_zero:
         figures = _figures(job, steps, compare, started)  # before adapters are merged for saving
         save_model(job.method.foundation, run.model)
         samples = side_by_side(compare.base_answers, compare.tuned_answers)
-        shown = {"samples": spread(samples, config["evaluate"]["samples"])}
-        summary = {"name": config["name"], **compare.scores(), **figures, "made_with": made_with(config), **shown}
+        shown = spread(samples, config["evaluate"]["samples"])
+        head = {"name": config["name"], **compare.scores(), **figures}
+        summary = {**head, "made_with": made_with(config), "samples": shown}
         run.finish(summary, samples)
         report.finish(config, run, summary, samples, loggers)
-
-
-def _trackers(config: Config, run: Run) -> list[Logger]:
-    """The loggers of the experiment tracker that the config names."""
-    return build(config["logger"], list, run.folder, config) if config["logger"] else []
 
 
 def _trainer(
@@ -115,9 +115,7 @@ def _trainer(
 
 
 def _figures(job: Job, steps: StepMetrics, compare: BeforeAfter, started: float) -> dict[str, object]:
-    """What the run took."""
-    network = job.method.network
-    trained, parameters = network.num_parameters(only_trainable=True), network.num_parameters()
+    """Steps, tokens, time, memory and sizes of the run."""
     return {
         "steps": job.method.trainer.global_step,
         "tokens": steps.tokens,
@@ -126,62 +124,41 @@ def _figures(job: Job, steps: StepMetrics, compare: BeforeAfter, started: float)
         "seconds_training": steps.training_seconds,
         "seconds_comparing": compare.seconds,
         "peak_memory_gb": peak_memory_gb(),
-        "parameters_trained": trained,
-        "parameters": parameters,
+        "parameters_trained": job.method.network.num_parameters(only_trainable=True),
+        "parameters": job.method.network.num_parameters(),
         "processes": job.batches.world_size,
         "data_sha256": job.records.content_hash,
     }
 
 
-def out_of_memory(config: Config, batches: TrainBatches) -> str:
-    """What filled the memory, and what would fit, with the arithmetic."""
-    rows, processes = batches.micro_batch_size, batches.world_size
-    sizes = {"global_batch_size": batches.global_batch_size, "processes": processes}
-    longest = max(lengths(batches.examples))
+def _out_of_memory(job: Job) -> str:
+    """A message that says what filled the memory and, with the arithmetic, what would fit."""
+    rows, size, processes = job.batches.micro_batch_size, job.batches.global_batch_size, job.batches.world_size
+    longest = max(lengths(job.batches.examples))
     message = f"The memory of a device is full with {rows} rows of up to {longest:,} tokens in a forward pass."
-    if less := smaller(micro_batch_size=rows, **sizes):
-        accumulation = batches.global_batch_size // (less * processes)
-        message += (
-            f" micro_batch_size={less} keeps every number: {batches.global_batch_size} = {less} x {processes} processes x "
-            f"{accumulation} micro-batches."
-        )
-    return (
-        f"{message} Less memory also takes hardware.activation_checkpointing=true, a smaller data.max_length or rank."
-    )
+    if less := smaller(global_batch_size=size, micro_batch_size=rows, processes=processes):
+        product = f"{size} = {less} x {processes} processes x {size // (less * processes)} micro-batches"
+        message += f" micro_batch_size={less} keeps every number: {product}."
+    advice = "hardware.activation_checkpointing=true, a smaller data.max_length or a smaller rank"
+    return f"{message} It also takes less memory to set {advice}."
 
 
-def _watching(config: Config, run: Run, job: Job) -> list[Callback]:
-    """Callbacks that look at the run, and those that a setting or the environment asks for."""
-    found = [*_selection(config, run, job.validation), *_guard(config, job), ProgressBar(leave=True)]
-    if config["profile"]:
-        found.append(Profile(run, job.batches.steps, job.method.updates))
-    if config["ledger"]:
-        found.append(Ledger(run, job.batches.rank))
-    if config["hang_timeout"]:
-        found.append(Watchdog(config["hang_timeout"]))
-    return [*faults.asked_for(config["seed"]), *found]
-
-
-def _selection(config: Config, run: Run, validation: DataLoader | None) -> list[Callback]:
-    """Callbacks that choose the weights and stop early, by one metric."""
-    key = config["keep_best"]
-    if key == "last":
-        return []
-    if not validation:
+def _optional_callbacks(config: Config, run: Run, job: Job) -> list[Callback]:
+    """The callbacks that a setting or the environment asks for, in their order. Raises `ConfigError` for one without rows."""
+    best, retention = config["keep_best"], config["retention"]
+    if best != "last" and not job.validation:
         raise ConfigError(
-            f"keep_best={key}, but there is no validation row: set data.validation_share=0.1 or a file of them."
+            f"keep_best={best}, but there is no validation row: set data.validation_share=0.1 or a file of them."
         )
-    return [KeepBest(run, key, config["patience"])]
-
-
-def _guard(config: Config, job: Job) -> list[Callback]:
-    """The callback that watches the probe, where a limit is set."""
-    keep = config["retention"]
-    if not keep["max_rise"]:
-        return []
-    if not job.held_out.probe:
-        raise ConfigError(
-            "retention.max_rise needs general text to look at and a model that predicts it: set evaluate.probe."
-        )
-    size = config["evaluate"]["batch_size"] // 4 or 1
-    return [RetentionGuard(job.held_out.probe, keep["max_rise"], keep["check_every"], keep["action"], size)]
+    if retention["max_rise"] and not job.held_out.probe:
+        raise ConfigError("retention.max_rise needs general text and a model that predicts it: set evaluate.probe.")
+    callbacks = [
+        *faults.requested(config["seed"]),
+        best != "last" and KeepBest(run, best, config["patience"]),
+        retention["max_rise"] and RetentionGuard(job.held_out.probe, retention, config["evaluate"]["batch_size"]),
+        ProgressBar(leave=True),
+        config["profile"] and Profile(run, job.batches.steps, job.method.updates),
+        config["ledger"] and Ledger(run, job.batches.rank),
+        config["hang_timeout"] and Watchdog(config["hang_timeout"]),
+    ]
+    return [callback for callback in callbacks if isinstance(callback, Callback)]
