@@ -1,7 +1,8 @@
-"""Where metrics go: metrics.jsonl in the run folder always, an experiment tracker beside it when asked for.
+"""Where metrics go: always to metrics.jsonl in the run folder, and to an experiment tracker if the config names one.
 
-What `_target_` of a logger's option names gets the run folder and the config, and returns a list of Lightning loggers. One with
-`keep_until` forgets the steps that a run which goes on takes again; one with `log_summary` gets the numbers of summary.json.
+The `_target_` of a logger option is a function that gets the run folder and the config, and returns a list of Lightning loggers.
+A logger may have `keep_until(step)`, which deletes later steps because a resumed run takes them again, and
+`log_summary(numbers, steps)`, which gets the numbers of summary.json and returns how to look at them.
 """
 
 import hashlib
@@ -10,61 +11,50 @@ import logging
 import math
 import os
 import re
-import sqlite3
 import sys
+import time
 from collections.abc import Mapping
-from contextlib import closing
 from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from ftcore.config.tree import flatten
+from ftcore.data.layouts import in_batches
 from ftcore.errors import ConfigError
 from ftcore.machine.processes import rank_and_world
 from ftcore.run_folder import Run, keep_lines
 from ftcore.settings import Role
 
-if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
-
 # Seconds to wait for W&B's server when a run has ended.
 PATIENCE = 60
-# What a tracker imports that nothing else of ftcore does. The extra of the same name installs it; the target's name holds it.
+# Extra of pip -> the modules that it installs for a tracker. The names of the trackers' functions contain that of the extra.
 EXTRAS = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
 
 
 class JSONLines(Logger):
     """metrics.jsonl: one line per optimizer step, and one per validation."""
 
+    name = version = ""  # of a folder for files: there is none
+
     def __init__(self, run: Run) -> None:
         super().__init__()
         self.file = run.metrics_file
 
-    @property
-    def name(self) -> str:
-        """Folder name of this logger's files; there is none."""
-        return ""
-
-    @property
-    def version(self) -> str:
-        """Version of this logger's files; there is none."""
-        return ""
-
     def keep_until(self, step: int) -> None:
-        """Forget what was written after `step`, half a line included: a run that goes on writes it again."""
+        """Delete the lines after `step`, and one that is cut off: a resumed run writes them again."""
         if rank_and_world()[0] == 0:
             keep_lines(self.file, lambda written: written <= step)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """config.yaml holds them."""
+        """Do nothing: config.yaml holds them."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append one line; JSON has no NaN, so what is not finite is null."""
+        """Append one line. JSON has no NaN: what is not finite becomes null."""
         metrics = {key: value if math.isfinite(value) else None for key, value in metrics.items()}  # type: ignore[misc]
         with self.file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"step": step, **metrics}) + "\n")
@@ -81,9 +71,9 @@ def wandb_logger(
     tags: list[str],
     mode: Literal["online", "offline", "auto"],
 ) -> list[Logger]:
-    """A W&B run in the run folder. It holds the config but neither the command line nor the environment.
+    """A W&B run in the run folder. It holds the config, but neither the command line nor the environment.
 
-    Without a key, or when the server does not answer within 20 s, it writes offline and says how to upload.
+    Without a key, or if the server does not answer within 20 s, it writes offline; the report says how to upload.
     """
     import wandb
 
@@ -99,24 +89,26 @@ def wandb_logger(
         silent=True,
         disable_git=True,
     )
-    options = {
+    options: dict[str, Any] = {
         "project": project,
         "entity": entity,
         "group": group,
         "tags": tags,
         "name": f"{config['name']}/{folder.name}",
-        # The same run again when a stopped one goes on in its folder.
+        # A run that is resumed in its folder is the same run in W&B.
         "id": hashlib.sha256(str(folder).encode()).hexdigest()[:16],
         "resume": "allow",
         "reinit": "finish_previous",  # a run that failed earlier in this process would be gone on with instead
+        "dir": folder,
+        "config": config,
+        "settings": settings,
     }
-    common: dict[str, Any] = {**options, "dir": folder, "config": config, "settings": settings}
     try:
-        run = wandb.init(**common, mode="offline" if offline else "online")
+        run = wandb.init(**options, mode="offline" if offline else "online")
     except wandb.errors.Error as error:
         print(f"W&B did not start ({type(error).__name__}); trying offline.", file=sys.stderr)
         try:
-            run = wandb.init(**common, mode="offline")
+            run = wandb.init(**options, mode="offline")
         except wandb.errors.Error as again:
             reason = str(again).splitlines()[0]
             raise ConfigError(
@@ -127,7 +119,7 @@ def wandb_logger(
 
 @wraps(wandb_logger, assigned=["__annotations__"])  # the schema reads the same parameters here
 def wandb_and_tensorboard(folder: Path, config: dict[str, Any], /, **wandb: Any) -> list[Logger]:
-    """A W&B run, which comes first, and TensorBoard's event files."""
+    """A W&B run, which is first in the list, and TensorBoard's event files."""
     return [*wandb_logger(folder, config, **wandb), *tensorboard_logger(folder, config)]
 
 
@@ -142,17 +134,17 @@ def mlflow_logger(folder: Path, config: dict[str, Any], /) -> list[Logger]:
 
 
 class TensorBoard(TensorBoardLogger):
-    """Event files in tensorboard/ of the run folder, whose numbers are float32. The config is in hparams.yaml beside them."""
+    """Event files (float32) in tensorboard/ of the run folder, with the config in hparams.yaml beside them."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         super().__init__(folder, name="", version="tensorboard", default_hp_metric=False)
         self.hparams = hyperparameters(config)
-        # Lightning would leave an earlier one as it is, and some settings may change when a run goes on.
+        # Lightning would keep an earlier file, and some settings may change when a run is resumed.
         Path(self.log_dir, self.NAME_HPARAMS_FILE).unlink(missing_ok=True)
 
     @rank_zero_only
     def keep_until(self, step: int) -> None:
-        """Tell readers to forget what was written after `step`: a run that goes on writes it again."""
+        """Tell readers to ignore what was written after `step`: a resumed run writes it again."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         restart = Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
@@ -160,63 +152,63 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Write them out at once: what a checkpoint follows must be in the file when the run is killed."""
+        """Write them to the file at once: they must be there when a run is killed after a checkpoint."""
         super().log_metrics(metrics, step)
         self.experiment.flush()
 
-    def log_summary(self, figures: dict[str, float], step: int) -> str:
-        """The last numbers, also beside the config as TensorBoard's HPARAMS. Returns how to look at them."""
-        self.log_hyperparams(self.hparams, figures, step)
+    def log_summary(self, numbers: dict[str, float], step: int) -> str:
+        """Log the summary, also for TensorBoard's HPARAMS page. Returns how to look at it."""
+        self.log_hyperparams(self.hparams, numbers, step)
         self.finalize("success")
         return f"TensorBoard: tensorboard --logdir {self.log_dir}"
 
 
 class MLflow(MLFlowLogger):
-    """One run in an SQLite store, mlflow.db of the run folder, found again when the run goes on.
+    """A run in an SQLite store, mlflow.db of the run folder.
 
-    Nothing leaves the machine, and nothing is kept of user, host, command line or repository.
+    A resumed run is a new run of the store, since MLflow cannot delete steps or change parameters, and takes over the steps up
+    to the checkpoint. The earlier one goes into MLflow's trash. Nothing leaves the machine, and nothing is kept of user, host,
+    command line or repository.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # before the first import, which would send
         from mlflow.tracking import MlflowClient
 
-        logging.getLogger("mlflow").setLevel(logging.WARNING)  # or it tells how it makes the store's tables
-        self.file = folder.resolve() / "mlflow.db"
-        self.uri = f"sqlite:///{self.file}"
-        super().__init__(tracking_uri=self.uri, run_id=_mlflow_run(MlflowClient(self.uri), config["name"], folder.name))
-        self._sql("DELETE FROM params")  # MLflow refuses to change one, and some settings may change when a run goes on
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it would report how it makes the store's tables
+        self.run, self.uri = Run(folder), f"sqlite:///{folder.resolve() / 'mlflow.db'}"
+        client = MlflowClient(self.uri)
+        experiments = {found.name: found.experiment_id for found in client.search_experiments()}
+        for earlier in client.search_runs(list(experiments.values())):
+            client.delete_run(earlier.info.run_id)
+        experiment = experiments.get(config["name"]) or client.create_experiment(config["name"])
+        # Made here, because Lightning would tag it with user and repository.
+        super().__init__(tracking_uri=self.uri, run_id=client.create_run(experiment, run_name=folder.name).info.run_id)
         self.log_hyperparams(hyperparameters(config))
 
     @rank_zero_only
     def keep_until(self, step: int) -> None:
-        """Forget what was written after `step`: a run that goes on writes it again."""
-        for table in ("metrics", "latest_metrics"):
-            self._sql(f"DELETE FROM {table} WHERE step > ?", step)
-        self.experiment.update_run(self.run_id, status="RUNNING")
+        """Log the steps up to `step` again, from metrics.jsonl."""
+        from mlflow.entities import Metric
 
-    def log_summary(self, figures: dict[str, float], step: int) -> str:
-        """The last numbers. Returns how to look at them."""
-        self.log_metrics(figures, step)
+        now = int(time.time() * 1000)
+        metrics = [
+            Metric(key, math.nan if value is None else value, now, int(line["step"]))
+            for line in self.run.metrics()
+            for key, value in line.items()
+            if key != "step" and line["step"] <= step
+        ]
+        for batch in in_batches(metrics, 1000):  # MLflow takes no more at once
+            self.experiment.log_batch(self.run_id, batch)
+
+    def log_summary(self, numbers: dict[str, float], step: int) -> str:
+        """Log the summary. Returns how to look at it."""
+        self.log_metrics(numbers, step)
         return f"MLflow: mlflow ui --backend-store-uri {self.uri} (a command of the package mlflow)"
-
-    def _sql(self, statement: str, *values: int) -> None:
-        """What MLflow's client has no call for."""
-        with closing(sqlite3.connect(self.file)) as store, store:
-            store.execute(statement, values)
-
-
-def _mlflow_run(client: "MlflowClient", experiment: str, name: str) -> str:
-    """The id of the store's run, which is made if there is none yet. Lightning would tag it with user and repository."""
-    known = {found.name: found.experiment_id for found in client.search_experiments()}
-    for run in client.search_runs(list(known.values())):
-        return run.info.run_id
-    number = known.get(experiment) or client.create_experiment(experiment)
-    return client.create_run(number, run_name=name).info.run_id
 
 
 def check_installed(target: str) -> None:
-    """Refuse a tracker, named by its `_target_`, whose packages are not installed. Raises `ConfigError`."""
+    """Raise `ConfigError` for a tracker, given by its `_target_`, whose packages are not installed."""
     for extra, modules in EXTRAS.items():
         missing = [module for module in modules if not find_spec(module)]
         if extra in target and missing:
@@ -226,7 +218,7 @@ def check_installed(target: str) -> None:
 
 
 def hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
-    """The config as flat names and values, in the characters that MLflow takes.
+    """The config as one mapping of dotted names, in the characters that MLflow allows.
 
     >>> hyperparameters({"method": {"lr": 1e-4, "reward:options": {}}, "seed": 0})
     {'method.lr': 0.0001, 'method.reward_options': {}, 'seed': 0}
@@ -235,19 +227,19 @@ def hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def wandb_hint(logger: WandbLogger) -> str:
-    """Where the run can be seen, or the command that uploads it."""
+    """The run's URL, or the command that uploads it."""
     run = logger.experiment
     online = run.settings.mode == "online"
     return f"W&B: {run.url}" if online else f"W&B wrote offline; upload with: wandb sync {wandb_files(logger)}"
 
 
 def wandb_files(logger: WandbLogger) -> Path:
-    """The folder on this machine that `wandb sync` takes."""
+    """The folder for `wandb sync`."""
     return Path(logger.experiment.dir).parent
 
 
 def has_key() -> bool:
-    """Whether W&B's server would let us in: its key is in the environment or in the netrc file."""
+    """Whether there is a key for W&B's server, in the environment or in the netrc file."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     netrc = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
