@@ -145,23 +145,24 @@ def saves(folder: Path, times: str) -> dict[str, Any]:
 
     from ftcore.train import checkpoint
 
+    checkpoints = folder / "checkpoints"
     torch.set_num_threads(1)  # threads do not survive a fork
 
     def write() -> int:
         for step in range(1, 10_000):
-            checkpoint.write(folder, step, tensors(step), {"step": step}, keep=2)
+            checkpoint.write(checkpoints, step, tensors(step), {"step": step}, keep=2)
         return 0
 
     loadable, partial = 0, 0
     for _ in track(range(int(times)), "kill -9 in a save", transient=True):
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        shutil.rmtree(checkpoints, ignore_errors=True)
         child = forked(write, folder)
-        while not checkpoint.folders(folder):
+        while not checkpoint.folders(checkpoints):
             time.sleep(0.001)
         kill_after(child, random.uniform(0, 0.3))
-        partial += any((folder / "checkpoints").glob(".step-*"))
+        partial += any(checkpoints.glob(".step-*"))
         with redirect_stderr(io.StringIO()):
-            found = checkpoint.newest(folder)
+            found = checkpoint.newest(checkpoints)
         if found:
             with safe_open(found / "process-0.safetensors", "pt") as file:
                 step = checkpoint.read_state(found)["step"]
@@ -188,9 +189,10 @@ def damage(folder: Path) -> dict[str, Any]:
         content[random.randrange(len(content))] ^= 1 << random.randrange(8)
         file.write_bytes(content)
 
+    checkpoints = folder / "checkpoints"
     for step in (1, 2):
-        checkpoint.write(folder, step, tensors(step), {"step": step}, keep=2)
-    before, last = folder / "checkpoints/step-00000001", folder / "checkpoints/step-00000002"
+        checkpoint.write(checkpoints, step, tensors(step), {"step": step}, keep=2)
+    last, before = checkpoint.folders(checkpoints)
     shutil.copytree(last, folder / "copy")
     files, seen, tried = sorted(file.name for file in last.iterdir()), 0, 0
     for name in files:
@@ -198,7 +200,7 @@ def damage(folder: Path) -> dict[str, Any]:
             for _ in range(count):
                 hurt(last / name)
                 with redirect_stderr(io.StringIO()):
-                    found = checkpoint.newest(folder)
+                    found = checkpoint.newest(checkpoints)
                 seen += found == before
                 tried += 1
                 shutil.copytree(folder / "copy", last, dirs_exist_ok=True)
