@@ -35,7 +35,7 @@ class BeforeAfter(Callback):
         """Both models' scores, what was gained and what was forgotten."""
         return {"base": self.base, "tuned": self.tuned, **changes(self.base, self.tuned)}
 
-    def on_fit_start(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
+    def on_fit_start(self, trainer: Trainer, method: Method) -> None:
         """Score the base model: the same weights, adapters off."""
         # Only one process looks for earlier scores: another run may write them in between.
         result = trainer.strategy.broadcast(self._earlier() if trainer.is_global_zero else None)
@@ -59,7 +59,7 @@ class BeforeAfter(Callback):
         except ValueError:
             raise StorageError(f"{file} cannot be read. Delete it: the base model is scored again.") from None
 
-    def on_train_end(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
+    def on_train_end(self, trainer: Trainer, method: Method) -> None:
         """Score the tuned model: the weights that become model/."""
         self.tuned, self.tuned_answers = self._score(trainer, method, "tuned model")
 

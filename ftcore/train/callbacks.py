@@ -46,14 +46,12 @@ class StepMetrics(Callback):
         """Continue from a checkpoint's totals."""
         self.tokens, self.training_seconds = state["tokens"], state["training_seconds"]
 
-    def on_train_batch_start(self, trainer: Trainer, method: Method, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+    def on_train_batch_start(self, trainer: Trainer, method: Method, batch: Any, batch_idx: int) -> None:
         """Start the clock of a step at its first micro-batch."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self.started, self.tokens_of_step = time.perf_counter(), 0
 
-    def on_train_batch_end(  # type: ignore[override]
-        self, trainer: Trainer, method: Method, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, method: Method, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log when the step is complete; sums are over all processes."""
         self.tokens_of_step += int(batch["attention_mask"].sum()) if batch["ids"] else 0
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
@@ -106,14 +104,12 @@ class RetentionGuard(Callback):
     def __init__(self, probe: list[Example], settings: Retention, batch_size: int) -> None:
         self.probe, self.settings, self.batch_size, self.base = probe, settings, batch_size, 0.0
 
-    def on_fit_start(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
+    def on_fit_start(self, trainer: Trainer, method: Method) -> None:
         """Measure the base model's perplexity."""
         with method.foundation.untrained_view():
             self.base = self._perplexity(trainer, method)
 
-    def on_train_batch_end(  # type: ignore[override]
-        self, trainer: Trainer, method: Method, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, method: Method, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Measure after every `check_every` optimizer steps."""
         if (batch_idx + 1) % (self.settings["check_every"] * trainer.accumulate_grad_batches):
             return
@@ -161,7 +157,7 @@ class KeepBest(Callback):
         """Continue from what a checkpoint kept."""
         self.best, self.waited = state["best"], state["waited"]
 
-    def on_validation_end(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
+    def on_validation_end(self, trainer: Trainer, method: Method) -> None:
         """Save when the metric is lower than ever before."""
         value = trainer.callback_metrics.get(self.key)
         if value is None:
@@ -179,7 +175,7 @@ class KeepBest(Callback):
             trainer.should_stop = True
 
     @torch.no_grad()
-    def on_train_end(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
+    def on_train_end(self, trainer: Trainer, method: Method) -> None:
         """Load the best weights."""
         trainer.strategy.barrier()
         if self.best is not None:

@@ -85,9 +85,9 @@ class Faults(Callback):
     def __init__(self, faults: list[Fault]) -> None:
         self.faults = faults
 
-    def on_fit_start(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
+    def on_fit_start(self, trainer: Trainer, method: Method) -> None:
         """Wrap what writes checkpoints and what computes the loss: these faults do not strike between two batches."""
-        write, loss = checkpoint.write_mine, method.loss
+        write, loss = checkpoint.write_own, method.loss
 
         def write_with_faults(*args: Any) -> Any:
             files = write(*args)
@@ -102,9 +102,9 @@ class Faults(Callback):
                 terms = {name: term._replace(values=term.values * float("nan")) for name, term in terms.items()}
             return terms
 
-        checkpoint.write_mine, method.loss = write_with_faults, loss_with_faults  # type: ignore[assignment, method-assign]
+        checkpoint.write_own, method.loss = write_with_faults, loss_with_faults  # type: ignore[assignment, method-assign]
 
-    def on_train_batch_start(self, trainer: Trainer, method: Method, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+    def on_train_batch_start(self, trainer: Trainer, method: Method, batch: Any, batch_idx: int) -> None:
         """Strike before the step's first micro-batch."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._strike("step", trainer.global_step + 1)

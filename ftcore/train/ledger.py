@@ -28,9 +28,7 @@ class Ledger(Callback):
         """Delete the lines after `step`: a resumed run writes them again."""
         keep_lines(self.lines, lambda written: written <= step)
 
-    def on_train_batch_end(  # type: ignore[override]
-        self, trainer: Trainer, method: Method, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, method: Method, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Append the rows of a micro-batch."""
         step = batch_idx // trainer.accumulate_grad_batches + 1
         rows = zip(batch["ids"], method.row_losses, batch["row_sizes"], strict=True)
@@ -38,7 +36,7 @@ class Ledger(Callback):
             for id, loss, size in rows:
                 lines.write(json.dumps([step, batch["epoch"], id, loss, *size]) + "\n")
 
-    def on_train_end(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
+    def on_train_end(self, trainer: Trainer, method: Method) -> None:
         """Merge the files of all processes, sorted by step."""
         import pyarrow
         import pyarrow.parquet

@@ -32,7 +32,7 @@ class Profile(Callback):
         self.run, self.first, self.steps = run, max(min(first, steps - updates), 0), min(updates, steps)
         self.tracer = torch.profiler.profile(with_flops=True, record_shapes=True)
 
-    def on_train_start(self, trainer: Trainer, *_: Any) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         """Start here if the run is short."""
         self._start_or_stop(trainer)
 
@@ -48,7 +48,7 @@ class Profile(Callback):
         """The gradient is computed: the optimizer begins, unless micro-batches are left."""
         self._switch("optimizer")
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """The step is done, or waits for its next micro-batch."""
         self._switch("data")
         self._start_or_stop(trainer)

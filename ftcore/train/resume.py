@@ -53,11 +53,11 @@ class Checkpoints(Callback):
             for note in _differences(state, self.batches.world_size):
                 console.print(note)
 
-    def on_fit_start(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
+    def on_fit_start(self, trainer: Trainer, method: Method) -> None:
         """Install our signal handlers."""
         self.earlier_handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
 
-    def on_train_start(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: Trainer, method: Method) -> None:
         """Restore the checkpoint, and delete from all logs what was written after it."""
         self.training = True
         for number in SIGNALS:  # again: Lightning has put its own, which would end with exit code 0
@@ -80,30 +80,28 @@ class Checkpoints(Callback):
             if saved := state["callbacks"].get(type(callback).__name__):
                 callback.load_state_dict(saved)
 
-    def on_train_batch_end(  # type: ignore[override]
-        self, trainer: Trainer, method: Method, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, method: Method, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save between two steps, unless a validation follows."""
         between = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if between and not (trainer.limit_val_batches and (batch_idx + 1) % trainer.val_check_batch == 0):  # type: ignore[operator]
             self._save_when_due(trainer, method)
 
-    def on_validation_end(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
+    def on_validation_end(self, trainer: Trainer, method: Method) -> None:
         """Save after a validation."""
         self._save_when_due(trainer, method)
 
-    def on_train_end(self, trainer: Trainer, method: Method) -> None:  # type: ignore[override]
+    def on_train_end(self, trainer: Trainer, method: Method) -> None:
         """Stop here if a signal came since the last save. From here on, where only the comparison follows, it stops at once."""
         self.training = False
         if number := self._signal_of_any(trainer):
             raise self._stopped(number)
 
-    def teardown(self, trainer: Trainer, method: Method, stage: str) -> None:  # type: ignore[override]
+    def teardown(self, trainer: Trainer, method: Method, stage: str) -> None:
         """Restore the signal handlers."""
         for number, handler in self.earlier_handlers.items():
             signal.signal(number, handler)
 
-    def on_exception(self, trainer: Trainer, method: Method, exception: BaseException) -> None:  # type: ignore[override]
+    def on_exception(self, trainer: Trainer, method: Method, exception: BaseException) -> None:
         """The same when training fails."""
         self.teardown(trainer, method, "fit")
 
