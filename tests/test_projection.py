@@ -45,6 +45,18 @@ def test_values_entropies_and_gradients_are_those_of_plain_autograd(count, tempe
             torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_under_bf16_autocast_float32_weights_multiply(trained):
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(20, 32, requires_grad=True), torch.randn(300, 32, requires_grad=trained)
+    targets = torch.randint(0, 300, (20,))
+    with torch.autocast("cpu", torch.bfloat16):
+        logps, _ = target_logps(hidden.bfloat16(), weight, targets, 1.0, False)
+        logps.sum().backward()
+    torch.testing.assert_close(logps.float(), plain(hidden, weight, targets, 1.0)[0], atol=0.1, rtol=0.1)
+    assert hidden.grad.isfinite().all() and (weight.grad is not None) == trained
+
+
 def test_without_gradient_none_is_computed():
     with torch.no_grad():
         logps, entropies = target_logps(torch.randn(9, 32), torch.randn(300, 32), torch.arange(9), 1.0, False)

@@ -10,8 +10,6 @@ import torch
 from peft.tuners.lora import Linear
 from torch import Tensor
 
-from ftcore.kernels.matmul import Times, times
-
 
 class LoraLinear(Linear):
     """peft's layer. It leaves dropout, DoRA, several adapters, mixed precision and merged weights to peft's own forward."""
@@ -21,9 +19,10 @@ class LoraLinear(Linear):
         autocast = torch.is_autocast_enabled(x.device.type)
         if args or kwargs or autocast or x.dtype != self.base_layer.weight.dtype or not self.is_plain():
             return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
-        rows, (name,), layer = x.reshape(-1, x.shape[-1]), self.active_adapters, self.base_layer
+        rows, (name,) = x.reshape(-1, x.shape[-1]), self.active_adapters
+        layer: torch.nn.Linear = self.base_layer  # type: ignore[assignment]
         if self.disable_adapters:
-            y = Times.apply(rows, layer.weight)
+            y = rows @ layer.weight.T  # not the layer itself: a fused bias rounds differently from `_Updated`
         else:
             a, b = self.lora_A[name].weight, self.lora_B[name].weight
             y = _Updated.apply(rows, layer.weight, a, b, self.scaling[name])
@@ -52,11 +51,11 @@ class _Updated(torch.autograd.Function):
         inner = x @ a.T  # (rows, rank)
         ctx.save_for_backward(x, w, a, b, inner)
         ctx.scale = scale
-        return times(x, w).addmm_(inner, b.T, alpha=scale)
+        return (x @ w.T).addmm_(inner, b.T, alpha=scale)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, w, a, b, inner = ctx.saved_tensors
         to_inner = (grads[0] @ b).mul_(ctx.scale)  # (rows, rank)
-        to_x = times(grads[0], w.T).addmm_(to_inner, a) if ctx.needs_input_grad[0] else None
+        to_x = (grads[0] @ w).addmm_(to_inner, a) if ctx.needs_input_grad[0] else None
         return to_x, None, to_inner.T @ x, (grads[0].T @ inner).mul_(ctx.scale), None

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ftcore.kernels.lora_linear import LoraLinear
-from ftcore.kernels.matmul import onednn_takes
 
 # No copies if they would be larger (bytes). Not a share of free memory: that differs from run to run, and so would last digits.
 LARGEST = 4 * 2**30
+# Types of weights that hold all their values, unlike DTensor.
+UNSHARDED = (Tensor, nn.Parameter)
 # Rows of x that oneDNN chooses the layout for.
 ROWS = 64
 
@@ -22,7 +23,7 @@ ROWS = 64
 @contextmanager
 def packed_weights(network: nn.Module) -> Iterator[None]:
     """Inside, the float32 CPU linear layers of `network` use packed copies of the weights they have now; no gradients."""
-    layers = [layer for layer in dict.fromkeys(_linear_layers(network)) if onednn_takes(layer.weight)]
+    layers = [layer for layer in dict.fromkeys(_linear_layers(network)) if _onednn_takes(layer.weight)]
     if sum(layer.weight.nbytes for layer in layers) > LARGEST or torch.is_autocast_enabled("cpu"):
         layers = []
     with torch.no_grad():
@@ -33,6 +34,11 @@ def packed_weights(network: nn.Module) -> Iterator[None]:
         finally:
             for layer in layers:
                 vars(layer).pop("forward", None)
+
+
+def _onednn_takes(weight: Tensor) -> bool:
+    here = torch.backends.mkldnn.is_available() and weight.device.type == "cpu" and type(weight) in UNSHARDED
+    return here and weight.dtype == torch.float32 and weight.numel() > 0
 
 
 def _linear_layers(module: nn.Module) -> Iterator[nn.Linear | LoraLinear]:

@@ -15,8 +15,6 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from ftcore.kernels.matmul import Times, times
-
 # Tokens in a chunk. Logits of 256 tokens over 50,000 words are 50 MB.
 CHUNK = 256
 Compute = Callable[..., tuple[Tensor, ...]]  # of one chunk: its log-probabilities and what goes with them
@@ -47,7 +45,7 @@ def _chunk_logps(
     hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, entropies: bool, with_gradient: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities, entropies and gradients to `hidden` of one chunk; the last two are (0,) unless asked for."""
-    shifted = Times.apply(hidden, weight).float()  # (N, V)
+    shifted = (hidden @ weight.T).float()  # (N, V)
     if temperature != 1:
         shifted.div_(temperature)
     shifted.sub_(shifted.detach().amax(-1, keepdim=True))  # so that no exponential overflows
@@ -60,7 +58,7 @@ def _chunk_logps(
         if entropies:
             entropy = total.log()[:, 0] - (exps * shifted).sum(-1) / total[:, 0]
         if with_gradient:
-            mean = times(exps.to(weight.dtype), weight.T).float() / total  # (N, H): W^T p
+            mean = (exps.to(weight.dtype) @ weight).float() / total  # (N, H): W^T p
             gradient = ((weight[targets].float() - mean) / temperature).to(hidden.dtype)
     return logps, entropy, gradient
 
