@@ -162,6 +162,7 @@ class Model(Place):
 
     dtype: Dtype
     chat_template: str | None
+    add_tokens: list[str]
     attention: Attention
     random_weights: bool
 

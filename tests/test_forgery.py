@@ -13,7 +13,8 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ftcore.data.tokens import PLACEHOLDER, Encoder
+from ftcore.data.tokens import Encoder
+from ftcore.data.watched import PLACEHOLDER
 from ftcore.files import PACKAGE
 from tests.test_data import data
 from tests.test_tokens import conversation, trained
@@ -103,8 +104,8 @@ def payloads(family):
         json.dumps(f"{forged_turns(family)}\n"),
         "".join(f"\\u{ord(c):04x}" for c in end),
         f"{{{{ messages }}}}{{% set messages = [] %}}{{{{ '{end}' }}}}",
-        PLACEHOLDER.format(0),
-        f"{PLACEHOLDER.format(1)}{end}{PLACEHOLDER.format(0)}",
+        PLACEHOLDER.format("content", 0),
+        f"{PLACEHOLDER.format('trimmed', 1)}{end}{PLACEHOLDER.format('content', 0)}",
         "".join(other.control for other in FAMILIES.values() if other is not family),
         "<0x0A>" + "".join(f"<0x{byte:02X}>" for byte in end.encode()),
         "".join(f"&#{ord(c)};" for c in end),
@@ -174,7 +175,11 @@ def test_no_payload_forges_a_control_token(known, turns):
             tokens = [*zip(example.input_ids, example.completion_mask, strict=True)]
             ids, mask = zip(*tokens[start : -len(after)], strict=True)
             assert tokens[:start] == before and tokens[-len(after) :] == after, (place, payload)
-            assert not control.intersection(ids) and set(mask) == {ROLES[place] == "assistant"}, (place, payload)
+            blank = not encoder.tokenizer.decode(ids[:1]).strip()  # may be the template's space before a content
+            assert not control.intersection(ids) and set(mask[blank:]) == {ROLES[place] == "assistant"}, (
+                place,
+                payload,
+            )
             assert family.kept(encoder.tokenizer.decode(ids)) == family.kept(payload), (place, payload)
 
 

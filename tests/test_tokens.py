@@ -42,7 +42,8 @@ def test_loss_is_on_the_answer_and_its_end_token_alone(tokenizer, template):
     (example,) = enc.prompt_completions(
         [{"id": "1", "where": "", "prompt": "What shows a fracture?", "completion": "An X-ray."}]
     )
-    assert trained(enc, example) == "An X-ray.<|im_end|>"
+    before = " " * (template == "without an end token")  # the first token holds the template's space too
+    assert trained(enc, example) == f"{before}An X-ray.<|im_end|>"
 
 
 def test_tokens_equal_the_template_rendered_as_a_whole(tokenizer):
@@ -116,7 +117,7 @@ def conversation(messages, **columns):
     [
         ("chatml", "An X-ray.<|im_end|>An MRI.<|im_end|>"),
         ("with a system prompt of its own", "An X-ray.<|im_end|>An MRI.<|im_end|>"),
-        ("without an end token", "An X-ray.An MRI.<|im_end|>"),  # nothing but the text's end can be added
+        ("without an end token", " An X-ray. An MRI.<|im_end|>"),  # nothing but the text's end can be added
     ],
 )
 @pytest.mark.parametrize("start", [0, 1])
@@ -172,7 +173,7 @@ def test_a_conversation_without_a_template_is_an_error_that_says_what_to_do(toke
     ("template", "reason"),
     [
         ("{{ raise_exception('no system role') }}", "refuses a conversation of system, user, .*: no system role"),
-        ("{{ messages[-1]['content'] }}", "leaves out or repeats a message"),
+        ("{{ messages[-1]['content'] }}", "leaves out message 1, of the role system"),
     ],
 )
 def test_a_template_that_cannot_show_the_conversation_is_a_clear_error(tokenizer, template, reason):
@@ -305,5 +306,5 @@ def test_marks_of_turns_that_are_not_called_special_cannot_be_forged_either(toke
     (example,) = enc.prompt_completions([row | {"completion": row["chosen"]}])
     user, answer, think = tokenizer.convert_tokens_to_ids(["<|user|>", "<|answer|>", "<think>"])
     assert [example.input_ids.count(mark) for mark in (user, answer)] == [1, 1]
-    assert example.input_ids.count(think) == 2  # no mark of a turn: an answer may say it
+    assert example.input_ids.count(think) == 1  # the template's own: what an answer spells stays text
     assert enc.spelling_control_tokens([row]) == [row] and not enc.spelling_control_tokens([pair("calm")])

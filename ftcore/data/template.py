@@ -8,6 +8,7 @@ import signal
 import threading
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -19,7 +20,13 @@ MEMORY = 512 * 2**20  # bytes that rendering may add
 LONGEST = 1_000_000  # characters around a few short messages
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]] | None = None,
+    *,
+    add_generation_prompt: bool = False,
+) -> str:
     """The conversation as the tokenizer's template writes it.
 
     Raises `DataError` when the template refuses it, fails, or takes too long or too much memory.
@@ -30,7 +37,14 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -
         with ExitStack() as limits:
             _limit_time(limits)
             _limit_memory(limits)
-            text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+            text = str(
+                tokenizer.apply_chat_template(
+                    messages,
+                    tools=tools,  # type: ignore[arg-type]
+                    add_generation_prompt=add_generation_prompt,
+                    tokenize=False,
+                )
+            )
     except TemplateError as error:
         raise DataError(f"The chat template refuses a conversation of {roles}: {error}.") from None
     except (TimeoutError, MemoryError, OverflowError, RecursionError) as error:
@@ -40,7 +54,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -
         ) from None
     except Exception as error:  # a program may raise anything
         raise DataError(f"The chat template fails on a conversation of {roles}: {type(error).__name__}.") from None
-    if len(text) > LONGEST:
+    if len(text) > LONGEST and len(text) > LONGEST + 4 * len(repr((messages, tools))):
         raise DataError(f"The chat template writes {len(text):,} characters around {roles}: it cannot be meant so.")
     return text
 

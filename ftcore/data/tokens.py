@@ -1,28 +1,21 @@
-"""Records to token ids and masks, built segment by segment.
+"""Records to token ids and masks.
 
-The chat template is rendered once for each sequence of roles, with placeholders for the contents. The text between the
-placeholders is tokenised with control tokens, the contents without. So text of a row can never forge a turn, and the mask is
-right for templates that do not mark generations. Loss is on every content of the assistant and the end token after it.
+A conversation is written by the model's own chat template and tokenised as a whole, so its ids are those of
+`apply_chat_template`. Loss is on the assistant's turns and the token that ends each. Text of a row can never forge a turn.
 """
 
-import re
+from bisect import bisect_left, bisect_right
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, cached_property
-from typing import Any
+from itertools import chain
 
-import orjson
-from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ftcore.data.chat import ChatTemplate, Conversation, Message, with_text_arguments
 from ftcore.data.records import Data
 from ftcore.data.sources import Row
-from ftcore.data.template import render
 from ftcore.errors import DataError
 
-Turn = tuple[str, str]  # role, content
-PLACEHOLDER = "ftcorecontent{}ftcoreend"
 TEXTS = ("prompt", "completion", "chosen", "rejected", "text")
 LOST = "left without a trained token"
 
@@ -93,6 +86,30 @@ class Prompt:
         return len(self.input_ids)
 
 
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A conversation as token ids, to the end of its last assistant turn.
+
+    `turns`: tokens (from, to) of each assistant turn, with the token that ends it. `trained`: whether each has loss.
+    `own`: how many of the ids the template wrote.
+    """
+
+    ids: list[int]
+    turns: list[tuple[int, int]]
+    trained: list[bool]
+    own: int
+
+    def masked(self, *, last: bool) -> tuple[list[int], list[bool]]:
+        """Ids up to the last token with loss, and for each whether it has loss: on the trained turns, or the `last` alone."""
+        turns = [turn for turn, trained in zip(self.turns, self.trained, strict=True) if trained]
+        if last:  # which a comparison or a label is about
+            turns = [turn for turn in turns if turn == self.turns[-1]]
+        mask = [False] * (turns[-1][1] if turns else 0)
+        for begin, end in turns:
+            mask[begin:end] = [True] * (end - begin)
+        return self.ids[: len(mask)], mask
+
+
 class Encoder:
     """Turns rows into examples with a tokenizer, a chat template and a longest length.
 
@@ -110,21 +127,22 @@ class Encoder:
         self.max_length = min(data.max_length, tokenizer.model_max_length)
         self.chat = tokenizer.chat_template is not None if data.chat == "auto" else data.chat
         self.counts: Counter[str] = Counter()
-        self._control = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-        self._between = cache(self._between_contents)
+        self.template = ChatTemplate(tokenizer)
+        self.spanning = ""  # a token that holds text of the template and of an answer
 
     def prompt_completions(self, rows: list[Row]) -> list[Example]:
         """Examples with loss on every assistant turn and its end token; `messages` take precedence over the columns."""
-        return [example for example in self._examples(rows, every_turn=True) if example]
+        encoded = zip(rows, self._encode([_turns(row) for row in rows], rows), strict=True)
+        return [example for row, tokens in encoded if (example := self._fitted(row, *tokens.masked(last=False)))]
 
     def labelled(self, rows: list[Row]) -> list[Labelled]:
         """Prompt and answer with the label, loss on the last answer alone."""
-        labelled = zip((row["label"] for row in rows), self._examples(rows), strict=True)
+        labelled = zip((row["label"] for row in rows), self._answers(rows), strict=True)
         return [Labelled(e.id, e.input_ids, e.completion_mask, None, e.truncated, good) for good, e in labelled if e]
 
     def pairs(self, rows: list[Row]) -> list[Pair]:
         """Pairs of examples, loss on the last answers alone. When one side is dropped, so is the pair."""
-        sides = self._examples([{**row, "completion": row[side]} for row in rows for side in ("chosen", "rejected")])
+        sides = self._answers([{**row, "completion": row[side]} for row in rows for side in ("chosen", "rejected")])
         return [
             Pair(row["id"], chosen, rejected, float(row.get("margin", 0.0)))
             for row, chosen, rejected in zip(rows, sides[::2], sides[1::2], strict=True)
@@ -156,19 +174,45 @@ class Encoder:
 
     def prompt_ids(self, rows: list[Row]) -> list[list[int]]:
         """Token ids of each row's conversation up to where the model's (last) answer begins."""
-        return [_before_answer(*tokens) for tokens in self._encode([{**row, "completion": "-"} for row in rows])]
+        encoded = self._encode([_turns(row, None if "completion" in row else "-") for row in rows], rows)
+        return [found.ids[: found.turns[-1][0]] for found in encoded]
 
     def answered(self, row: Row, text: str) -> Example:
         """A row's prompt with `text` as the answer, cut at the longest length."""
-        ids, mask = _last_answer(*self._encode([{**row, "completion": text}])[0])
+        ids, mask = self._encode([_turns(row, text)], [row])[0].masked(last=True)
         return Example(row["id"], ids[: self.max_length], mask[: self.max_length])
 
     def spelling_control_tokens(self, rows: list[Row]) -> list[Row]:
         """Rows whose text spells a control token. It stays text, but a person may want to know."""
-        special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
-        tokens = sorted(re.escape(token) for token in {*special, *self._turn_tokens} if len(token) > 2)
-        spelled = re.compile("|".join(tokens) or "(?!)").search
+        spelled = self.template.control.search
         return [row for row in rows if any(map(spelled, _texts(row)))]
+
+    def check_template(self, rows: list[Row]) -> None:
+        """Raise `DataError` unless the ids of `rows` are those of the tokenizer's own `apply_chat_template`."""
+        rows = [row for row in rows if self.chat and ("prompt" in row or "messages" in row)]
+        turns = [_turns(row, None if "completion" in row else "-") for row in rows]
+        for row, messages, found in zip(rows, turns, self._encode(turns, rows), strict=True):
+            given = [{key: value for key, value in message.items() if key != "trained"} for message in messages]
+            given = [with_text_arguments(message) for message in given] if self.template.wants_text_arguments else given
+            whole = self.tokenizer.apply_chat_template(
+                given, tools=row.get("tools"), sanitize_control_tokens=True, return_dict=False
+            )
+            if found.ids[: found.own] != whole[: found.own]:
+                raise DataError(f"{row['where']}: the tokens are not those of the tokenizer's own apply_chat_template.")
+
+    def notes(self) -> list[str]:
+        """What a person should know of how conversations are written."""
+        notes = []
+        if self.chat and not self.template.turn_end:
+            end = self.tokenizer.eos_token
+            notes.append(f"the chat template ends answers with no token of its own: {end} is added after the last one")
+        if self.template.shortened:
+            notes.append("the chat template leaves out a part of some answers, such as thoughts: it is not trained")
+        if self.spanning:
+            notes.append(
+                f"answers begin within a token that holds the template's text too, such as {self.spanning!r}; it trains"
+            )
+        return notes
 
     def check_lost(self, rows: int) -> None:
         """Raise `DataError` when more than `data.max_lost` of `rows` rows were left without a trained token."""
@@ -186,21 +230,22 @@ class Encoder:
     def end_ids(self, network: PreTrainedModel) -> list[int]:
         """Tokens that end an answer: the tokenizer's and the model's end of text, and the template's end of turn."""
         configured = getattr(network.generation_config, "eos_token_id", None)
-        after = self._between(("user", "assistant"))[-1]
-        ends = {self.tokenizer.eos_token_id, after[self._end(after) - 1]}
+        of_turn = (
+            self.tokenizer.convert_tokens_to_ids(self.template.turn_end)
+            if self.chat and self.template.turn_end
+            else None
+        )
+        ends = {self.tokenizer.eos_token_id, of_turn}
         return sorted(ends.union(configured if isinstance(configured, list) else [configured]) - {None})
 
     def contents(self, texts: list[str]) -> list[list[int]]:
         """Token ids of texts of rows, in which nothing is a control token."""
-        if self._fast:
-            return [found.ids for found in self._fast.encode_batch_fast(texts, add_special_tokens=False)]
-        plain = {"add_special_tokens": False, "split_special_tokens": True}
-        return self.tokenizer(texts, **plain)["input_ids"] if texts else []
+        return self.template.speller.contents(texts)
 
-    def _examples(self, rows: list[Row], every_turn: bool = False) -> list[Example | None]:
-        """The example of each row, with loss on its last answer or on `every_turn` of the assistant; None when dropped."""
-        encoded = self._encode(rows) if every_turn else [_last_answer(*tokens) for tokens in self._encode(rows)]
-        return [self._fitted(row, *tokens) for row, tokens in zip(rows, encoded, strict=True)]
+    def _answers(self, rows: list[Row]) -> list[Example | None]:
+        """The example of each row, with loss on its last answer; None when dropped."""
+        encoded = self._encode([_turns(row) for row in rows], rows)
+        return [self._fitted(row, *tokens.masked(last=True)) for row, tokens in zip(rows, encoded, strict=True)]
 
     def _fitted(self, row: Row, ids: list[int], mask: list[bool]) -> Example | None:
         """The example of a conversation, treated as configured when over the length; None when nothing is left to train."""
@@ -223,87 +268,50 @@ class Encoder:
             raise DataError(f"{row['where']}: {len(ids)} tokens, {limit} data.too_long=truncate or drop.")
         return len(ids) <= longest
 
-    def _encode(self, rows: list[Row]) -> list[tuple[list[int], list[bool]]]:
-        """Token ids and mask of each row's conversation, up to its last token with loss."""
-        conversations = [_turns(row) for row in rows]
-        if self._fast and all(len(turns) == 2 for turns in conversations):
-            texts = [(question, answer) for (_, question), (_, answer) in conversations]
-            return [(found.ids, list(map(bool, found.type_ids))) for found in self._joining.encode_batch_fast(texts)]
-        contents = iter(self.contents([content for turns in conversations for _, content in turns]))
-        return [self._joined(turns, [next(contents) for _ in turns]) for turns in conversations]
-
-    def _joined(self, turns: list[Turn], contents: list[list[int]]) -> tuple[list[int], list[bool]]:
-        before, *between = self._between(tuple(role for role, _ in turns))
-        ids, mask = [*before], [False] * len(before)
-        for (role, _), content, after in zip(turns, contents, between, strict=True):
-            trained = role == "assistant"
-            end = self._end(after) if trained else 0
-            ids += [*content, *after]
-            mask += [trained] * len(content) + [k < end for k in range(len(after))]
-        length = len(mask) - mask[::-1].index(True)  # what follows changes nothing and costs computation
-        return ids[:length], mask[:length]
-
-    def _between_contents(self, roles: tuple[str, ...]) -> list[list[int]]:
-        """Token ids before, between and after the contents of these roles: the template's, or those of plain text."""
+    def _encode(self, conversations: list[list[Message]], rows: list[Row]) -> list[Encoded]:
+        """Token ids of each conversation, up to the end of its last turn."""
         if not self.chat:
-            if roles != ("user", "assistant"):
-                raise DataError(
-                    "Conversations of several messages need a chat template: model.chat_template=<file.jinja> "
-                    "(ftcore://chatml.jinja ships with ftcore), and data.chat must not be false."
-                )
-            if self.tokenizer.eos_token_id is None:
-                raise DataError("The tokenizer has no end token. Give a template: model.chat_template=<file.jinja>.")
-            return [self._start(), [], [self.tokenizer.eos_token_id]]
-        messages = [{"role": role, "content": PLACEHOLDER.format(k)} for k, role in enumerate(roles)]
-        parts = re.split(PLACEHOLDER.format(r"\d+"), render(self.tokenizer, messages))
-        between = [self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts]
-        if len(between) != len(roles) + 1:
-            raise DataError("The chat template leaves out or repeats a message, so its tokens cannot be told apart.")
-        if roles[-1] == "assistant" and not self._end(between[-1]):
-            between[-1] = [self.tokenizer.eos_token_id, *between[-1]]
-        return between
+            return self._plain(conversations)
+        written = [self._written(messages, row) for messages, row in zip(conversations, rows, strict=True)]
+        spelled = self.template.speller.spell([one.text for one in written], [[*chain(*one.turns)] for one in written])
+        return [self._encoded(one, *tokens) for one, tokens in zip(written, spelled, strict=True)]
 
-    def _end(self, after: list[int]) -> int:
-        """How many tokens of what follows an assistant's content belong to it: up to its first control token."""
-        return next((k + 1 for k, token in enumerate(after) if token in self._control), 0)
+    def _written(self, messages: list[Message], row: Row) -> Conversation:
+        try:
+            return self.template.conversation(messages, row.get("tools"))
+        except DataError as error:
+            raise DataError(f"{row['where']}: {error}" if row.get("where") else str(error)) from None
 
-    @cached_property
-    def _fast(self) -> Any:
-        """A copy of the tokenizer that knows no control token in a text; None when the tokenizer is written in Python."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            return None
-        fast = Tokenizer.from_str(_without_control_pieces(backend))
-        fast.no_truncation()
-        fast.no_padding()
-        fast.encode_special_tokens = True
-        fast.add_special_tokens(self._turn_tokens)
-        return fast
+    def _encoded(self, written: Conversation, ids: list[int], starts: list[int], ends: list[int]) -> Encoded:
+        """A token belongs to a turn when one of its characters does."""
+        turns = [(bisect_right(ends, begin), bisect_left(starts, end)) for begin, end in written.turns]
+        for (begin, _), (first, _) in zip(written.turns, turns, strict=True):
+            if starts[first] < begin:
+                self.spanning = str(self.tokenizer.decode([ids[first]]))
+        length = turns[-1][1]
+        if written.ends:
+            return Encoded(ids[:length], turns, written.trained, length)
+        turns[-1] = (turns[-1][0], length + 1)
+        return Encoded([*ids[:length], self._end_id()], turns, written.trained, length)
 
-    @cached_property
-    def _turn_tokens(self) -> list[str]:
-        """Tokens that the template puts around turns, also those that their tokenizer does not call special."""
-        ids: set[int] = set()
-        if self.chat:
-            with suppress(DataError):  # the template wants other roles: rendering those raises the error
-                before, middle, after = self._between(("user", "assistant"))
-                ids = {*before, *middle[: self._end(middle)], *after[: self._end(after)]} & self._control
-        return list(self.tokenizer.convert_ids_to_tokens(sorted(ids)))
+    def _end_id(self) -> int:
+        if self.tokenizer.eos_token_id is None:
+            raise DataError("The tokenizer has no end token. Give a template: model.chat_template=<file.jinja>.")
+        return int(self.tokenizer.eos_token_id)
 
-    @cached_property
-    def _joining(self) -> Any:
-        """`_fast`, joining a question and its answer by itself: in Python that takes as long as tokenising them.
-
-        In its `type_ids`, 1 marks tokens with loss.
-        """
-        before, middle, after = self._between(("user", "assistant"))
-        between = {"before": before, "middle": middle, "end": after[: self._end(after)]}
-        pieces = [("before", 0), ("$A", 0), ("middle", 0), ("$B", 1), ("end", 1)]
-        self._fast.post_processor = processors.TemplateProcessing(
-            pair=[f"{name}:{kind}" for name, kind in pieces if between.get(name, True)],
-            special_tokens=[{"id": n, "ids": ids, "tokens": [n] * len(ids)} for n, ids in between.items() if ids],
-        )
-        return self._fast
+    def _plain(self, conversations: list[list[Message]]) -> list[Encoded]:
+        """Question and answer as plain text, with the tokenizer's own start and end."""
+        if any([message["role"] for message in messages] != ["user", "assistant"] for messages in conversations):
+            raise DataError(
+                "Conversations of several messages need a chat template: model.chat_template=<file.jinja> "
+                "(ftcore://chatml.jinja ships with ftcore), and data.chat must not be false."
+            )
+        contents = self.contents([message["content"] for messages in conversations for message in messages])
+        start, end, encoded = self._start(), [self._end_id()], []
+        for question, answer in zip(contents[::2], contents[1::2], strict=True):
+            ids = [*start, *question, *answer, *end]
+            encoded.append(Encoded(ids, [(len(start) + len(question), len(ids))], [True], len(ids)))
+        return encoded
 
     def _start(self) -> list[int]:
         """The begin-of-text token, if this tokenizer puts one before plain text."""
@@ -311,37 +319,17 @@ class Encoder:
         return [bos] if bos is not None and bos in self.tokenizer("a")["input_ids"] else []
 
 
-def _without_control_pieces(backend: Tokenizer) -> str:
-    """A tokenizer as JSON. Unigram finds every piece of its vocabulary in a text: those of control tokens become empty."""
-    if not isinstance(backend.model, models.Unigram):
-        return backend.to_str()
-    parts = orjson.loads(backend.to_str())
-    control = {token["content"] for token in parts["added_tokens"] if token["special"]}
-    pieces = {piece[0]: piece for piece in parts["model"]["vocab"] if piece[0] in control}
-    for piece in pieces.values():
-        piece[0] = ""
-    # Those that stay keep their ids, which begin where the vocabulary ends.
-    parts["added_tokens"] = [token for token in parts["added_tokens"] if token["content"] not in pieces]
-    return orjson.dumps(parts).decode()
-
-
-def _turns(row: Row) -> list[Turn]:
-    """A row as a conversation; its last assistant turn is the row's `completion`, whichever answer that is."""
-    before = [(message["role"], message["content"]) for message in row.get("messages", ())[:-1]]
-    return [*(before or [("user", row["prompt"])]), ("assistant", row["completion"])]
+def _turns(row: Row, answer: str | None = None) -> list[Message]:
+    """A row as a conversation. Its last turn is the row's `completion`, whichever answer that is, or `answer`."""
+    messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}, {"role": "assistant"}]
+    last = messages[-1]
+    if answer is not None:
+        last = {"role": "assistant", "content": answer}
+    elif not last.get("tool_calls"):
+        last = {**last, "content": row["completion"]}
+    return [*messages[:-1], last]
 
 
 def _texts(row: Row) -> list[str]:
     messages = row.get("messages", ())
     return [*(row[column] for column in TEXTS if column in row), *(message["content"] for message in messages)]
-
-
-def _before_answer(ids: list[int], mask: list[bool]) -> list[int]:
-    """What stands before the last run of tokens with loss, which ends the ids."""
-    return ids[: len(ids) - mask[::-1].index(False)]
-
-
-def _last_answer(ids: list[int], mask: list[bool]) -> tuple[list[int], list[bool]]:
-    """The same with loss on the last answer alone, which a comparison or a label is about."""
-    start = len(_before_answer(ids, mask))
-    return ids, [k >= start for k in range(len(ids))]

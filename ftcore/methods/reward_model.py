@@ -48,5 +48,5 @@ class RewardModel:
 def _load_classifier(path: str) -> Foundation:
     return load_foundation(
         "SequenceClassification", path=path, package=None, revision=None, dtype="auto", chat_template=None,
-        attention="sdpa", random_weights=False,
+        add_tokens=[], attention="sdpa", random_weights=False,
     )  # fmt: skip

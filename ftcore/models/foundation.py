@@ -131,7 +131,8 @@ def with_control_tokens(foundation: Foundation, tokens: tuple[str, ...]) -> Foun
         with torch.random.fork_rng():
             torch.manual_seed(0)  # the same embeddings whenever the run is loaded again
             network.resize_token_embeddings(len(tokenizer), mean_resizing=network.device.type != "meta")
-    return replace(foundation, new_tokens=tuple(tokenizer.get_vocab()[token] for token in added))
+    new = (tokenizer.get_vocab()[token] for token in added)
+    return replace(foundation, new_tokens=(*foundation.new_tokens, *new))
 
 
 def with_adapter(foundation: Foundation, folder: Path) -> Foundation:
@@ -163,6 +164,7 @@ def load_foundation(
     revision: str | None,
     dtype: Dtype,
     chat_template: PathOfText,
+    add_tokens: list[str],
     attention: Attention,
     random_weights: bool,
 ) -> Foundation:
@@ -187,7 +189,7 @@ def load_foundation(
     except LOAD_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{folder} cannot be loaded as a {architecture} model: {reason}") from None
-    return Foundation(network, tokenizer, new_modules=tuple(new_modules))
+    return with_control_tokens(Foundation(network, tokenizer, new_modules=tuple(new_modules)), tuple(add_tokens))
 
 
 def _load_network(folder: Path, architecture: str, dtype: Dtype, random: bool, options: Node) -> tuple[Any, list[str]]:

@@ -27,6 +27,9 @@ from ftcore.models.foundation import Foundation, foundation_of
 from ftcore.models.reference import ReferenceSums, base_key
 from ftcore.settings import Config, Hardware, Resolved
 
+# Training rows whose tokens are compared with those of the tokenizer's own chat template in every run; `inspect` compares all.
+CHECKED = 100
+
 
 @dataclass
 class Job:
@@ -45,6 +48,7 @@ def prepare(config: Config, resolved: Resolved, records: Records | None = None) 
     records = records or data.load(locate(config["method"], Method).record_type)
 
     method = _load_method(config, resolved, data)
+    method.encoder.check_template(records.train[:CHECKED])
     # Examples are cached under a hash of the method's own settings: those that all methods share do not change them.
     train = stored(records.train, method.encode, method.encoder, own_settings(config["method"]))
     method.encoder.check_lost(len(records.train))

@@ -36,7 +36,7 @@ def plan(config: Config, job: Job) -> None:
         ("tokens per row", f"median {sizes[len(sizes) // 2]}, longest {sizes[-1]}{with_loss}"),
         ("parameters", f"{trained:,} of {parameters:,} train ({trained / parameters:.2%})"),
         ("steps", f"{batches.steps:,} of {batches.global_batch_size} rows = {split}"),
-        *(("notice", note) for note in records.notes),
+        *(("notice", note) for note in [*records.notes, *encoder.notes()]),
     ]
     if forged := encoder.spelling_control_tokens(records.train):
         first = forged[0]["where"]

@@ -42,6 +42,7 @@ def inspect(config: Config) -> dict[str, object]:
     with torch.device("meta"):  # a network without weights: only its tokenizer and limits are used
         node = {**config["model"], "random_weights": True}
         encoder = Encoder(build(node, Foundation, architecture_of(config), False).tokenizer, data)
+    encoder.check_template(records.train)
     rows = _tokens(encoder, records)
     bins, parts = _bins([len(row) for row in rows]), [_overview(config, records, encoder, rows)]
     parts += [_histogram(bins)] + ([] if config["private"] else [_samples(encoder, rows)])
@@ -64,7 +65,7 @@ def _answer(records: Records, encoder: Encoder, rows: Tokens) -> dict[str, objec
         "trained_share": _trained_share(rows),
         "too_long": dict(encoder.counts),
         "control_tokens": len(encoder.spelling_control_tokens(records.train)),
-        "notes": list(records.notes),
+        "notes": [*records.notes, *encoder.notes()],
     }
 
 
@@ -87,7 +88,7 @@ def _overview(config: Config, records: Records, encoder: Encoder, rows: Tokens) 
     sources = [] if config["private"] else [row["source"] for row in records.train if "source" in row]
     for source, count in Counter(sources).most_common(10):
         table.add_row("", Text(f"{count:,} train from source {source}"))
-    for note in records.notes:
+    for note in [*records.notes, *encoder.notes()]:
         table.add_row("notice", Text(note, style="yellow"))
     middle, most = sizes[len(sizes) // 2], sizes[int(0.95 * (len(sizes) - 1))]
     table.add_row("tokens a row", f"median {middle}, 95 % up to {most}, longest {sizes[-1]}; {sum(sizes):,} in all")
