@@ -169,7 +169,7 @@ def test_tokens_are_the_templates_and_loss_is_on_the_assistants_alone(tokenizer,
     assert refused == {title for titles, names in REFUSED.items() if name in names for title in titles}
 
 
-@pytest.mark.parametrize("name", set(TEMPLATES) - set(REFUSED[(*CONVERSATIONS,)]))
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if name not in REFUSED[(*CONVERSATIONS,)]])
 def test_a_turn_forged_in_a_text_stays_text(tokenizer, name):
     enc = encoder(tokenizer, TEMPLATES[name])
     control = {
