@@ -17,8 +17,9 @@ lint:     ## ruff and mypy
 	ruff check . && ruff format --check . && mypy
 golden:   ## write tests/golden anew after a change of the algorithm
 	FTCORE_RECORD=1 pytest tests/test_golden.py
-schema:   ## write schema.json, recipe.schema.json (for editors) and docs/reference.md anew
+schema:   ## write schema.json, recipe.schema.json (for editors) and docs/reference.md anew, and the table of shapes
 	python -m ftcore.config.generate
+	python -m dev.shapes_table
 data:     ## write the rows of data=medical from its facts
 	python dev/build_medical.py
 tiny:     ## write the tokenizer and config of model=tiny

@@ -100,7 +100,10 @@ def test_bad_rows_are_skipped_and_counted_up_to_a_limit(rows):
     path = rows(good, b"{", {**good, "prompt": "other"}, {"prompt": 5, "completion": "x"})
     records = data(path, on_bad_row="skip", test_share=0.0).load("prompt_completion")
     assert [row["where"] for row in records.train] == ["rows.jsonl:1", "rows.jsonl:3"]
-    assert records.notes == ("2 bad rows skipped (rows.jsonl:2, rows.jsonl:4)",)
+    total, *reasons = records.notes
+    assert total == "2 bad rows skipped (rows.jsonl:2, rows.jsonl:4)"
+    assert [reason[:24] for reason in reasons] == ["1 x (first rows.jsonl:2)", "1 x (first rows.jsonl:4)"]
+    assert "not valid JSON" in reasons[0] and "'prompt' must be text, not int" in reasons[1]
     with pytest.raises(DataError, match=r"rows.jsonl:4.*bad row 2; data.max_bad_rows=1"):
         data(path, on_bad_row="skip", max_bad_rows=1).load("prompt_completion")
     assert [type(row) is dict for _, row in read_rows(path)] == [True, False, True, True]

@@ -5,7 +5,7 @@ import copy
 import pytest
 from transformers import AddedToken, AutoTokenizer
 
-from ftcore.data.checks import last_exchange
+from ftcore.data.shapes import read
 from ftcore.data.tokens import Encoder
 from ftcore.errors import DataError
 from ftcore.files import PACKAGE
@@ -109,7 +109,8 @@ CONVERSATION = [
 
 
 def conversation(messages, **columns):
-    return {"id": "1", "where": "my.jsonl:1", "messages": messages, **last_exchange(messages, "my.jsonl:1"), **columns}
+    _, row = read({"messages": messages}, "my.jsonl:1", ("prompt", "completion"))
+    return {"id": "1", "where": "my.jsonl:1", **row, **columns}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What makes a row right: text where text belongs, turns in order, no control characters.
+"""What makes a row right: text where text belongs, no control characters.
 
 Every error names the file, the line and the column, never what stands there.
 """
@@ -10,7 +10,6 @@ from ftcore.errors import DataError
 
 # Control characters of ASCII other than tab and line breaks.
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-MESSAGES = 'Messages look like [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}].'
 
 
 def check_row(row: Row, required: tuple[str, ...], columns: dict[str, str], raw: Row) -> None:
@@ -36,7 +35,7 @@ def _problem(column: str, value: object) -> str:
         return "" if is_right else "must be text or a list of texts that count as right"
     if column == "margin":
         return "must be a number" if isinstance(value, bool) or not isinstance(value, int | float) else ""
-    kind, wanted = (bool, "true or false") if column == "label" else (str, "text")
+    kind, wanted = (bool, "true or false, 1 or 0, or named by data.values") if column == "label" else (str, "text")
     if not isinstance(value, kind):
         return f"must be {wanted}, not {'null' if value is None else type(value).__name__}"
     return "" if str(value).strip() else "is empty"
@@ -52,25 +51,3 @@ def check_characters(row: Row, required: tuple[str, ...]) -> None:
                 f"{row['where']}: {name} holds a control character (U+{ord(found[0]):04X}) at character {found.start() + 1}. "
                 "Remove it, or keep such text with data.control_characters=allow."
             )
-
-
-def last_exchange(messages: object, where: str) -> Row:
-    """Prompt and completion of a conversation: its last question and answer.
-
-    Raises `DataError` unless an optional system message is followed by user and assistant in turn, the assistant last.
-    """
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise DataError(f"{where}: messages must be a list of objects. {MESSAGES}")
-    for k, message in enumerate(messages, 1):
-        if not isinstance(message.get("content"), str) or not message["content"].strip():
-            raise DataError(f"{where}: message {k} has no text in 'content'. {MESSAGES}")
-    roles = [message.get("role") for message in messages]
-    if set(map(str, roles)) - {"system", "user", "assistant"}:
-        raise DataError(f"{where}: a role is not one of system, user, assistant. {MESSAGES}")
-    turns = roles[1:] if roles[:1] == ["system"] else roles
-    if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
-        raise DataError(
-            f"{where}: after at most one system message, user and assistant must take turns, and the assistant comes last; "
-            f"the roles are {', '.join(roles)}."
-        )
-    return {"prompt": messages[-2]["content"], "completion": messages[-1]["content"]}

@@ -6,17 +6,21 @@ A record type is named by the columns of TRL's dataset formats.
 import gc
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
+from math import isfinite
 from typing import Annotated, Literal
 
 import yaml
 from annotated_types import Ge, Le, Lt
 
-from ftcore.data.checks import check_characters, check_row, last_exchange
-from ftcore.data.shapes import recognised
+from ftcore.data.checks import check_characters, check_row
+from ftcore.data.messages import ON
+from ftcore.data.shapes import CONTEXT, SHAPES, SWITCH_COLUMNS, is_on, read, spoken
 from ftcore.data.sources import SPLITS, Hub, Row, Split, read_hub, read_rows, split_files
 from ftcore.data.splits import Keys, leaked, question_keys, repeated, split
 from ftcore.errors import DataError
@@ -35,7 +39,11 @@ RECORD_TYPES = {
 # Record type -> the type that it can be made of when a data option has no rows of it.
 DERIVED = {"unpaired": "preference", "prompt": "prompt_completion", "text": "prompt_completion"}
 # Columns that a row may have beside the required ones: `messages` stands for prompt and completion.
-OPTIONAL = ("id", "group", "answer", "margin", "messages")
+OPTIONAL = ("id", "group", "source", "answer", "margin", "messages")
+# Columns that text files hold as text.
+UNTYPED = {"label", "kto_tag", "margin"}
+# Unused columns that a note names.
+LISTED = 10
 FIELD = re.compile(r"\{(\w+(?:\.\w+)*)\}")
 
 
@@ -71,6 +79,7 @@ class Data:
     records: dict[str, dict[Split, PathOfRows]]
     hub: Hub | None
     columns: dict[str, str]
+    values: dict[str, dict[str, str | bool | float]]
     on_bad_row: Literal["fail", "skip"]
     max_bad_rows: Annotated[int, Ge(1)]
     control_characters: Literal["error", "allow"]
@@ -94,7 +103,10 @@ class Data:
         self._check_columns(record_type)
         files, reader = self._files(record_type), Reader(self, record_type)
         rows: Parts = {part: list(reader.rows(path)) for part in SPLITS if (path := files.get(part))}
-        keys = question_keys(row for part in rows.values() for row in part)
+        everything = [row for part in rows.values() for row in part]
+        if not everything and reader.bad:
+            raise DataError(f"{files['train']}: no row can be used. {'; '.join(reader.reasons())}.")
+        shared, keys = distinguish(everything), question_keys(everything)
         if "test" not in rows:
             rows["train"], rows["test"] = split(rows["train"], keys, self.test_share, min)
         if "validation" not in rows:
@@ -106,6 +118,8 @@ class Data:
             named = ", ".join(part for part in SPLITS if files[part])
             notes.insert(0, f"{self.path}: its files {named} are the splits")
         gc.freeze()  # rows stay as long as the run: looking at a million of them again and again takes half a minute
+        if shared:
+            notes.append(f"{shared:,} rows share their id with another: they are named by file and line")
         return Records(record_type, train, rows["validation"], rows["test"], (*reader.notes(), *notes))
 
     def load_as_test(self, record_type: str) -> Records:
@@ -182,19 +196,21 @@ class Reader:
         names = data.columns or (self.hub["columns"] if self.hub else {})
         self.columns = {target: _filled(source) for target, source in names.items()}
         self.mapped = {*names, *names.values()}
-        self.bad: list[str] = []
+        self.values = data.values or (self.hub["values"] if self.hub else {})
+        self.bad: list[tuple[str, str]] = []  # where, reason
+        self.off = 0
         self.shapes: dict[str, str] = {}
-        self.unmapped: set[str] | None = None
+        self.seen: set[str] = set()
 
     def rows(self, path: str) -> Iterator[Row]:
         """Checked rows. Raises `DataError` for a wrong one, or after `max_bad_rows` of them where they are skipped."""
         for where, raw in read_hub(self.hub, path) if self.hub else self.data.read(path):
-            if self.unmapped is None and isinstance(raw, dict):  # the columns of the first row stand for all
-                self.unmapped = {*raw} - self.mapped
+            if isinstance(raw, dict):
+                self.seen.update(raw)
             try:
                 yield from self._checked(raw, where)
             except DataError as error:
-                self.bad.append(where)
+                self.bad.append((where, str(error).partition(": ")[2]))
                 if self.data.on_bad_row == "fail":
                     raise
                 if len(self.bad) > self.data.max_bad_rows:
@@ -202,19 +218,48 @@ class Reader:
                     raise DataError(f"{error} It is bad row {len(self.bad)}; {limit}.") from None
 
     def notes(self) -> list[str]:
-        """Shapes that were recognised, columns that look misspelt and rows that were skipped."""
+        """Shapes that were recognised, columns that are not used, rows that were skipped or are switched off."""
         notes = [f"{file}: read as {shape}" for file, shape in self.shapes.items()]
-        columns, known = self.unmapped or set(), {*self.required, *OPTIONAL}
-        for column in sorted(columns - known):
-            for near in get_close_matches(column, known - columns, 1, 0.8):
-                notes.append(f"column {column!r} is not used; did you mean {near!r}?")
+        notes += self._unused()
+        if self.off:
+            notes.append(
+                f"{self.off:,} rows left out: they are switched off ({', '.join(sorted(SWITCH_COLUMNS & self.seen))})"
+            )
         if self.bad:
-            notes.append(f"{len(self.bad):,} bad rows skipped ({_first_of(self.bad)})")
+            notes.append(f"{len(self.bad):,} bad rows skipped ({_first_of([where for where, _ in self.bad])})")
+            notes += self.reasons()
+        return notes
+
+    def reasons(self) -> list[str]:
+        """How often which reason made rows bad, and where first."""
+        first = {reason: where for where, reason in reversed(self.bad)}
+        counts = Counter(reason for _, reason in self.bad)
+        return [f"{count:,} x (first {first[reason]}) {reason.rstrip('.')}" for reason, count in counts.most_common()]
+
+    def _unused(self) -> list[str]:
+        """Columns that are not used: those that look misspelt, and the others, which rewards may read."""
+        known = {*self.required, *OPTIONAL, *CONTEXT, *SWITCH_COLUMNS, "kto_tag"}
+        known |= {
+            column
+            for shape in SHAPES
+            if shape.name in self.shapes.values()
+            for column in (*shape.columns, *shape.others)
+        }
+        left, notes = sorted(self.seen - self.mapped - known), []
+        for column in left:
+            for near in get_close_matches(column, {*self.required, *OPTIONAL} - self.seen, 1, 0.8):
+                notes.append(f"column {column!r} is not used; did you mean {near!r}?")
+        if len(left) > len(notes) and self.data.has_files and self.record_type != "prompt":
+            named = ", ".join(left[:LISTED]) + f" and {len(left) - LISTED:,} more" * (len(left) > LISTED)
+            notes.append(f"columns that are not used: {named}")
         return notes
 
     def _checked(self, raw: Row | DataError, where: str) -> list[Row]:
         if isinstance(raw, DataError):
             raise raw
+        if not is_on(raw, where):
+            self.off += 1
+            return []
         rows = derive(self._mapped(raw, where), self.record_type)
         for row in rows:
             check_row(row, self.required, self.data.columns, raw)
@@ -226,13 +271,44 @@ class Reader:
         """A row in our columns."""
         row = raw
         if self.columns:
-            row = {column: value for column, value in raw.items() if column not in self.mapped}
-            row |= {target: value for target, fill in self.columns.items() if (value := fill(raw)) is not None}
-            for target, names in (self.hub["values"] if self.hub else {}).items():
-                row[target] = names.get(str(row.get(target)), row.get(target))
-        elif shape := recognised(raw, where, self.required):
-            self.shapes[where.rpartition(":")[0]], row = shape
-        return {**row, "id": str(row["id"]) if "id" in row else where, "where": where}
+            ours = {*self.columns, *(self.mapped & {*self.required, *OPTIONAL})}
+            row = {column: value for column, value in raw.items() if column not in ours}
+            try:
+                row |= {target: value for target, fill in self.columns.items() if (value := fill(raw)) is not None}
+            except DataError as error:
+                raise DataError(f"{where}: {error}") from None
+        for target, names in self.values.items():
+            if target in row:
+                row = {**row, target: names.get(str(row[target]), row[target])}
+        shape, row = read(row, where, self.required)
+        if shape:
+            self.shapes[where.rpartition(":")[0]] = shape
+        row = {**row, **_numbers(row)} if row.keys() & UNTYPED else row
+        return {**row, "id": str(row["id"]) if row.get("id") is not None else where, "where": where}
+
+
+def _numbers(row: Row) -> Row:
+    """Labels and margins of files that hold text alone, or zeros and ones."""
+    label, margin = row.get("label", row.get("kto_tag")), row.get("margin")
+    typed: Row = {}
+    known = label.lower() if isinstance(label, str) else label
+    if isinstance(known, str | int | float) and known in ON:
+        typed["label"] = ON[known]
+    elif label is not None:
+        typed["label"] = label
+    if isinstance(margin, str):
+        with suppress(ValueError):
+            typed["margin"] = float(margin) if isfinite(float(margin)) else margin
+    return typed
+
+
+def distinguish(rows: list[Row]) -> int:
+    """Name rows that share their id with another by file and line, and return how many do."""
+    counts = Counter(row["id"] for row in rows)
+    shared = [row for row in rows if counts[row["id"]] > 1]
+    for row in shared:
+        row["id"] = row["where"]
+    return len(shared)
 
 
 def _filled(source: str) -> Callable[[Row], object]:
@@ -247,6 +323,9 @@ def _inside(value: object, path: list[str]) -> str:
         if not isinstance(value, dict) or key not in value:
             raise DataError(f"data.columns: a template names {'.'.join(path)!r}, which a row does not have.")
         value = value[key]
+    if value is None or isinstance(value, dict):
+        kind = "null" if value is None else "an object"
+        raise DataError(f"data.columns: a template names {'.'.join(path)!r}, which holds {kind}.")
     return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -256,13 +335,12 @@ def derive(row: Row, record_type: str) -> list[Row]:
     A conversation's last question and answer become prompt and completion, a pair a good and a bad answer, a question and its
     answer a text.
     """
-    if "messages" in row:
-        row = {**row, **last_exchange(row["messages"], row["where"])}
     if record_type == "unpaired" and "label" not in row and row.keys() >= {"chosen", "rejected"}:
         sides = (("chosen", True), ("rejected", False))
         return [{**row, "id": f"{row['id']}/{side}", "completion": row[side], "label": good} for side, good in sides]
     if record_type == "text" and "text" not in row and row.keys() >= {"prompt", "completion"}:
-        return [{**row, "text": f"{row['prompt']}\n{row['completion']}"}]
+        said = [message["content"] or spoken(message) for message in row.get("messages", ())]
+        return [{**row, "text": "\n".join(said or [row["prompt"], row["completion"]])}]
     return [row]
 
 

@@ -1,99 +1,255 @@
-"""Rows in the columns of others (Alpaca, ShareGPT, transcripts), recognised and turned into ours."""
+"""Rows in the columns of others, brought into ours. Every column that a shape knows is used, or its rows are refused.
 
+A shape turns a row into messages, or into messages and two answers. `read` does with them what all have in common: a system
+message, earlier turns and tools that stand in columns of their own, the order of the turns, switches of the loss.
+"""
+
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
 
 from ftcore.data.formats import Row
+from ftcore.data.messages import Message, check_turns, read_messages, read_tools, switched_on
 from ftcore.errors import DataError
 
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-TURN = ("user", "assistant")
 SIDES = ("chosen", "rejected")
-HUMAN, ASSISTANT = "\n\nHuman: ", "\n\nAssistant: "
+TURN = re.compile(r"\n\n(Human|Assistant):")
+# Columns that belong to the conversation, whatever the shape.
+CONTEXT = {"system", "history", "tools", "functions"}
+# Columns that the model should see, or that change the loss, in ways that ftcore does not have.
+REFUSED = {
+    "images", "image", "audio", "audios", "video", "videos", "documents", "files", "chat_template_kwargs", "train_detail",
+}  # fmt: skip
+SWITCH_COLUMNS = {"weight", "train", "trainable", "masked"}
+NOTHING: tuple[object, ...] = (None, "", [], {})
 
 
-def recognised(row: Row, where: str, required: tuple[str, ...]) -> tuple[str, Row] | None:
-    """The name of the first shape that a row has, and the row in our columns; None when its columns are ours or unknown.
+@dataclass(frozen=True)
+class Shape:
+    """A shape of rows: its name, the columns by which it is known, others that it uses, and what makes a row ours.
 
-    Ours: the `required` ones, unless the prompt is a transcript. Raises `DataError` when a row has the columns of a shape and
-    not what belongs in them.
+    `convert` gives `messages` and, for pairs, the messages `chosen` and `rejected`; None where the columns hold something else.
     """
-    if all(isinstance(row.get(c), str | bool) for c in required) and not _is_transcript(row.get("prompt")):
-        return None
-    for name, convert in SHAPES.items():
+
+    name: str
+    columns: tuple[str, ...]
+    others: tuple[str, ...]
+    convert: Callable[[Row], Row | None]
+
+
+def read(row: Row, where: str, required: tuple[str, ...]) -> tuple[str, Row]:
+    """The name of a row's shape ("" when its columns are ours), and the row in our columns.
+
+    Raises `DataError` when it has the columns of a shape and not what belongs in them, or something that cannot be used.
+    """
+    if used := sorted(column for column in REFUSED & row.keys() if row[column] not in NOTHING):
+        raise DataError(
+            f"{where}: column {used[0]!r} holds what ftcore cannot train on. Remove the row, or the column."
+        )
+    plain = all(isinstance(row.get(c), str | bool) for c in required) and not _is_transcript(row.get("prompt"))
+    if plain and "messages" not in row and not any(row.get(column) not in NOTHING for column in CONTEXT & row.keys()):
+        return "", row
+    for shape in [OURS] if plain and "messages" not in row else SHAPES:
+        if not row.keys() >= {*shape.columns}:
+            continue
         try:
-            if (converted := convert(row)) is not None:
-                return name, converted
-        except (KeyError, IndexError, TypeError, AttributeError):
-            raise DataError(f"{where}: is not the {name} that its columns say.") from None
-    return None
+            found = shape.convert(row)
+        except DifferingError:
+            reason = "chosen and rejected belong to different conversations. Correct or remove the row."
+            raise DataError(f"{where}: {reason}") from None
+        except DataError as error:
+            raise DataError(f"{where}{error}") from None
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError):
+            raise DataError(f"{where}: is not the {shape.name} that its columns say.") from None
+        if found is not None:
+            rest = {c: v for c, v in row.items() if c not in (*shape.columns, *shape.others, *CONTEXT)}
+            return shape.name, {**rest, **_finished(row, found, where)}
+    return "", row
+
+
+def is_on(row: Row, where: str) -> bool:
+    """Whether a row is to be trained on, by its switches."""
+    return not SWITCH_COLUMNS & row.keys() or switched_on({c: row[c] for c in SWITCH_COLUMNS & row.keys()}, where)
+
+
+def _finished(row: Row, found: Row, where: str) -> Row:
+    """Our columns of a row that a shape has taken apart."""
+    before = [{"role": "system", "content": row["system"]}] if row.get("system") not in NOTHING else []
+    before += [message for pair in row.get("history") or [] for message in _turns(*pair)]
+    messages = [*read_messages(before, where), *read_messages(found["messages"], where)]
+    answers = {side: read_messages([found[side]], where)[0] for side in SIDES if side in found}
+    if answers:
+        if any(answer["role"] != "assistant" or answer.keys() - {"role", "content"} for answer in answers.values()):
+            raise DataError(
+                f"{where}: chosen and rejected must end with a text of the assistant, without calls or thoughts."
+            )
+        messages = [*messages, answers["chosen"]]
+    if found.get("to_answer"):
+        messages = [*messages, {"role": "assistant", "content": "-"}]
+    check_turns(messages, where)
+    ours: Row = {"messages": messages, "prompt": messages[-2]["content"]}
+    tools = next((row[c] for c in ("tools", "functions") if row.get(c) not in NOTHING), found.get("tools"))
+    if tools not in NOTHING:
+        ours["tools"] = read_tools(tools, where)
+    if answers:
+        return ours | {side: answer["content"] for side, answer in answers.items()}
+    return ours if found.get("to_answer") else ours | {"completion": spoken(messages[-1])}
+
+
+def spoken(message: Message) -> str:
+    """What an answer says: its text, or its calls as JSON."""
+    calls = [call["function"] for call in message.get("tool_calls", ())]
+    return str(message["content"]) or orjson.dumps(calls).decode()
+
+
+def _turns(question: object, answer: object) -> list[Message]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def _listed(value: object) -> list[Message]:
+    """Messages given as a list, or one alone."""
+    if isinstance(value, dict):
+        return [value]
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        raise TypeError
+    return value
+
+
+def _ours(row: Row) -> Row | None:
+    prompt = {"role": "user", "content": row["prompt"]}
+    if all(side in row for side in SIDES):
+        return {"messages": [prompt], **{side: {"role": "assistant", "content": row[side]} for side in SIDES}}
+    return {"messages": _turns(row["prompt"], row["completion"])} if "completion" in row else _to_answer([prompt])
+
+
+def _to_answer(messages: list[Message]) -> Row:
+    return {"messages": messages, "to_answer": True}
 
 
 def _alpaca(row: Row) -> Row | None:
-    if "prompt" in row or not row.keys() >= {"instruction", "output"}:
+    if "prompt" in row:
         return None
+    if not isinstance(row["instruction"], str) or not isinstance(row.get("input") or "", str):
+        raise TypeError
     prompt = f"{row['instruction']}\n\n{row['input']}" if row.get("input") else row["instruction"]
-    return {**row, "prompt": prompt, "completion": row["output"]}
+    if all(side in row for side in SIDES):
+        sides = {side: row[side] if isinstance(row[side], dict) else _turns("", row[side])[1] for side in SIDES}
+        return {"messages": _turns(prompt, "")[:1], **sides}
+    return {"messages": _turns(prompt, row["output"])} if "output" in row else None
 
 
-def _sharegpt(row: Row) -> Row | None:
-    if "messages" in row or not _dialogue(row.get("conversations")):
+def _messages(column: str) -> Callable[[Row], Row | None]:
+    def convert(row: Row) -> Row | None:
+        return None if column != "messages" and not isinstance(row[column], list) else {"messages": row[column]}
+
+    return convert
+
+
+def _openai_pair(row: Row) -> Row | None:
+    given = {"chosen": row["preferred_output"], "rejected": row["non_preferred_output"]}
+    pair = _pair({**given, "prompt": row["input"]["messages"]})
+    return pair and {**pair, "tools": row["input"].get("tools")}
+
+
+def _pair(row: Row) -> Row | None:
+    """Two answers to one conversation, which stands in the answers' own lists, in a column of its own, or in both."""
+    texts = (*(row[side] for side in SIDES), row.get("prompt", ""))
+    if all(isinstance(text, str) for text in texts) and not any(row.get(column) for column in CONVERSATIONS):
         return None
-    turns = row["conversations"]
-    messages = [{"role": ROLES.get(turn.get("from"), turn.get("from")), "content": turn.get("value")} for turn in turns]
-    return {**row, "messages": messages}
+    context, sides = _context(row), {side: _side(row[side]) for side in SIDES}
+    whole = {side: said if _speaks(said[0]) != "assistant" else [*context, *said] for side, said in sides.items()}
+    told = [[_heard(message) for message in messages[:-1]] for messages in whole.values()]
+    if told[0] != told[1]:
+        raise DifferingError
+    if any(_heard(message)[1:] not in [heard[1:] for heard in told[0]] for message in context):
+        raise DifferingError
+    return {"messages": whole["chosen"][:-1], **{side: messages[-1] for side, messages in whole.items()}}
 
 
-def _pair_of_conversations(row: Row) -> Row | None:
-    """The turns before the last answer are the prompt, the last messages the two answers."""
-    if not all(_dialogue(row.get(side)) for side in SIDES):
-        return None
-    before = row["prompt"] if isinstance(row.get("prompt"), list) else row["chosen"][:-1]
-    answers: Row = {side: row[side][-1].get("content") for side in SIDES}
-    last = {"role": "assistant", "content": answers["chosen"]}
-    return {**row, **answers, "prompt": before[-1].get("content"), "messages": [*before, last]}
+class DifferingError(Exception):
+    """The two answers of a pair belong to different conversations."""
+
+
+def _context(row: Row) -> list[Message]:
+    given: Any = next((row[c] for c in ("prompt", *CONVERSATIONS) if row.get(c) not in NOTHING), [])
+    return [{"role": "user", "content": given}] if isinstance(given, str) else _listed(given)
+
+
+def _side(given: object) -> list[Message]:
+    return [{"role": "assistant", "content": given}] if isinstance(given, str) else _listed(given)
+
+
+def _heard(message: Message) -> tuple[str, str]:
+    (read_one,) = read_messages([message], "")
+    return read_one["role"], read_one["content"].strip()
+
+
+def _speaks(message: Message) -> str:
+    return _heard(message)[0]
 
 
 def _transcripts(row: Row) -> Row | None:
     """Anthropic's transcripts: "Human: ... Assistant: ..." with the same turns before the last answer."""
-    if "prompt" in row or not all(str(row.get(side)).startswith(HUMAN) for side in SIDES):
+    if "prompt" in row or not all(
+        isinstance(row[side], str) and row[side].lstrip("\n").startswith("Human:") for side in SIDES
+    ):
         return None
-    before, _, chosen = row["chosen"].rpartition(ASSISTANT)
-    other, _, rejected = row["rejected"].rpartition(ASSISTANT)
-    if before != other:
-        return row
-    return {**row, **_conversation(before, chosen), "chosen": chosen, "rejected": rejected}
+    return _pair({side: _dialogue(row[side]) for side in SIDES})
 
 
 def _transcript_as_prompt(row: Row) -> Row | None:
     """The same where the turns before the answer are the prompt, which ends with "Assistant:"."""
-    if not _is_transcript(row.get("prompt")):
+    if not _is_transcript(row["prompt"]):
         return None
-    answers = {column: row[column].removeprefix(" ") for column in ("completion", *SIDES) if column in row}
-    before = row["prompt"].removesuffix(ASSISTANT.rstrip())
-    return {**row, **_conversation(before, next(iter(answers.values()), "-")), **answers}
+    before = _dialogue(row["prompt"])[:-1]
+    if all(side in row for side in SIDES):
+        return {"messages": before, **{side: _turns("", row[side].removeprefix(" "))[1] for side in SIDES}}
+    if "completion" in row:
+        return {"messages": [*before, _turns("", row["completion"].removeprefix(" "))[1]]}
+    return _to_answer(before)
 
 
-def _conversation(before: str, answer: str) -> Row:
-    """Prompt and messages of a transcript and the answer to it."""
-    texts = [part.split(ASSISTANT) for part in before.split(HUMAN)[1:]]
-    messages = [{"role": role, "content": text} for part in texts for role, text in zip(TURN, part, strict=False)]
-    return {"prompt": texts[-1][0], "messages": [*messages, {"role": "assistant", "content": answer}]}
+def _dialogue(text: str) -> list[Message]:
+    nobody, *parts = TURN.split("\n\n" + text.lstrip("\n"))
+    if nobody:
+        raise ValueError("text of nobody")
+    speakers = {"Human": "user", "Assistant": "assistant"}
+    return [
+        {"role": speakers[name], "content": said.removeprefix(" ")}
+        for name, said in zip(parts[::2], parts[1::2], strict=True)
+    ]
+
+
+def _conversational(row: Row) -> Row | None:
+    """A prompt of messages, with an answer as text, message or list of messages, or to be answered."""
+    if not isinstance(row["prompt"], list | dict) and not isinstance(row.get("completion"), list | dict):
+        return None
+    before = _context({"prompt": row["prompt"]})
+    return {"messages": [*before, *_side(row["completion"])]} if "completion" in row else _to_answer(before)
 
 
 def _is_transcript(prompt: object) -> bool:
     """Whether a prompt is a transcript that ends where the assistant is to answer."""
-    return isinstance(prompt, str) and prompt.startswith(HUMAN) and prompt.endswith(ASSISTANT.rstrip())
+    return isinstance(prompt, str) and prompt.startswith("\n\nHuman:") and prompt.rstrip().endswith("\n\nAssistant:")
 
 
-def _dialogue(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(message, dict) for message in value)
-
-
-# Name of a shape -> the row in our columns, None when it has not that shape.
-SHAPES: dict[str, Callable[[Row], Row | None]] = {
-    "alpaca (instruction, input, output)": _alpaca,
-    "ShareGPT (conversations)": _sharegpt,
-    "pairs of conversations (chosen, rejected)": _pair_of_conversations,
-    "transcripts (chosen, rejected)": _transcripts,
-    "transcripts (prompt)": _transcript_as_prompt,
-}
+CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog")
+OURS = Shape("prompt beside a system message, earlier turns or tools", ("prompt",), ("completion", *SIDES), _ours)
+SHAPES = (
+    Shape(
+        "OpenAI's preference pairs",
+        ("input", "preferred_output", "non_preferred_output"),
+        ("parallel_tool_calls",),
+        _openai_pair,
+    ),
+    Shape("transcripts (chosen, rejected)", SIDES, (), _transcripts),
+    Shape("transcripts (prompt)", ("prompt",), ("completion", *SIDES), _transcript_as_prompt),
+    Shape("alpaca (instruction, input, output)", ("instruction",), ("input", "output", *SIDES), _alpaca),
+    Shape("pairs of conversations (chosen, rejected)", SIDES, ("prompt", *CONVERSATIONS), _pair),
+    Shape("messages", ("messages",), ("prompt", "completion", "parallel_tool_calls"), _messages("messages")),
+    Shape("conversational prompt and completion", ("prompt",), ("completion",), _conversational),
+    *(Shape(f"ShareGPT ({column})", (column,), (), _messages(column)) for column in CONVERSATIONS[1:]),
+)

@@ -6,6 +6,7 @@ Lightning finds the environment that the launcher set and starts nothing itself,
 import logging
 import os
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from ftcore.machine.hardware import smaller
 from ftcore.run_folder import Run
 from ftcore.settings import Config, Hardware, Resolved
 
+# Seconds that a process which has lost another waits to be ended, so that the launcher first sees the one that went wrong.
+GRACE = 10
 # Exit code by which a process tells the one that started it that a device's memory is full (ENOMEM): it may try again.
 OUT_OF_MEMORY = 12
 
@@ -125,4 +128,5 @@ def run_rank(config: Config, resolved: Resolved, folder: Path, start: Path | Non
         lost = isinstance(error, DistError) or "gloo" in str(error)  # what went wrong is in another process
         shown = str(error).split(". ")[0] if lost else traced(error)
         print(f"Process {os.environ['RANK']}: {shown}", file=sys.stderr, flush=True)
+        time.sleep(GRACE if lost and ours else 0)
         sys.exit(1)
