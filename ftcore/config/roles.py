@@ -49,6 +49,22 @@ def type_of(path: str, config: Mapping[str, object]) -> Schema:
     return _look_up(path, config)[1]
 
 
+def takes_text(path: str) -> bool:
+    """Whether a dotted key, of any option of its group, is only text: a file, a place, a name, an argument of a command."""
+    top, *rest = path.split(".")
+    properties, known = schemas()["top"]["properties"], schemas()
+    roots = [properties.get(top, {}), *(known["targets"][target] for target in known["groups"].get(top, ()))]
+    found = [_walk(root, _inherited(properties.get(top, {}), Role()), rest) for root in roots]
+    return any(
+        (role.path or role.kind in ("place", "reporting", "command")) and _is_text(schema) for role, schema in found
+    )
+
+
+def _is_text(schema: Schema) -> bool:
+    types = [branch.get("type") for branch in branches(schema) if "enum" not in branch]
+    return "string" in types and set(types) <= {"string", "null"}
+
+
 def _look_up(path: str, config: Mapping[str, object]) -> tuple[Role, Schema]:
     top, *rest = path.split(".")
     node, schema = config.get(top), schemas()["top"]["properties"].get(top, {})
@@ -56,7 +72,12 @@ def _look_up(path: str, config: Mapping[str, object]) -> tuple[Role, Schema]:
     if isinstance(node, Mapping) and "_target_" in node:
         trust = config.get("trust", trusted())
         schema = schema_of_target(str(node["_target_"]), trust if isinstance(trust, list) else [])
-    for key in rest:
+    return _walk(schema, role, rest)
+
+
+def _walk(schema: Schema, role: Role, keys: list[str]) -> tuple[Role, Schema]:
+    """Role and schema of what lies below a mapping by these keys."""
+    for key in keys:
         schema = below(schema, key)
         role = _inherited(schema, role)
     return role, schema

@@ -19,6 +19,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ftcore.console import console
 from ftcore.machine import isolated
 from ftcore.models import weights
 from ftcore.settings import Sweep
@@ -139,9 +140,9 @@ class Source:
 def run_jobs(source: Source, run_command: RunCommand, settings: Sweep) -> None:
     """Run all jobs of a source, as many at a time as the sweep's settings allow."""
     size = min(settings["n_jobs"], max(source.total - source.done, 1))
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("jobs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
-        Progress(*columns, TextColumn("{task.fields[failed]} failed")) as progress,
+        Progress(*columns, TextColumn("{task.fields[failed]} failed"), console=console) as progress,
         closing(Pool(run_command, size, settings["time_limit"] or math.inf)) as pool,
     ):
         task = progress.add_task("jobs", total=source.total, completed=source.done, failed=0)

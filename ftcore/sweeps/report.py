@@ -203,9 +203,9 @@ def _tell_wandb(config: Config, folder: Path, jobs: list[Job], verdict: str) -> 
         logger.experiment.summary.update({"verdict": verdict, "failed": sum(job.state != "done" for job in jobs)})
         hint = wandb_hint(logger)
         logger.experiment.finish()
-        print(hint)
+        plain.print(hint)
     except Exception as error:  # of wandb, requests or its service: there is no common class
-        print(f"W&B: {type(error).__name__}; the answer is in {folder / 'sweep.json'}.")
+        plain.print(f"W&B: {type(error).__name__}; the answer is in {folder / 'sweep.json'}.")
 
 
 def _write_plots(jobs: list[Job], objective: str, folder: Path) -> None:
