@@ -118,8 +118,8 @@ def read_overrides(arguments: list[str]) -> list[Override]:
     except (OverrideParseException, ValueError) as error:  # or a number of thousands of digits
         word = repr(getattr(error, "override", "with a very long number"))
         raise ConfigError(
-            f"Cannot read the override {word}. Write key=value, such as method.lr=1e-4; quote values that "
-            f"hold spaces, commas or equals signs: 'prompt=\"What is it?\"'."
+            f"Cannot read the override {word}. Write key=value, such as method.lr=1e-4; quote what "
+            f"holds commas, brackets or equals signs: 'logger.tags=[\"a, b\"]'."
         ) from None
     for override in overrides:
         if override.key_or_group.split(".")[0].split("/")[0] == "hydra":

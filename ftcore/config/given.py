@@ -1,4 +1,4 @@
-"""Values of a command line that are text, such as paths: taken as the shell gives them, whatever they hold.
+"""Text on a command line, such as a path: taken as the shell gives it, whatever it holds.
 
 Hydra has a grammar of its own for values. What it would read as anything else is quoted for it here.
 """
@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-from ftcore.config.roles import takes_text
+from ftcore.config.roles import is_text
 
 QUOTED = r"""(?:"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')"""
 
@@ -20,7 +20,7 @@ def quoted(text: str) -> str:
 
 
 def as_given(word: str, several: bool = False) -> str:
-    """`key=value` as an override; a value that is text by the key's type and role is taken as it is.
+    """`key=value` as an override; the value of a key that is text is taken as it is.
 
     Quotes around all of it, and `null`, stay Hydra's. With `several`, in a sweep, commas outside of such quotes separate values.
 
@@ -28,7 +28,7 @@ def as_given(word: str, several: bool = False) -> str:
     ('data.path="my rows (1).jsonl"', 'run="a,b"', 'run=a,b')
     """
     key, _, text = word.partition("=")
-    if not takes_text(key.lstrip("+")):
+    if not is_text(key.lstrip("+")):
         return word
     override = _read(word)
     if several and override and override.is_sweep_override() and not _is_list(override):

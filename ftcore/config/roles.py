@@ -49,20 +49,17 @@ def type_of(path: str, config: Mapping[str, object]) -> Schema:
     return _look_up(path, config)[1]
 
 
-def takes_text(path: str) -> bool:
-    """Whether a dotted key, of any option of its group, is only text: a file, a place, a name, an argument of a command."""
+def is_text(path: str) -> bool:
+    """Whether a dotted key, of any option of its group, takes nothing but text (or null): a path, a name, a column."""
     top, *rest = path.split(".")
-    properties, known = schemas()["top"]["properties"], schemas()
-    roots = [properties.get(top, {}), *(known["targets"][target] for target in known["groups"].get(top, ()))]
-    found = [_walk(root, _inherited(properties.get(top, {}), Role()), rest) for root in roots]
-    return any(
-        (role.path or role.kind in ("place", "reporting", "command")) and _is_text(schema) for role, schema in found
-    )
-
-
-def _is_text(schema: Schema) -> bool:
-    types = [branch.get("type") for branch in branches(schema) if "enum" not in branch]
-    return "string" in types and set(types) <= {"string", "null"}
+    known = schemas()
+    roots = [
+        known["top"]["properties"].get(top, {}),
+        *(known["targets"][name] for name in known["groups"].get(top, ())),
+    ]
+    found = [branches(_walk(root, Role(), rest)[1]) for root in roots]
+    kinds = [{"choice" if "enum" in branch else branch.get("type") for branch in several} for several in found]
+    return any("string" in types and types <= {"string", "null"} for types in kinds)
 
 
 def _look_up(path: str, config: Mapping[str, object]) -> tuple[Role, Schema]:
