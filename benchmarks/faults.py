@@ -212,7 +212,7 @@ def processes(folder: Path, times: str) -> dict[str, Any]:
     right: dict[str, list[float]] = {"raise": [], "kill": [], "hang": []}
     codes = {"raise": 1, "kill": 5, "hang": 1}
     for kind in track([kind for kind in right for _ in range(int(times))], "one of two", transient=True):
-        words = [*RUN, "hardware=ddp_2cpu", "resume=null", "hang_timeout=10"]
+        words = [*_run_without("hardware", "resume"), "hardware=ddp_2cpu", "hang_timeout=10"]
         environment = os.environ | {"FTCORE_FAULTS": f"{kind} process=1 step=3", "FAULTS_MARK": str(folder)}
         started = time.monotonic()
         command = [sys.executable, "-m", "ftcore", *words]
@@ -223,6 +223,11 @@ def processes(folder: Path, times: str) -> dict[str, Any]:
             right[kind].append(round(seconds, 1))
     well = all(len(found) == int(times) and max(found) < 60 for found in right.values())
     return {"well": well, "seconds from start to end": right}
+
+
+def _run_without(*keys: str) -> list[str]:
+    """`RUN` for other values of some keys: a command takes each once."""
+    return [word for word in RUN if word.partition("=")[0] not in keys]
 
 
 def marked(mark: str) -> list[str]:
@@ -238,7 +243,7 @@ def marked(mark: str) -> list[str]:
 
 def worlds(folder: Path) -> dict[str, Any]:
     """One process, then two, then one again, stopped after steps 3 and 7: the losses of one process that is never stopped."""
-    words = [word for word in RUN if "dropout" not in word and "hardware" not in word] + ["checkpoints.every=1"]
+    words = [*_run_without("adapter.dropout", "hardware", "checkpoints.every"), "checkpoints.every=1"]
     plan = [("cpu", "raise step=4"), ("ddp_2cpu", "raise step=8"), ("cpu", "")]
     for name, parts in (("whole", [("cpu", "")]), ("changing", plan)):
         (folder / name).mkdir()

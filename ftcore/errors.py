@@ -71,6 +71,19 @@ class Stopped(FtcoreError):  # noqa: N818 (a signal is no error)
         self.exit_code = exit_code
 
 
+# Characters of a message that are printed.
+LONGEST = 4000
+
+
+def paragraph(error: FtcoreError, process: str = "") -> str:
+    """An error as it is printed, with the `process` that met it: kind and message, a very long one without its middle."""
+    message = str(error)
+    if (left_out := len(message) - LONGEST) > 0:
+        start, end = message[: LONGEST // 2], message[-LONGEST // 2 :]  # the end says how to fix it
+        message = f"{start} ... ({left_out:,} characters left out) ... {end}"
+    return f"{type(error).__name__}{process}: {message}"
+
+
 # Set by the config for the processes of a run, those that others start included.
 PRIVATE = "FTCORE_PRIVATE"
 
@@ -93,8 +106,6 @@ def storage_errors() -> Iterator[None]:
     """Turn what the operating system refuses into a `StorageError`."""
     try:
         yield
-    except BrokenPipeError:
-        raise
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise StorageError(f"{error.strerror or error}{where}. Check free space, permissions and the path.") from None

@@ -7,10 +7,13 @@ import time
 
 import pytest
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from jsonschema import Draft202012Validator
 
+from ftcore.cli.command import run_command
+from ftcore.cli.words import read_line
 from ftcore.config import editor_schema, schema
-from ftcore.config.compose import load_config
+from ftcore.config.compose import load_config, read_overrides
 from ftcore.config.options import options
 from ftcore.errors import ConfigError
 from ftcore.files import PACKAGE, resources
@@ -48,6 +51,7 @@ PATHS = {name: ["data.path=x.jsonl"] for name in ("jsonl", "own_jsonl", "qlora_8
         (["logger=[wandb,tensorboard]"], 2, ["one option", "did you mean logger=wandb_tensorboard?"]),
         (["method=[sft,dpo]", "data={a: 1}"], 2, ["method takes the name of one option. Options: cpo", "data takes"]),
         (["evaluate.probe=nowhere.jsonl"], 2, ["evaluate.probe", "nowhere.jsonl"]),
+        (["name=a\udcff"], 2, [r"'name=a\udcff' holds bytes that are no text", "UTF-8"]),
         (["patience=2"], 2, ["keep_best=val/loss"]),
         (["trian"], 2, ["did you mean 'train'"]),
         (["verb=evall"], 2, ["did you mean 'eval'"]),
@@ -77,6 +81,75 @@ def test_a_config_error_needs_no_torch_and_comes_quickly():
     code = "import sys; from ftcore.__main__ import run_command as run; print(run(['method.lrr=1']), 'torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.split() == ["2", "False"]
+
+
+@pytest.mark.parametrize(
+    ("words", "both"),
+    [
+        (["method.lr=1", "seed=1", "method.lr=2"], ["method.lr=1", "method.lr=2"]),
+        (["method.lr=1", "+method.lr=1"], ["method.lr=1", "+method.lr=1"]),
+        (["method=sft", "method=dpo"], ["method=sft", "method=dpo"]),
+        (["chat", "prompt=a", "chat.prompt=b"], ["prompt=a", "chat.prompt=b"]),
+    ],
+)
+def test_a_key_given_twice_is_refused_with_both_words(capfd, words, both):
+    assert run_command(words) == 2
+    assert f"{both[0]} and {both[1]} are two values of one key" in capfd.readouterr().err
+
+
+TEXTS = [
+    "a b (1)",
+    "it's",
+    "[v1]",
+    "x[/y]",
+    "a, b=c",
+    "{a,b}",
+    "~/x",
+    "#1 %",
+    "1e3",
+    "true",
+    'say "x"',
+    "a\\b",
+    " a",
+    "é 你",
+    "x:y",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize(
+    "key", ["data.path", "data.splits.test", "output_dir", "run", "data.columns.prompt", "model.path"]
+)
+def test_text_is_taken_as_the_shell_gives_it(key, text):
+    (word,) = read_line([f"{key}={text}"]).overrides
+    assert [(o.key_or_group, o.value()) for o in read_overrides([word])] == [(key, text)]
+    assert read_line([word]).overrides == [word]  # a job of a sweep gets it like this
+
+
+def test_quotes_around_text_and_null_are_those_of_hydra():
+    words = read_line(["data.path='a b'", 'run="c,d"', "model.path=null", "name=${seed}-x"]).overrides
+    assert [o.value() for o in read_overrides(words)] == ["a b", "c,d", None, "${seed}-x"]
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("a (1),b", ["a (1)", "b"]),
+        ("'a,b', c", ["a,b", "c"]),
+        ("choice(a,b)", ["a", "b"]),
+        ("a b", None),
+        ("[1]", None),
+    ],
+)
+def test_in_a_sweep_commas_outside_of_quotes_separate_texts(text, values):
+    (word,) = read_line(["-m", f"data.path={text}"]).overrides
+    override = OverridesParser.create().parse_override(word)
+    if values is None:
+        assert override.value() == text
+    else:
+        assert [
+            json.loads(value) if '"' in value else value.strip("'") for value in override.sweep_string_iterator()
+        ] == values
 
 
 def test_help_lists_every_group_and_option(ftcore):
@@ -164,10 +237,10 @@ def test_cfg_job_prints_the_composed_config(ftcore):
 
 
 def recipe(tmp_path, text, name="mine"):
-    folder = tmp_path / "team" / "recipes"
+    folder = tmp_path / "a team's, [1]" / "recipes"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.yaml").write_text(text)
-    return (tmp_path / "team",)
+    return (folder.parent,)
 
 
 def test_a_teams_recipe_changes_groups_and_values(tmp_path):

@@ -1,5 +1,6 @@
 """`inspect` shows what is wrong with rows, and how they look to the model, without training."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,18 @@ def test_faults_put_into_real_rows_are_listed_with_their_line(ftcore, rows):
 def test_every_kind_of_rows_is_shown(ftcore, words):
     shown, _ = inspected(ftcore, *words)
     assert "green is trained" in shown and ("length bias" in shown) == (words[0] in ("method=dpo", "method=reward"))
+
+
+STEERING = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+HOSTILE = "\x1b[31mred\x9b2J\u202e[/x][link=javascript:alert(1)]y[/link]:smile:"
+
+
+def test_text_of_others_is_no_markup_and_steers_neither_terminal_nor_page(ftcore, rows):
+    own = [
+        {"id": f"{k}{HOSTILE}", "source": HOSTILE, "prompt": f"What is {k}?", "completion": f"{k}."} for k in range(40)
+    ]
+    path = rows(*own, name=f"{HOSTILE.replace('/', ':')}.jsonl")
+    shown, page = inspected(ftcore, "data=jsonl", f"data.path={path}", "name=[link=javascript:alert(1)]x[:x]")
+    for text in (shown, page):
+        assert not STEERING.search(text) and "[31mred" in text and "[link=javascript:alert(1)]" in text
+    assert "<a" not in page and ":smile:" in shown

@@ -1,4 +1,7 @@
-"""One fact stands in one place: names of a run's files in ftcore/run_folder.py, lists of config keys in ftcore/settings.py."""
+"""One fact stands in one place: names of a run's files in ftcore/run_folder.py, lists of config keys in ftcore/settings.py.
+
+And one way leads to the terminal: ftcore/console.py.
+"""
 
 import ast
 from pathlib import Path
@@ -51,3 +54,18 @@ def test_lists_of_config_keys_stand_in_settings():
     lists = [(place, held(node) & known) for place, node in nodes(*MAY_LIST_KEYS)]
     wrong = [f"{place}: {', '.join(sorted(names))}" for place, names in lists if len(names) >= 3]
     assert not wrong, "\n".join(["take these keys from ftcore/settings.py, by what they are for:", *wrong])
+
+
+def is_another_way_to_the_terminal(node: ast.AST) -> bool:
+    """Whether something prints past our console: `print`, a Console of rich's own, or its markup."""
+    if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rich":
+        return bool({"Console", "get_console", "print", "track"} & {alias.name for alias in node.names})
+    if isinstance(node, ast.Call):
+        name, given = ast.unparse(node.func).rpartition(".")[2], {word.arg for word in node.keywords}
+        return name == "from_markup" or {"Progress": "console", "TextColumn": "markup"}.get(name) not in {None, *given}
+    return ast.unparse(node) == "print"
+
+
+def test_what_is_printed_goes_through_one_console():
+    wrong = [place for place, node in nodes("ftcore/console.py") if is_another_way_to_the_terminal(node)]
+    assert not wrong, "\n".join(["print with `plain`, `console` or `stderr` of ftcore/console.py:", *wrong])

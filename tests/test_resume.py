@@ -13,7 +13,7 @@ import torch
 
 from ftcore.errors import StorageError
 from ftcore.train import before_after, checkpoint
-from tests.conftest import FAST
+from tests.conftest import FAST, latest
 
 WORDS = [*FAST, "hardware=cpu", "adapter.dropout=0.1", "global_batch_size=8", "max_steps=8", "checkpoints.every=2"]
 MORE = ["retention.every=2", "validate_every=3", "keep_best=val/loss", "data.validation_share=0.1", "ledger=true"]
@@ -153,7 +153,7 @@ def test_bad_losses_are_left_out_with_the_rows_named_and_too_many_end_the_run(ft
 
 def started(folder, *words, **environment):
     """A run in a process of its own, once it trains."""
-    command = [sys.executable, "-m", "ftcore", *WORDS, "max_steps=2000", *words]
+    command = [sys.executable, "-m", "ftcore", *latest(*WORDS, "max_steps=2000", *words)]
     run = subprocess.Popen(command, cwd=folder, env=os.environ | environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not any(file.read_text().count("\n") > 2 for file in folder.glob("runs/*/*/metrics.jsonl")):

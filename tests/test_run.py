@@ -1,8 +1,13 @@
 """Whole runs on model=tiny, by the commands a user types."""
 
+import glob
 import json
+import os
 import re
+import shlex
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from ftcore.files import PACKAGE
 from tests.conftest import FAST
 
 OWN = [{"question": f"What is {k} plus {k}?", "answer": f"{2 * k}."} for k in range(40)]
@@ -273,3 +279,74 @@ def test_export_is_checked_against_the_run(ftcore, trained, form):
     outcome = ftcore("export", f"run={trained.folder}", f"format={form}")
     assert outcome.status == 0 and "5 of 5 prompts" in outcome.out, outcome.err
     assert ftcore("export", f"run={trained.folder}", f"format={form}").status == 7
+
+
+# What is printed.
+
+
+def test_a_printed_command_can_be_pasted_whatever_the_folders_are_called(ftcore):
+    place = "my runs, [v1] x[:y] it's"
+    outcome = ftcore(*FAST, "max_steps=1", f"output_dir={place}", "logger=wandb_tensorboard", "logger.mode=offline")
+    assert outcome.status == 0, outcome.err
+    (folder,) = outcome.cwd.glob(f"{glob.escape(place)}/*/*")
+    assert f"Everything is in {folder}\n" in outcome.out
+    printed = {line.partition(": ")[0]: line.rpartition(": ")[2] for line in outcome.out.splitlines()}
+    command = shlex.split(printed["Next"])
+    assert command == ["python", "-m", "ftcore", "chat", f"run={folder}"]
+    assert ftcore(*command[3:], "prompt=What is it?").status == 0
+    for name, program in (("TensorBoard", "tensorboard"), ("W&B wrote offline; upload with", "wandb")):
+        first, *_, last = shlex.split(printed[name])
+        assert first == program and Path(last).is_dir()
+
+
+SHORT_RUN = ["model=tiny", "logger=none", "max_steps=1", "evaluate.max_rows=2", "evaluate.max_new_tokens=2"]
+
+
+def in_a_process(folder, out, *words, **environment):
+    """Exit status and standard error of a command that writes to `out`."""
+    command = [sys.executable, "-m", "ftcore", *words]
+    environment = os.environ | environment | {"PYTHONPATH": str(PACKAGE.parent)}
+    ended = subprocess.run(command, cwd=folder, env=environment, stdout=out, stderr=subprocess.PIPE, text=True)
+    assert "Traceback" not in ended.stderr, ended.stderr
+    return ended.returncode, ended.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        pytest.param(["hardware=ddp_2cpu"], marks=[pytest.mark.slow, pytest.mark.processes]),
+        pytest.param(["-m", "seed=1,2"], marks=pytest.mark.slow),
+    ],
+)
+def test_a_stream_that_cannot_hold_a_character_gets_another(tmp_path, rows, words):
+    path = rows(*({"prompt": f"¿Qué es 你好 {k}?", "completion": "• …"} for k in range(20)))
+    with (tmp_path / "out").open("wb") as out:
+        command = [*SHORT_RUN, "data=jsonl", f"data.path={path}", *words]
+        status, error = in_a_process(tmp_path, out, *command, PYTHONIOENCODING="ascii")
+    assert status == 0, error
+    shown = "".join(file.read_text("ascii") for file in (tmp_path / "out", *tmp_path.glob("runs/**/output.log")))
+    assert "+---" in shown and r"\xbfQu\xe9 es \u4f60\u597d" in shown and re.search(r":\d\d \* \d:", shown)
+    assert list(tmp_path.glob("runs/**/summary.json"))
+
+
+def test_a_reader_that_leaves_ends_no_run(tmp_path):
+    theirs, ours = os.pipe()
+    os.close(theirs)
+    assert in_a_process(tmp_path, ours, *SHORT_RUN) == (0, "")
+    assert list(tmp_path.glob("runs/*/*/summary.json"))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+def test_a_full_device_behind_standard_output_ends_no_run_and_is_said(tmp_path):
+    with open("/dev/full", "wb") as full:
+        status, error = in_a_process(tmp_path, full, *SHORT_RUN)
+    assert status == 7 and "Standard output cannot be written: No space left on device" in error
+    assert list(tmp_path.glob("runs/*/*/summary.json"))
+
+
+def test_a_long_message_of_a_template_is_shortened_and_steers_no_terminal(fails, tmp_path):
+    (tmp_path / "evil.jinja").write_text("{{ raise_exception('\x1b[31mboom\x9b' ~ 'A' * 100000) }}")
+    message = fails(3, *FAST, "model.chat_template=evil.jinja")
+    assert "[31mboom" in message and "characters left out" in message and len(message) < 5000
+    assert not {"\x1b", "\x9b"} & set(message)

@@ -120,6 +120,7 @@ def test_tpe_repeats_what_failed_in_its_own_folder(ftcore, team, monkeypatch):
         ("search:\n  method._target_: [os.system]\n", [], "_target_"),
         ("seed: 1\n", [], "Nothing is swept"),
         ("search:\n  seed: []\n", [], "needs a list of values"),
+        ("search:\n  seed: [1, 2]\n", ["seed=3"], "seed has a value here, and the sweep's file searches it"),
     ],
 )
 def test_a_wrong_sweep_file_runs_nothing(fails, team, tmp_path, text, words, part):
@@ -205,6 +206,18 @@ def test_losses_of_one_method_or_data_set_are_not_ranked_against_another_s(tmp_p
     finish(config, tmp_path, jobs, ())
     verdict = json.loads((tmp_path / "sweep.json").read_text())["verdict"]
     assert ("Best by" in verdict) == ranked != ("sweep.objective=tuned.accuracy" in verdict)
+
+
+def test_values_of_a_sweep_are_shown_as_they_are(tmp_path, capfd):
+    words = ["[contains_answer]", "[/x]", "<a href='https://x'>y</a>"]
+    jobs = [finished(tmp_path, 1, rank, ()) for rank in range(len(words))]
+    for job, word in zip(jobs, words, strict=True):
+        job.changes = {"method.rewards": word}
+    finish({"sweep": {"objective": "tuned.accuracy", "direction": "maximize"}, "logger": None}, tmp_path, jobs, ())
+    shown = capfd.readouterr().out
+    assert all(word in shown for word in words), shown
+    page = (tmp_path / "sweep.html").read_text()
+    assert "&lt;a href='" in page and "\\u003ca href='" not in page  # plotly makes links of text
 
 
 @pytest.mark.slow
@@ -313,3 +326,20 @@ def test_eval_is_swept_over_runs(ftcore):
 @pytest.mark.parametrize("verb", ["chat", "export", "pack", "storage"])
 def test_a_verb_without_a_row_is_not_swept(fails, verb):
     assert f"{verb} takes one combination at a time" in fails(2, "-m", verb, "seed=1,2")
+
+
+def test_paths_with_commas_brackets_and_spaces_are_swept(ftcore, rows):
+    """Quotes of their own hold a comma together; the folder of the sweep is called like that too."""
+    for name in ("a (1), [x].jsonl", "it's.jsonl"):
+        rows(*({"prompt": f"What is {k}?", "completion": f"{k}."} for k in range(20)), name=name)
+    words = [
+        'data.path="a (1), [x].jsonl",it\'s.jsonl',
+        "data=jsonl",
+        "output_dir=my runs (2)",
+        "model=tiny",
+        "logger=none",
+    ]
+    outcome = ftcore("-m", "inspect", *words)
+    assert outcome.status == 0, outcome.err
+    (file,) = outcome.cwd.glob("my runs (2)/*/sweep-*/sweep.json")
+    assert [job["summary"]["rows"]["train"] > 0 for job in json.loads(file.read_text())["jobs"]] == [True, True]

@@ -31,7 +31,7 @@ from ftcore.files import PACKAGE
 from ftcore.models.weights import MANIFEST
 from ftcore.rollout.sample import generate
 from ftcore.verbs import finished as verbs
-from tests.conftest import FAST
+from tests.conftest import FAST, latest
 
 HEADER = "# @package _global_\n"
 PLANTED = "planted-value-4711"
@@ -400,7 +400,7 @@ def attempt(capfd, canary, monkeypatch, shipped):
     def use(*words, allowed=(0, 2, 3, 4, 7)):
         capfd.readouterr()
         rows = ["data=jsonl", shipped[2]] if "model=tiny" in words and "data=jsonl" not in words else []
-        status = run_command([*rows, *words])
+        status = run_command(latest(*rows, *words))
         out, err = capfd.readouterr()
         assert status in allowed and "Traceback" not in err, (status, err)
         assert not canary.exists()
@@ -724,7 +724,7 @@ def test_a_secret_in_a_recipe_is_refused_and_not_repeated(team, text):
 
 def test_what_the_environment_keeps_secret_is_written_nowhere(tmp_path):
     words = [*CPU, "logger=wandb", "logger.mode=offline", "max_steps=1"]
-    command = [sys.executable, "-m", "ftcore", *words]
+    command = [sys.executable, "-m", "ftcore", *latest(*words)]
     environment = {**os.environ, **SECRETS, "PYTHONPATH": str(PACKAGE.parent)}
     ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True)
     files = [file for file in tmp_path.rglob("*") if file.is_file()]

@@ -58,3 +58,8 @@ def test_storage(ftcore, run):
     assert {"kind": "runs", "path": str(run)}.items() <= next(one for one in listed if one["kind"] == "runs").items()
     deleted = document(ftcore("storage", "json=true", "delete=checkpoints", "yes=true"))
     assert [one["path"] for one in deleted if one["kind"] == "runs"] == [str(run)]
+
+
+def test_a_document_is_ascii_which_every_stream_and_terminal_takes(ftcore):
+    outcome = ftcore("check", "json=true", "model=tiny", "name=é 你", "run=null", "output_dir=a\u202e\x9b")
+    assert document(outcome)["config"]["output_dir"] == "a\u202e\x9b" and outcome.out.isascii()

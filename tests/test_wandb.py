@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from benchmarks.wandb_server import Server
-from tests.conftest import FAST
+from tests.conftest import FAST, latest
 
 
 @pytest.mark.slow
@@ -25,7 +25,7 @@ def test_a_server_that_goes_away_changes_nothing_and_gets_the_steps_later(tmp_pa
         "logger=wandb",
     ]
     environment = os.environ | server.environment()
-    command = [sys.executable, "-m", "ftcore", *words]
+    command = [sys.executable, "-m", "ftcore", *latest(*words)]
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
     assert ended.returncode == 0, ended.stderr
     assert "Traceback" not in ended.stderr

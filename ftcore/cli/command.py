@@ -12,33 +12,45 @@ from ftcore.cli.verbs import VERBS
 from ftcore.cli.words import Line, read_line
 from ftcore.config.secrets import without_secrets
 from ftcore.config.trust import hand_down
-from ftcore.errors import ConfigError, FtcoreError, is_private, storage_errors, traced
+from ftcore.console import plain, stderr, steady_streams
+from ftcore.errors import ConfigError, FtcoreError, StorageError, is_private, paragraph, storage_errors, traced
 from ftcore.machine import torchrun
-from ftcore.sweeps.job import is_one_job, keep_answer
+from ftcore.sweeps.job import keep_answer
 
 
 def run_command(words: list[str]) -> int:
     """Run one command line and return its exit status."""
+    steady_streams()
     try:
         with storage_errors():
             _dispatch(words)
+        _check_output()
         return 0
     except FtcoreError as error:
         if os.environ.get("FTCORE_DEBUG") == "1":
-            print(traced(error), end="", file=sys.stderr)
+            stderr.print(traced(error), end="")
         if not torchrun.rank():  # one process reports for all
-            print(f"{type(error).__name__}: {without_secrets(str(error))}", file=sys.stderr)
+            stderr.print(without_secrets(paragraph(error)))
         return error.exit_code
-    except BrokenPipeError:  # the reader of our output has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except (KeyboardInterrupt, SystemExit) as leaving:
         return _status_of(leaving)
     except Exception as error:
         if not is_private():
             raise
-        print(traced(error), end="", file=sys.stderr)
+        stderr.print(traced(error), end="")
         return 1
+
+
+def _check_output() -> None:
+    """Raise `StorageError` when standard output could not be written. That its reader has left, as `head` does, is no error."""
+    if sys.stdout:  # it may be closed from the start
+        sys.stdout.flush()
+    lost = getattr(sys.stdout, "lost", None)
+    if lost and not isinstance(lost, BrokenPipeError):
+        raise StorageError(
+            f"Standard output cannot be written: {lost.strerror}. The command has done its work; what it printed is lost. "
+            "Send its output elsewhere."
+        )
 
 
 def _status_of(leaving: BaseException) -> int:
@@ -47,7 +59,7 @@ def _status_of(leaving: BaseException) -> int:
     interrupted = isinstance(leaving, KeyboardInterrupt) or isinstance(leaving.__context__, KeyboardInterrupt)
     if not interrupted and type(leaving).__name__ != "SIGTERMException":
         raise leaving
-    print("Interrupted." if interrupted else "Terminated.", file=sys.stderr)
+    stderr.print("Interrupted." if interrupted else "Terminated.")
     return 130 if interrupted else 143
 
 
@@ -57,16 +69,14 @@ def _dispatch(words: list[str]) -> None:
 
         print_help()
     elif "--version" in words:
-        print(f"ftcore {__version__}")
+        plain.print(f"ftcore {__version__}")
     elif words[:1] in (["-sc"], ["--shell-completion"]):
         from ftcore.cli.completion import complete
 
         complete(words[1:])
     else:
         line = read_line(words)
-        has_sweep = any(word.startswith("sweeps=") for word in line.overrides)
-        is_sweep = has_sweep and not VERBS[line.verb].before_config and not is_one_job()
-        _sweep(line) if is_sweep or "--multirun" in line.flags else _run(line)
+        _sweep(line) if line.is_sweep else _run(line)
 
 
 def _sweep(line: Line) -> None:
@@ -92,7 +102,7 @@ def _run(line: Line) -> None:
     if "--cfg" in line.flags:
         import yaml
 
-        print(yaml.safe_dump(dict(config), sort_keys=False), end="")
+        plain.print(yaml.safe_dump(dict(config), sort_keys=False), end="")
         return
     hand_down(config)
     _call(verb.target, (config,), config.get(line.verb))
@@ -105,4 +115,4 @@ def _call(target: str, parameters: tuple[object, ...], arguments: object) -> Non
         answer = resolve_name(target)(*parameters)
     keep_answer(answer)
     if as_json:
-        print(json.dumps(answer, ensure_ascii=False, default=str))
+        plain.print(json.dumps(answer, default=str))  # in ASCII: no stream changes it

@@ -3,6 +3,7 @@
 from ftcore.cli.verbs import VERBS
 from ftcore.config.options import options
 from ftcore.config.yaml_source import choices, read
+from ftcore.console import plain
 from ftcore.files import resources
 from ftcore.settings import GROUPS
 
@@ -23,16 +24,18 @@ EXAMPLES = (
 
 def print_help() -> None:
     """Verbs, groups with their options and common overrides."""
-    print("Fine-tune a language model and see whether it got better.\n")
-    print("    python -m ftcore [verb] [group=option ...] [key=value ...]\n\nVerbs:")
+    plain.print("Fine-tune a language model and see whether it got better.\n")
+    plain.print("    python -m ftcore [verb] [group=option ...] [key=value ...]\n\nVerbs:")
     for verb in VERBS.values():
-        print(f"    {verb.usage:<27}{verb.meaning}")
-    print("\nGroups and their options (the default first):")
+        plain.print(f"    {verb.usage:<27}{verb.meaning}")
+    plain.print("\nGroups and their options (the default first):")
     defaults = {group: option for group, option, _ in choices(read(resources() / "conf" / "config.yaml").entries)}
     for group in GROUPS:
         names = sorted(options(group), key=lambda name: name != defaults.get(group))
-        print(f"    {group:<12}{', '.join(names)}")
-    print("\nCommon overrides:")
+        plain.print(f"    {group:<12}{', '.join(names)}")
+    plain.print("\nCommon overrides:")
     for words, meaning in EXAMPLES:
-        print(f"    {words:<40}{meaning}")
-    print(f"\nEvery key with its meaning: {resources() / 'conf'}. The composed config: python -m ftcore --cfg job.")
+        plain.print(f"    {words:<40}{meaning}")
+    plain.print(
+        f"\nEvery key with its meaning: {resources() / 'conf'}. The composed config: python -m ftcore --cfg job."
+    )

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ftcore.config.build import schemas
 from ftcore.config.check import Problem, closest, conflicts, node_problems, report, schema_problems
+from ftcore.config.given import quoted
 from ftcore.config.options import options
 from ftcore.config.recipe_rules import GIVEN, Staged, staged_recipes
 from ftcore.config.roles import keys_of, mappings
@@ -117,8 +118,8 @@ def read_overrides(arguments: list[str]) -> list[Override]:
     except (OverrideParseException, ValueError) as error:  # or a number of thousands of digits
         word = repr(getattr(error, "override", "with a very long number"))
         raise ConfigError(
-            f"Cannot read the override {word}. Write key=value, such as method.lr=1e-4; quote values that "
-            f"hold spaces, commas or equals signs: 'prompt=\"What is it?\"'."
+            f"Cannot read the override {word}. Write key=value, such as method.lr=1e-4; quote what "
+            f"holds commas, brackets or equals signs: 'logger.tags=[\"a, b\"]'."
         ) from None
     for override in overrides:
         if override.key_or_group.split(".")[0].split("/")[0] == "hydra":
@@ -135,7 +136,7 @@ def compose(chosen: list[Override], values: list[Override], search: list[Path]) 
     # With `++` Hydra accepts misspelt keys; the check then reports all of them at once, with suggestions.
     lines = [o.input_line or "" for o in chosen] + ["++" + (o.input_line or "").lstrip("+") for o in values]
     if search:
-        lines.append(f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in search)}]")
+        lines.append(f"hydra.searchpath=[{','.join(quoted(f'file://{folder}') for folder in search)}]")
     try:
         with hydra.initialize_config_dir(str(resources() / "conf"), version_base="1.3"):
             config = hydra.compose("config", lines, return_hydra_config=True)

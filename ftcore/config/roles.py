@@ -49,6 +49,19 @@ def type_of(path: str, config: Mapping[str, object]) -> Schema:
     return _look_up(path, config)[1]
 
 
+def is_text(path: str) -> bool:
+    """Whether a dotted key, of any option of its group, takes nothing but text (or null): a path, a name, a column."""
+    top, *rest = path.split(".")
+    known = schemas()
+    roots = [
+        known["top"]["properties"].get(top, {}),
+        *(known["targets"][name] for name in known["groups"].get(top, ())),
+    ]
+    found = [branches(_walk(root, Role(), rest)[1]) for root in roots]
+    kinds = [{"choice" if "enum" in branch else branch.get("type") for branch in several} for several in found]
+    return any("string" in types and types <= {"string", "null"} for types in kinds)
+
+
 def _look_up(path: str, config: Mapping[str, object]) -> tuple[Role, Schema]:
     top, *rest = path.split(".")
     node, schema = config.get(top), schemas()["top"]["properties"].get(top, {})
@@ -56,7 +69,12 @@ def _look_up(path: str, config: Mapping[str, object]) -> tuple[Role, Schema]:
     if isinstance(node, Mapping) and "_target_" in node:
         trust = config.get("trust", trusted())
         schema = schema_of_target(str(node["_target_"]), trust if isinstance(trust, list) else [])
-    for key in rest:
+    return _walk(schema, role, rest)
+
+
+def _walk(schema: Schema, role: Role, keys: list[str]) -> tuple[Role, Schema]:
+    """Role and schema of what lies below a mapping by these keys."""
+    for key in keys:
         schema = below(schema, key)
         role = _inherited(schema, role)
     return role, schema

@@ -1,12 +1,12 @@
 """Is the tuned model better than the base? Both answer the same held-out rows; general text shows what was forgotten."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
 import torch
-from rich.progress import track
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from ftcore.console import console
 from ftcore.data.layouts import T, in_batches, pad
@@ -108,8 +108,11 @@ def _averages(
     return sums.over_processes()
 
 
-def _batches(items: list[T], size: int, label: str) -> Iterable[list[T]]:
+def _batches(items: list[T], size: int, label: str) -> Iterator[list[T]]:
     """This process's batches, with a progress bar in the first process."""
     rank, world = rank_and_world()
     mine = in_batches(items, size)[rank::world]
-    return track(mine, f"{label:<16}", console=console, transient=True, disable=rank > 0 or not console.is_terminal)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    disable = rank > 0 or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=disable) as progress:
+        yield from progress.track(mine, description=f"{label:<16}")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ftcore.console import plain, typed
 from ftcore.errors import HardwareError
 from ftcore.settings import Config
 
@@ -46,7 +47,8 @@ def submit(config: Config, folder: Path) -> None:
         raise HardwareError("hardware.slurm needs submitit: pip install 'ftcore[slurm]'.") from None
     except (RuntimeError, OSError, ValueError, NameError) as error:  # submitit's own for a refused or missing sbatch
         raise HardwareError(f"SLURM did not take the job: {str(error).strip().splitlines()[-1]}") from None
-    print(f"Submitted as job {job.job_id}. Everything comes into {folder}\nFollow it with: tail -F {job.paths.stdout}")
+    plain.print(f"Submitted as job {job.job_id}. Everything comes into {folder}")
+    plain.print(f"Follow it with: {typed('tail', '-F', job.paths.stdout)}")
 
 
 @dataclass

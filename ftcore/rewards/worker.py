@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from multiprocessing import Pipe, connection, get_context, process
 
+from ftcore.console import steady_streams
 from ftcore.errors import ConfigError, RewardError, is_private
 from ftcore.machine import isolated
 from ftcore.rewards.functions import FUNCTIONS, TRL, Batch, Function, Scored, Values, check_reward, locate_reward
@@ -143,6 +144,7 @@ def _work(pipe: connection.Connection) -> None:
     """The worker: import the functions, then answer batches until the parent is gone."""
     if is_private():  # functions may print rows
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    steady_streams()
     sys.stdout = sys.stderr  # keeps what functions print out of the program's own output
     with suppress(EOFError, OSError):
         try:

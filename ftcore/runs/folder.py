@@ -8,6 +8,7 @@ from pathlib import Path
 from ftcore.config.compose import of_run
 from ftcore.config.roles import role_of
 from ftcore.config.tree import flatten
+from ftcore.console import plain, typed
 from ftcore.errors import ConfigError, StorageError
 from ftcore.run_folder import Run
 from ftcore.settings import Config
@@ -19,7 +20,7 @@ def run_folder(config: Config) -> Run | None:
     if not config["resume"] or not (run := _stopped(config["resume"], parent)):
         return _new(config, parent)
     if run.finished:
-        print(f"{run} is finished; there is nothing to go on with. Its scores are in summary.json.")
+        plain.print(f"{run} is finished; there is nothing to go on with. Its scores are in summary.json.")
         return None
     _refuse_changes(run, config)
     return run
@@ -42,8 +43,8 @@ def _refuse_changes(run: Run, config: Config) -> None:
     if refused := [key for key in changed if not role_of(key, config).resume]:
         lines = "\n".join(f"  {key}: {before.get(key)} -> {now.get(key)}" for key in refused)
         raise ConfigError(
-            f"{run} was begun with other settings:\n{lines}\nGo on with the same ones (resume={run} alone takes them from "
-            "there), or begin a new run without resume."
+            f"{run} was begun with other settings:\n{lines}\nGo on with the same ones ({typed(f'resume={run}')} alone takes "
+            "them from there), or begin a new run without resume."
         )
 
 

@@ -10,8 +10,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from ftcore.config.secrets import without_secrets
+from ftcore.console import stderr, steady_streams
 from ftcore.data.records import Records
-from ftcore.errors import FtcoreError, HardwareError, OutOfMemory, Stopped, storage_errors, traced
+from ftcore.errors import FtcoreError, HardwareError, OutOfMemory, Stopped, paragraph, storage_errors, traced
 from ftcore.machine import torchrun
 from ftcore.machine.hardware import smaller
 from ftcore.run_folder import Run
@@ -43,7 +45,7 @@ def launch(config: Config, resolved: Resolved, run: Run, records: Records | None
                 chosen = "hardware.activation_checkpointing=true"
             else:
                 raise
-            print(f"{error} Going on with {chosen}.", file=sys.stderr)
+            stderr.print(f"{error} Going on with {chosen}.")
 
 
 def _launch(config: Config, resolved: Resolved, run: Run, records: Records | None) -> None:
@@ -118,15 +120,16 @@ def run_rank(config: Config, resolved: Resolved, folder: Path, start: Path | Non
     import ftcore.runs.preload  # noqa: F401
     from ftcore.train.run import run
 
+    steady_streams()
     try:
         with storage_errors():
             run(config, resolved, Run(folder), start=start)
     except FtcoreError as error:
-        print(f"{type(error).__name__} (process {os.environ['RANK']}): {error}", file=sys.stderr, flush=True)
+        stderr.print(without_secrets(paragraph(error, f" (process {os.environ['RANK']})")))
         sys.exit(OUT_OF_MEMORY if ours and isinstance(error, OutOfMemory) else error.exit_code)
     except Exception as error:  # a fault of ours: nobody else would show it
         lost = isinstance(error, DistError) or "gloo" in str(error)  # what went wrong is in another process
         shown = str(error).split(". ")[0] if lost else traced(error)
-        print(f"Process {os.environ['RANK']}: {shown}", file=sys.stderr, flush=True)
+        stderr.print(f"Process {os.environ['RANK']}: {shown}")
         time.sleep(GRACE if lost and ours else 0)
         sys.exit(1)

@@ -15,6 +15,7 @@ from ftcore import __version__
 from ftcore.config.build import build, record_type
 from ftcore.config.compose import load_config, of_run
 from ftcore.config.roles import files_of_config, role_of, top_roles, values_of
+from ftcore.console import plain, typed
 from ftcore.data.records import Data
 from ftcore.errors import ConfigError
 from ftcore.files import home, resolve, sha256, short_hash
@@ -93,10 +94,10 @@ def _make(name: str, stage: Config, words: list[str], folder: Path, dry_run: boo
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if Run(folder).finished:
-            print(f"Stage {name}: {folder} (made before)")
+            plain.print(f"Stage {name}: {folder} (made before)")
             return True
         _refuse_to_start(name, stage, words)
-        print(f"Stage {name}: {' '.join(str(stage['choices'][key]) for key in NAMED_AFTER)}")
+        plain.print(f"Stage {name}: {' '.join(str(stage['choices'][key]) for key in NAMED_AFTER)}")
         hashes = weights_hashes(stage["model"])
         resolved = settle(stage, hashes)
         if dry_run:
@@ -119,5 +120,5 @@ def _refuse_to_start(name: str, stage: Config, words: list[str]) -> None:
         choices = [f"{group}={stage['choices'][group]}" for group in CHOSEN if group != "method"]
         raise ConfigError(
             f"Stage {name} is not made yet, and processes that something else starts cannot start others. Run it first:\n"
-            f"  python -m ftcore {' '.join([*choices, *words])}\nand give its folder as method.{name}=<run>."
+            f"  {typed('python', '-m', 'ftcore', *choices, *words)}\nand give its folder as method.{name}=<run>."
         )

@@ -4,7 +4,6 @@ The recipe holds what differs from the shipped conf/ and no place of the machine
 hash, and who receives it gives theirs on the command line. What it depends on beside that is in the lock.
 """
 
-import json
 import re
 import shutil
 import tempfile
@@ -16,11 +15,12 @@ import yaml
 
 from ftcore.config.build import build, record_type
 from ftcore.config.compose import compose, default_name, load_config, read_overrides
+from ftcore.config.given import quoted
 from ftcore.config.options import options
 from ftcore.config.recipe_rules import HEADER, TEXT
 from ftcore.config.roles import role_of, values_of
 from ftcore.config.tree import flatten, put
-from ftcore.console import plain
+from ftcore.console import plain, typed
 from ftcore.data.records import Data
 from ftcore.errors import ConfigError, DataError, StorageError
 from ftcore.models.weights import weights_hashes
@@ -70,7 +70,8 @@ def _finished(config: Config) -> tuple[Run, Summary]:
         raise ConfigError("`pack` needs run=<folder of a finished run>, such as run=runs/<name>/<time>.")
     run = Run(config["run"])
     if not (summary := run.summary):
-        raise ConfigError(f"{run} has no summary.json: finish it (python -m ftcore resume={run}), then pack it.")
+        finish = typed("python", "-m", "ftcore", f"resume={run}")
+        raise ConfigError(f"{run} has no summary.json: finish it ({finish}), then pack it.")
     return run, summary
 
 
@@ -97,9 +98,10 @@ def _without_made_stages(config: Config) -> Config:
 
 
 def _refuse_run(key: str, run: Run) -> None:
+    export = typed("python", "-m", "ftcore", "export", f"run={run}")
     raise ConfigError(
-        f"{key} is the run {run}, which only this machine has. Export it (python -m ftcore export run={run}), train from "
-        f"the exported folder ({key}={run}/export/merged), hand that folder on, and pack the new run."
+        f"{key} is the run {run}, which only this machine has. Export it ({export}), train from the exported folder "
+        f"({typed(f'{key}={run}/export/merged')}), hand that folder on, and pack the new run."
     )
 
 
@@ -189,7 +191,7 @@ def _scalar(value: object) -> str:
 
 def _check_recipe(recipe: Path, config: Config, places: dict[str, str]) -> None:
     """Raise `ConfigError` unless the recipe passes the rules and composes to the run's config."""
-    given = [f"{key}={json.dumps(path)}" for key, path in places.items()]
+    given = [f"{key}={quoted(path)}" for key, path in places.items()]
     try:
         again = dict(flatten(load_config([*given, f"trust=[{','.join(config['trust'])}]"], (), recipe)))
     except ConfigError as error:

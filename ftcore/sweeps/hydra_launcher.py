@@ -14,6 +14,7 @@ from typing import Any
 
 import hydra
 
+from ftcore.config.given import quoted
 from ftcore.errors import ConfigError
 from ftcore.sweeps.job import ONE_JOB, Job, why_failed
 
@@ -33,8 +34,8 @@ def run_with_hydra(launcher: list[str], jobs: list[Job], folder: Path) -> None:
         (job.folder / WORDS).write_text(json.dumps(job.words))
     words = [
         *launcher,
-        "+job=" + ",".join(f"'{job.folder}'" for job in pending),
-        f"hydra.sweep.dir='{folder / 'hydra'}'",
+        "+job=" + ",".join(quoted(str(job.folder)) for job in pending),
+        f"hydra.sweep.dir={quoted(str(folder / 'hydra'))}",
     ]
     words += ["hydra/hydra_logging=none", "hydra/job_logging=none", "hydra.output_subdir=null"]
     command = [sys.executable, "-m", "ftcore.sweeps.hydra_launcher", "-m", *words]

@@ -7,6 +7,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+from ftcore.config.given import as_given
 from ftcore.config.roles import values_of
 from ftcore.files import short_hash
 from ftcore.run_folder import Run, Summary
@@ -99,7 +100,8 @@ def job_of(number: int, changes: dict[str, str], shared: list[str], folder: Path
     name = f"{number}-{short_hash(sorted(changes.items()))[:6]}"
     own = {"output_dir": str(folder), "name": name, "resume": "auto"}
     kept = [word for word in shared if word.split("=")[0].lstrip("+") not in own]
-    return Job(number, [*kept, *(f"{key}={value}" for key, value in (changes | own).items())], changes, folder / name)
+    words = [as_given(f"{key}={value}") for key, value in (changes | own).items()]
+    return Job(number, [*kept, *words], changes, folder / name)
 
 
 def keep_answer(answer: object) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ftcore.console import console
 from ftcore.machine import isolated
 from ftcore.models import weights
 from ftcore.settings import Sweep
@@ -139,9 +140,10 @@ class Source:
 def run_jobs(source: Source, run_command: RunCommand, settings: Sweep) -> None:
     """Run all jobs of a source, as many at a time as the sweep's settings allow."""
     size = min(settings["n_jobs"], max(source.total - source.done, 1))
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    words = [TextColumn(text, markup=False) for text in ("jobs", "{task.fields[failed]} failed")]
+    columns = (words[0], BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), words[1])
     with (
-        Progress(*columns, TextColumn("{task.fields[failed]} failed")) as progress,
+        Progress(*columns, console=console) as progress,
         closing(Pool(run_command, size, settings["time_limit"] or math.inf)) as pool,
     ):
         task = progress.add_task("jobs", total=source.total, completed=source.done, failed=0)

@@ -4,6 +4,7 @@ Two settings are compared over the same held-out rows: the rows' differences are
 bootstrap, Efron and Tibshirani 1993). When the interval of their mean holds zero, it is a tie.
 """
 
+import html
 import json
 from collections import defaultdict
 from dataclasses import dataclass
@@ -203,9 +204,9 @@ def _tell_wandb(config: Config, folder: Path, jobs: list[Job], verdict: str) -> 
         logger.experiment.summary.update({"verdict": verdict, "failed": sum(job.state != "done" for job in jobs)})
         hint = wandb_hint(logger)
         logger.experiment.finish()
-        print(hint)
+        plain.print(hint)
     except Exception as error:  # of wandb, requests or its service: there is no common class
-        print(f"W&B: {type(error).__name__}; the answer is in {folder / 'sweep.json'}.")
+        plain.print(f"W&B: {type(error).__name__}; the answer is in {folder / 'sweep.json'}.")
 
 
 def _write_plots(jobs: list[Job], objective: str, folder: Path) -> None:
@@ -217,7 +218,8 @@ def _write_plots(jobs: list[Job], objective: str, folder: Path) -> None:
         return
     done = [job for job in jobs if job.score(objective) is not None]
     scores, names = [job.score(objective) for job in done], [f"job {job.number}" for job in done]
-    words = {key: [_number(job.changes.get(key, "")) for job in done] for key in _changed(done)}
+    # Plotly would read text as HTML.
+    words = {key: [_number(html.escape(job.changes.get(key, ""), False)) for job in done] for key in _changed(done)}
     figures = []
     for key, values in words.items():
         titles = {"title": key, "xaxis_title": key, "yaxis_title": objective}

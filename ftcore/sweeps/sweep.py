@@ -41,7 +41,8 @@ def sweep(words: list[str], config_dirs: tuple[Path, ...], run_command: RunComma
         raise ConfigError("sampler=tpe runs its own jobs: leave hydra/launcher out.")
     folder, logger = folder_of(config, searched), config["logger"] or {}
     if "group" in logger and not logger["group"]:  # W&B alone has groups
-        fixed.append(f"logger.group={folder.name}")  # the jobs are shown together
+        kept = [word for word in fixed if not word.startswith("logger.group=")]
+        fixed = [*kept, f"logger.group={folder.name}"]  # the jobs are shown together
     shared = [*(f"--config-dir={folder}" for folder in config_dirs), *fixed]
     if not launcher:
         start_server()
@@ -71,6 +72,10 @@ def read_sweep(words: list[str], config_dirs: tuple[Path, ...]) -> tuple[list[st
     config = load_config([*fixed, *(f"{key}={values[0]}" for key, values in swept.items())], config_dirs)
     if refused := [key for key in config["search"] if not _may_be_searched(key)]:
         raise ConfigError(f"search.{refused[0]} is not a key that a sweep's file may search.")
+    if both := sorted(config["search"].keys() & {word.partition("=")[0].lstrip("+") for word in fixed}):
+        raise ConfigError(
+            f"{both[0]} has a value here, and the sweep's file searches it: leave it out, or give several values."
+        )
     searched = {**swept, **{key: values for key, values in config["search"].items() if key not in swept}}
     if not searched:
         raise ConfigError("Nothing is swept: give several values (-m seed=1,2,3), or sweeps=<file with search:>.")

@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from ftcore.console import plain, typed
 from ftcore.errors import ConfigError, FtcoreError
 from ftcore.settings import Config, Node
 from ftcore.sweeps.job import folder_of
@@ -34,7 +35,8 @@ def wandb_sweep(arguments: Node, words: list[str], config_dirs: tuple[Path, ...]
     file = folder / "wandb-sweep.yaml"
     file.write_text(yaml.safe_dump(settings, sort_keys=False))
     if config["dry_run"] or logger["mode"] == "offline" or not has_key():
-        print(f"Written, not registered: {file}\nRegister it with: wandb sweep --project {logger['project']} {file}")
+        plain.print(f"Written, not registered: {file}")
+        plain.print(f"Register it with: {typed('wandb', 'sweep', '--project', logger['project'], file)}")
     else:
         _register(settings, logger)
 
@@ -72,5 +74,5 @@ def _register(settings: Node, logger: Node) -> None:
     except Exception as error:  # of wandb, requests or its service: there is no common class
         reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         raise NotRegistered(f"W&B did not take the sweep: {reason}") from None
-    agent = f"wandb agent {entity}/{project}/{number}" if entity else f"wandb agent {project}/{number}"
-    print(f"Start as many agents as you like, each with: {agent}")
+    agent = typed("wandb", "agent", "/".join(filter(None, (entity, project, number))))
+    plain.print(f"Start as many agents as you like, each with: {agent}")

@@ -11,7 +11,6 @@ import json
 import os
 import random
 import shutil
-import sys
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from ftcore.console import stderr
 from ftcore.errors import StorageError
 from ftcore.machine.processes import gathered, rank_and_world
 from ftcore.models.sharding import sharded_like
@@ -48,7 +48,7 @@ def newest(checkpoints: Path) -> Path | None:
         damage = problem(folder)
         if not damage:
             return folder
-        print(f"{folder} is damaged ({damage}); trying the one before.", file=sys.stderr)
+        stderr.print(f"{folder} is damaged ({damage}); trying the one before.")
     return None
 
 

@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import re
-import sys
 import time
 from collections.abc import Mapping
 from functools import wraps
@@ -23,6 +22,7 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from lightning.pytorch.utilities import rank_zero_only
 
 from ftcore.config.tree import flatten
+from ftcore.console import stderr, typed
 from ftcore.data.layouts import in_batches
 from ftcore.errors import ConfigError
 from ftcore.machine.processes import rank_and_world
@@ -106,7 +106,7 @@ def wandb_logger(
     try:
         run = wandb.init(**options, mode="offline" if offline else "online")
     except wandb.errors.Error as error:
-        print(f"W&B did not start ({type(error).__name__}); trying offline.", file=sys.stderr)
+        stderr.print(f"W&B did not start ({type(error).__name__}); trying offline.")
         try:
             run = wandb.init(**options, mode="offline")
         except wandb.errors.Error as again:
@@ -160,7 +160,7 @@ class TensorBoard(TensorBoardLogger):
         """Log the summary, also for TensorBoard's HPARAMS page. Returns how to look at it."""
         self.log_hyperparams(self.hparams, numbers, step)
         self.finalize("success")
-        return f"TensorBoard: tensorboard --logdir {self.log_dir}"
+        return f"TensorBoard: {typed('tensorboard', '--logdir', self.log_dir)}"
 
 
 class MLflow(MLFlowLogger):
@@ -204,7 +204,7 @@ class MLflow(MLFlowLogger):
     def log_summary(self, numbers: dict[str, float], step: int) -> str:
         """Log the summary. Returns how to look at it."""
         self.log_metrics(numbers, step)
-        return f"MLflow: mlflow ui --backend-store-uri {self.uri} (a command of the package mlflow)"
+        return f"MLflow: {typed('mlflow', 'ui', '--backend-store-uri', self.uri)} (a command of the package mlflow)"
 
 
 def check_installed(target: str) -> None:
@@ -230,12 +230,12 @@ def wandb_hint(logger: WandbLogger) -> str:
     """The run's URL, or the command that uploads it."""
     run = logger.experiment
     online = run.settings.mode == "online"
-    return f"W&B: {run.url}" if online else f"W&B wrote offline; upload with: wandb sync {wandb_files(logger)}"
+    return f"W&B: {run.url}" if online else f"W&B wrote offline; upload with: {wandb_sync(logger)}"
 
 
-def wandb_files(logger: WandbLogger) -> Path:
-    """The folder for `wandb sync`."""
-    return Path(logger.experiment.dir).parent
+def wandb_sync(logger: WandbLogger) -> str:
+    """The command that uploads a run."""
+    return typed("wandb", "sync", Path(logger.experiment.dir).parent)
 
 
 def has_key() -> bool:

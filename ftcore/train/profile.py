@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from lightning import Callback, Trainer
-from rich.console import Console
 from rich.table import Column, Table
 
+from ftcore.console import Console, plain
 from ftcore.run_folder import Run
 from ftcore.timing import Watch, settled_time, watches
 
@@ -74,7 +74,7 @@ class Profile(Callback):
         used = f"{flops / 1e9:,.0f} GFLOP in matmuls, {rate:,.0f} GFLOP/s: {rate / most:.0%} of the {most:,.0f} of a large one."
         with self.run.profile_table.open("w", encoding="utf-8") as file:
             Console(file=file, width=120).print(table, used)
-        Console(soft_wrap=True, highlight=False).print(table, used)
+        plain.print(table, used)
 
 
 def _flops(event: Any) -> float:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ftcore.config.tree import flatten
-from ftcore.console import console, plain
+from ftcore.console import console, plain, typed
 from ftcore.data.sources import Row
 from ftcore.data.token_cache import lengths
 from ftcore.errors import is_private
@@ -17,7 +17,7 @@ from ftcore.evaluate.tables import SCORES, comparison, samples_table
 from ftcore.run_folder import Run
 from ftcore.settings import Config
 from ftcore.train import ledger
-from ftcore.train.loggers import wandb_files, wandb_hint
+from ftcore.train.loggers import wandb_hint, wandb_sync
 from ftcore.train.prepare import Job
 
 
@@ -79,11 +79,11 @@ def finish(config: Config, run: Run, summary: dict[str, Any], samples: list[Row]
         elif hasattr(logger, "log_summary"):
             hint = logger.log_summary(scalars(summary), summary["steps"])
         if hint:
-            plain.print(hint.replace(str(run), str(run.final_folder)))
+            plain.print(hint.replace(run.folder.name, run.name))
     minutes, seconds = divmod(round(summary["seconds"]), 60)
     console.print(f"Done in {minutes} min {seconds} s. Everything is in {run.final_folder}", soft_wrap=True)
     if samples:
-        plain.print(f"Next: python -m ftcore chat run={run.final_folder}")
+        plain.print(f"Next: {typed('python', '-m', 'ftcore', 'chat', f'run={run.final_folder}')}")
 
 
 def scalars(summary: Mapping[str, object]) -> dict[str, float]:
@@ -108,7 +108,7 @@ def _log_to_wandb(logger: WandbLogger, run: Run, summary: dict[str, Any], sample
     except Exception as error:  # of wandb, requests or its service: they have no common class
         return (
             f"W&B did not take the end of this run ({type(error).__name__}); all of it is in {run}. When the server is back, "
-            f"upload the steps with: wandb sync {wandb_files(logger)}"
+            f"upload the steps with: {wandb_sync(logger)}"
         )
 
 

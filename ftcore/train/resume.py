@@ -11,7 +11,7 @@ from lightning import Trainer
 from lightning.pytorch import Callback
 
 from ftcore import __version__
-from ftcore.console import console
+from ftcore.console import console, typed
 from ftcore.data import Records
 from ftcore.data.steps import TrainBatches
 from ftcore.errors import DataError, Stopped, StorageError
@@ -116,7 +116,7 @@ class Checkpoints(Callback):
             raise self._stopped(number, f" at step {step:,}")
 
     def _stopped(self, number: int, when: str = "") -> Stopped:
-        return Stopped(128 + number, f"{signal.Signals(number).name}{when}. Go on with resume={self.run}")
+        return Stopped(128 + number, f"{signal.Signals(number).name}{when}. Go on with {typed(f'resume={self.run}')}")
 
     def _signal_of_any(self, trainer: Trainer) -> int:
         """The signal that one of the processes got; 0 for none."""

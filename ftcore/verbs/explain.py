@@ -18,11 +18,12 @@ from rich.text import Text
 
 from ftcore.config.check import closest, describe
 from ftcore.config.compose import load_config, read_overrides
+from ftcore.config.given import quoted
 from ftcore.config.options import folders, options
 from ftcore.config.recipe_rules import staged_recipes
 from ftcore.config.roles import type_of
 from ftcore.config.yaml_source import choices, read
-from ftcore.console import wide_console
+from ftcore.console import plain, wide_console
 from ftcore.errors import ConfigError
 from ftcore.files import resources
 from ftcore.run_folder import Row, Run
@@ -47,7 +48,8 @@ def explain(arguments: ExplainArguments, words: list[str], config_dirs: tuple[Pa
     history = [*_of_files(config, words, config_dirs), *_of_run(config, words), *_of_command_line(words)]
     answers: list[Row] = []
     for key in _named(arguments["key"] or [], known):
-        print(end="\n" * bool(answers))
+        if answers:
+            plain.print()
         settings = _settings_of(key, known[key], history)
         answers.append(_answer(key, config, known[key], settings))
         if isinstance(known[key], Mapping) and known[key]:
@@ -100,7 +102,7 @@ def _of_files(config: Config, words: list[str], config_dirs: tuple[Path, ...]) -
     lines = [f"{group}={option}" for group, option in chosen.items() if option in options(group, config_dirs)]
     with staged_recipes(named, config_dirs) as staged:
         if search := [*staged.search_path, *config_dirs]:
-            lines.append(f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in search)}]")
+            lines.append(f"hydra.searchpath=[{','.join(quoted(f'file://{folder}') for folder in search)}]")
         with initialize_config_dir(str(resources() / "conf"), version_base="1.3"):
             loader = GlobalHydra.instance().config_loader()
             parts = loader.compute_defaults_list("config", lines, RunMode.RUN).defaults
@@ -160,7 +162,7 @@ def _print_table(key: str, known: dict[str, object], history: list[Setting]) -> 
     title = key
     if option := known.get(f"choices.{key}"):
         title = f"{key}={option}  ({_settings_of(f'choices.{key}', option, history)[0].source})"
-    print("\n    ".join([title, *_meaning(key, history[::-1]).splitlines()]))
+    plain.print("\n    ".join([title, *_meaning(key, history[::-1]).splitlines()]))
     table = Table("key", "value", "set by")
     for path, value in known.items():
         if path.startswith(f"{key}.") and not (isinstance(value, Mapping) and value):
@@ -173,7 +175,7 @@ def _print_key(answer: Row, settings: list[Setting]) -> None:
     """One key: who set it, what was there before, what it may be and what it means."""
     newest, *before = settings
     written = f" (written {newest.value})" if "${" in str(newest.value) else ""
-    print(f"{answer['key']} = {_shown(answer['value'])}{written}")
+    plain.print(f"{answer['key']} = {_shown(answer['value'])}{written}")
     lines = {
         "set by": newest.source,
         "replaced": "\n".join(f"{_shown(setting.value)}, {setting.source}" for setting in before),
@@ -183,7 +185,7 @@ def _print_key(answer: Row, settings: list[Setting]) -> None:
     }
     for title, text in lines.items():
         for k, line in enumerate(text.splitlines()):
-            print(f"  {'' if k else title:<10} {line}")
+            plain.print(f"  {'' if k else title:<10} {line}")
 
 
 def _meaning(key: str, newest_first: list[Setting]) -> str:

@@ -63,7 +63,9 @@ def compare(config: Config) -> Answer:
         rival, names = _load(config, Run(other))[0], (Run(other).name, run.name)
         first, first_answers = score(*_held_out(config, rival, records), config["evaluate"], names[0])
         if len(rival.tokenizer) != len(foundation.tokenizer):
-            print("The runs have different tokenizers: their losses and perplexities per token cannot be compared.")
+            plain.print(
+                "The runs have different tokenizers: their losses and perplexities per token cannot be compared."
+            )
     _show(config, first, second, side_by_side(first_answers, second_answers), names)
     return {"names": list(names), "first": first, "second": second, **changes(first, second)}
 
@@ -75,12 +77,12 @@ def chat(config: Config) -> None:
         raise ConfigError("This run's model writes nothing: it scores answers or fills in words.")
     encoder, asked = Encoder(foundation.tokenizer, build(config["data"], Data)), config["chat"]["prompt"]
     if sys.stdin.isatty() and not asked:
-        print("Type a question and press Enter; Ctrl-D ends.")
+        plain.print("Type a question and press Enter; Ctrl-D ends.")
     for question in [asked] if asked else sys.stdin:
         if question.strip():
             with torch.inference_mode():
                 prompts = encoder.prompt_ids([{"prompt": question.strip()}])
-                print(generate(foundation.network, encoder, prompts, 256)[0], flush=True)
+                plain.print(generate(foundation.network, encoder, prompts, 256)[0])
 
 
 def export(config: Config) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Column, Table
 from rich.text import Text
 
 from ftcore.config.build import build, record_type
-from ftcore.console import quiet
+from ftcore.console import Console, plain, printable, quiet
 from ftcore.data import Data, Records
 from ftcore.data.records import SPLITS
 from ftcore.data.tokens import TEXTS, Encoder, Example, Pair, Prompt
@@ -51,7 +51,7 @@ def inspect(config: Config) -> dict[str, object]:
     Console(highlight=False).print(page := Group(*parts))
     file = Path(f"inspect-{config['name'].replace('/', '-')}.html").resolve()
     file.write_text(_html(config["name"], page, bins), encoding="utf-8")
-    print(f"The same with plots: {file}")
+    plain.print(f"The same with plots: {file}")
     return _answer(records, encoder, rows) | {"page": str(file)}
 
 
@@ -140,7 +140,8 @@ def _histogram(bins: list[tuple[str, int]]) -> Table:
 def _samples(encoder: Encoder, rows: Tokens) -> Table:
     """Three rows as the model reads them, spread over all; what carries loss is green."""
     title = "rows as the model reads them; green is trained"
-    table = Table("id", Column("tokens", overflow="fold"), title=title, title_justify="left", show_lines=True)
+    columns = (Column(name, overflow="fold") for name in ("id", "tokens"))
+    table = Table(*columns, title=title, title_justify="left", show_lines=True)
     for k in sorted({0, len(rows) // 2, len(rows) - 1}):
         for side in _sides(rows[k]):
             table.add_row(Text(side.id), _coloured(encoder, side))
@@ -167,7 +168,7 @@ def _html(name: str, page: Group, bins: list[tuple[str, int]]) -> str:
     console = Console(record=True, width=120, file=io.StringIO(), highlight=False)
     console.print(page)
     body = console.export_html(inline_styles=True, code_format="<pre style='font-family:monospace'>{code}</pre>")
-    title = html.escape(name)
+    title = html.escape(printable(name))
     return f"<!doctype html><meta charset='utf-8'><title>{title}</title><h1>{title}</h1>{_svg(bins)}{body}"
 
 
