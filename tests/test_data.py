@@ -21,7 +21,7 @@ def data(path=None, **changes):
         "path": path, "splits": {}, "records": {}, "columns": {}, "values": {}, "cloze": None, "test_share": 0.1,
         "validation_share": 0.0, "max_length": 512, "too_long": "error", "chat": "auto", "on_bad_row": "fail",
         "max_bad_rows": 3, "duplicates": "keep", "leakage": "error", "hub": None, "control_characters": "error",
-        "max_lost": 0.05,
+        "max_lost": 0.05, "max_line_mb": 64,
     }  # fmt: skip
     return Data(**(fields | changes))
 
@@ -40,7 +40,10 @@ def data(path=None, **changes):
         ([GOOD, {**GOOD, "completion": None}], r"rows.jsonl:2: column 'completion' must be text, not null"),
         ([GOOD, {**GOOD, "completion": 5}], r"rows.jsonl:2: column 'completion' must be text, not int"),
         ([GOOD, {**GOOD, "completion": " "}], r"rows.jsonl:2: column 'completion' is empty"),
-        ([GOOD, b'{"prompt": "a\\u0000b", "completion": "c"}'], r"rows.jsonl:2: prompt holds a control character \(U"),
+        (
+            [GOOD, b'{"prompt": "a\\u0000b", "completion": "c"}'],
+            r"rows.jsonl:2: prompt holds a character that prints nothing \(U",
+        ),
         ([GOOD, b'{"prompt": "a\\ud800", "completion": "c"}'], r"rows.jsonl:2: holds half of a surrogate pair"),
         ([GOOD, b'{"prompt": "\xff"}'], r"rows.jsonl:2: byte 13 is not UTF-8"),
         ([GOOD, b'{"prompt": NaN, "completion": "c"}'], r"rows.jsonl:2: not valid JSON: NaN"),
@@ -339,7 +342,7 @@ def test_the_files_of_a_folder_that_are_named_for_splits_are_the_splits(tmp_path
         [],
         ["two"],
     ]
-    assert "its files train, test are the splits" in found.notes[0]
+    assert "its files train (1), test (1) are the splits" in found.notes[0]
     (tmp_path / "test.jsonl").unlink()
     everything = data(str(tmp_path), test_share=0.0).load("prompt_completion")
     assert {row["prompt"] for row in everything.train} == {"one", "three"}

@@ -73,7 +73,7 @@ def test_a_folder_or_a_pattern_is_all_its_files_by_name(tmp_path):
     [
         ("x.csv", b'prompt,completion\nsecret,"a\nb"\nsecret,a,b\n', r"x.csv:4: 3 fields, and the header has 2"),
         ("x.csv", b'prompt,completion\nsecret,"secret\n', r"x.csv:2: not valid CSV: .*quote left open"),
-        ("x.csv", b"prompt,prompt\nsecret,b\n", r"x.csv:1: the header must name every column, each once"),
+        ("x.csv", b"prompt,prompt\nsecret,b\n", r"x.csv:1: the header names a column twice"),
         ("x.tsv", b"prompt\tcompletion\nsecret\t\xff\n", r"x.tsv:2: byte 8 is not UTF-8"),
         ("x.json", b'[{"prompt": "a"},\n\n{"prompt": "secret", ]', r"x.json:3: not valid JSON: .*incomplete"),
         ("x.json", b'[{"prompt": "a"},\n 5]', r"x.json:2: a row must be a JSON object, not a number"),
@@ -207,3 +207,144 @@ def test_a_hub_that_does_not_answer_is_an_error_that_names_the_ways_out(fails, m
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refuse)
     message = fails(3, "data=gsm8k", "model=tiny", "logger=none")
     assert all(part in message for part in ("openai/gsm8k", "no network", "data.path=<file>"))
+
+
+# Files that hold more, or something else, than they seem to.
+
+
+def read_all(file):
+    return list(read_rows(str(file)))
+
+
+@pytest.mark.parametrize("end", ['[{"prompt": "x"}]', '{"prompt": "x"}', "garbage", "]"])
+def test_nothing_after_the_end_of_an_array_is_lost(tmp_path, end):
+    (tmp_path / "rows.json").write_text('[{"prompt": "a"},\n {"prompt": "b"}]\n' + end)
+    with pytest.raises(DataError, match=r"rows.json:3: something follows the array"):
+        read_all(tmp_path / "rows.json")
+
+
+@pytest.mark.parametrize("text", ['[{"a": "b"} {"a": "c"}]', '[{"a": "b"}, {"a": "c"}', '[{"a": "b"},]x'])
+def test_an_array_without_its_commas_or_end_is_refused(tmp_path, text):
+    (tmp_path / "rows.json").write_text(text)
+    with pytest.raises(DataError, match=r"rows.json:1: (not valid JSON|something follows)"):
+        read_all(tmp_path / "rows.json")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"a": "1", "a": "2"}',
+        '{"a": "1", "a" : "2"}',
+        '{"a": {"b": 1, "b": 2}}',
+        '{"a": [{"b": 1, "b": 2}]}',
+        '{"a": 1e999}',
+    ],
+)
+@pytest.mark.parametrize("ending", ["jsonl", "json"])
+def test_a_key_given_twice_and_an_infinite_number_are_refused(tmp_path, row, ending):
+    file = tmp_path / f"rows.{ending}"
+    file.write_text(f"{row}\n" if ending == "jsonl" else f"[{row}]")
+    with pytest.raises(DataError, match="a key is given twice in one object|a number is too large"):
+        for _, found in read_all(file):
+            if isinstance(found, DataError):
+                raise found
+
+
+@pytest.mark.parametrize("row", [{"a": 'he said "x": y'}, {"a": {"b": "c"}, "d": [{"e": 1}]}, {'a"': "b"}])
+def test_a_row_that_only_looks_as_if_a_key_came_twice_is_read(tmp_path, row):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    assert read_all(tmp_path / "rows.jsonl") == [("rows.jsonl:1", row)]
+
+
+PLACEHOLDERS = {
+    "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:44\nsize 2\n",
+    "a git-annex pointer": b"/annex/objects/SHA256E-s242644--44.jsonl\n",
+    "a web page": b"<!DOCTYPE html>\n<html><body>404</body></html>",
+    "a .zip file": b"PK\x03\x04" + bytes(40),
+    "a .gz file": gzip.compress(b'{"prompt": "a"}\n'),
+    "a .parquet file": b"PAR1" + bytes(40),
+    "UTF-16": '{"prompt": "a"}\n'.encode("utf-16"),
+    "UTF-16.": '{"prompt": "a"}\n'.encode("utf-16-le"),
+}
+
+
+@pytest.mark.parametrize("kind", PLACEHOLDERS)
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "rows.txt"])
+def test_a_file_that_is_something_else_is_named_as_what_it_is(tmp_path, kind, name):
+    (tmp_path / name).write_bytes(PLACEHOLDERS[kind])
+    with pytest.raises(DataError, match=kind.rstrip(".")):
+        read_all(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl.gz", "rows.jsonl.zst"])
+def test_a_damaged_or_missing_archive_is_an_error_of_ours(tmp_path, name):
+    (tmp_path / name).write_bytes(PLACEHOLDERS["a Git LFS pointer"])
+    with pytest.raises(DataError, match="a Git LFS pointer"):
+        read_all(tmp_path / name)
+    packed = bytearray(gzip.compress(b'{"prompt": "a"}\n' * 100))
+    packed[20] ^= 255
+    (tmp_path / name).write_bytes(packed)
+    with pytest.raises(DataError, match=r"cannot be|is a .gz file"):
+        read_all(tmp_path / name)
+
+
+def test_a_line_without_end_is_refused_in_little_memory(tmp_path):
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "' + b"a" * 3_000_000))
+    with pytest.raises(DataError, match=r"rows.jsonl.gz:1: the line has more than 1 MB. Raise data.max_line_mb"):
+        list(read_rows(str(tmp_path / "rows.jsonl.gz"), 1))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [",prompt,completion\n0,a,b\n", "prompt,completion,\na,b,\n", "prompt;completion\na;b\n", "prompt\tcompletion\na\tb\n",
+     "sep=;\nprompt;completion\na;b\n", "\ufeffprompt;completion\r\n\"a\";b\r\n"],
+)  # fmt: skip
+def test_csv_as_pandas_and_spreadsheets_write_it(tmp_path, text):
+    (tmp_path / "rows.csv").write_text(text)
+    records = data(str(tmp_path / "rows.csv"), test_share=0.0).load("prompt_completion")
+    assert [(row["prompt"], row["completion"]) for row in records.train] == [("a", "b")]
+    unnamed = ["columns that are not used: one without a name"] * (text[0] == "," or ",\n" in text)
+    assert list(records.notes) == unnamed
+
+
+def test_a_file_without_a_header_does_not_show_its_first_row(tmp_path):
+    (tmp_path / "rows.csv").write_text(
+        f"{'secret question ' * 9},secret answer which is long enough to be a text?\nb,c\n"
+    )
+    with pytest.raises(DataError, match="no column 'prompt'; the row has .* others") as error:
+        data(str(tmp_path / "rows.csv")).load("prompt_completion")
+    assert "long enough" not in str(error.value) and len(str(error.value)) < 500
+
+
+SPLIT_NAMES = {
+    "shards of the hub": (
+        ["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl", "test-00000-of-00001.jsonl"],
+        (2, 0, 1),
+    ),
+    "parts": (["train.part1.jsonl", "train_2.jsonl", "dev.jsonl"], (2, 1, 0)),
+    "folders": (["train/a.jsonl", "train/b.jsonl", "valid/a.jsonl", "evaluation/c.jsonl"], (2, 1, 1)),
+    "a folder above": (["data/training-0.jsonl", "data/val-0.jsonl"], (1, 1, 0)),
+    "rows of no split beside a test": (["rows.jsonl", "testing.jsonl"], (1, 0, 1)),
+    "words that only hold a split's name": (["latest.jsonl", "trained.jsonl", "develop.jsonl"], (3, 0, 0)),
+    "one split": (["train-0.jsonl", "train-1.jsonl"], (2, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("kind", SPLIT_NAMES)
+def test_files_belong_to_the_split_that_their_names_say(tmp_path, kind):
+    names, counts = SPLIT_NAMES[kind]
+    for k, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps({"prompt": f"Where is {k}?", "completion": "There."}) + "\n")
+    found = data(str(tmp_path), test_share=0.0).load("prompt_completion")
+    assert (len(found.train), len(found.validation), len(found.test)) == counts
+
+
+def test_cards_and_licences_are_no_rows_and_what_is_left_out_is_named(tmp_path):
+    for name in ("README.md", "LICENSE.txt", "dataset_info.json", "notes.md", "scan.pdf"):
+        (tmp_path / name).write_text("# A card")
+    for k, name in enumerate(("train-0.jsonl", "test-0.jsonl")):
+        (tmp_path / name).write_text(json.dumps({"prompt": f"Where is {k}?", "completion": "There."}) + "\n")
+    notes = data(str(tmp_path)).load("prompt_completion").notes
+    assert "its files train (1), test (1) are the splits" in notes[0]
+    assert "5 files are not read (LICENSE.txt, README.md, dataset_info.json, notes.md, scan.pdf)" in notes[1]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ftcore.data.sources import rows_of
+from ftcore.data.splits import normalised
 from ftcore.errors import DataError
 from tests.test_data import data
 
@@ -60,3 +61,23 @@ def test_faults_put_into_real_rows_are_reported_with_their_line(rows):
     assert any(f"rows.jsonl:{len(train) + 1} repeats rows.jsonl:8" in note for note in notes) and notes != clean.notes
     with pytest.raises(DataError, match=rf"test.jsonl:{len(test) + 1} is held out and rows.jsonl:8 trains"):
         loaded(rows, train, [*test, train[7]])
+
+
+SAME = [
+    ("caf\u00e9?", "cafe\u0301?"), ("wo\u200brd", "word"), ("co\u00adoperate", "cooperate"), ("\uff21\uff22", "ab"),
+    ("\ufb01ne", "fine"), ("Straße", "STRASSE"), ("\u0130stanbul", "i\u0307stanbul"), ("An X-ray!", "an x ray"), ("7 + 3", "7  +  3?"),
+]  # fmt: skip
+OTHER = [
+    ("7 + 3", "7 - 3"), ("7+3", "7-3"), ("Is C fast?", "Is C++ fast?"), ("Is C fast?", "Is C# fast?"), ("की", "का"),
+    ("কি", "কা"), ("x < y", "x > y"), ("5 €", "5 $"), ("naive", "naïve"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("one", "other"), SAME)
+def test_spellings_of_one_question_are_the_same(one, other):
+    assert normalised(one) == normalised(other)
+
+
+@pytest.mark.parametrize(("one", "other"), OTHER)
+def test_signs_and_marks_make_another_question(one, other):
+    assert normalised(one) != normalised(other)

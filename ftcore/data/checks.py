@@ -8,8 +8,11 @@ import re
 from ftcore.data.formats import Row
 from ftcore.errors import DataError
 
-# Control characters of ASCII other than tab and line breaks.
-CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+# Names of columns that a message may show.
+NAME = re.compile(r"[\w .:/-]{1,40}")
+# Characters that print nothing: controls of ASCII other than tab and line breaks, spaces without width, marks of direction. Those
+# that join or part letters (U+200C, U+200D) belong to Persian, Indian scripts and emoji.
+INVISIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b\u2060\ufeff\u202a-\u202e\u2066-\u2069]")
 
 
 def check_row(row: Row, required: tuple[str, ...], columns: dict[str, str], raw: Row) -> None:
@@ -23,9 +26,16 @@ def check_row(row: Row, required: tuple[str, ...], columns: dict[str, str], raw:
             raise DataError(f"{row['where']}: column {source!r} {problem}. Correct or remove the row.")
         if column not in row and column in required:
             raise DataError(
-                f"{row['where']}: there is no column {source!r}; the row has {', '.join(sorted(raw))}. Say which column holds "
+                f"{row['where']}: there is no column {source!r}; the row has {_named(raw)}. Say which column holds "
                 f"the {column}: data.columns.{column}=<name>."
             )
+
+
+def _named(raw: Row) -> str:
+    """The columns of a row; a file without a header has a row's texts for names."""
+    shown = [name for name in sorted(raw) if NAME.fullmatch(name)][:20]
+    others = len(raw) - len(shown)
+    return ", ".join(shown) + f"{' and ' * bool(shown)}{others:,} others" * bool(others)
 
 
 def _problem(column: str, value: object) -> str:
@@ -38,16 +48,16 @@ def _problem(column: str, value: object) -> str:
     kind, wanted = (bool, "true or false, 1 or 0, or named by data.values") if column == "label" else (str, "text")
     if not isinstance(value, kind):
         return f"must be {wanted}, not {'null' if value is None else type(value).__name__}"
-    return "" if str(value).strip() else "is empty"
+    return "" if not isinstance(value, str) or INVISIBLE.sub("", value).strip() else "is empty"
 
 
 def check_characters(row: Row, required: tuple[str, ...]) -> None:
-    """Raise `DataError` for a control character in a required column or a message."""
+    """Raise `DataError` for a character that prints nothing in a required column or a message."""
     texts = [(column, row[column]) for column in required if column != "label"]
     texts += [(f"message {k}", message["content"]) for k, message in enumerate(row.get("messages", ()), 1)]
     for name, text in texts:
-        if found := CONTROL.search(text):
+        if found := INVISIBLE.search(text):
             raise DataError(
-                f"{row['where']}: {name} holds a control character (U+{ord(found[0]):04X}) at character {found.start() + 1}. "
-                "Remove it, or keep such text with data.control_characters=allow."
+                f"{row['where']}: {name} holds a character that prints nothing (U+{ord(found[0]):04X}) at character "
+                f"{found.start() + 1}. Remove it, or keep such text with data.control_characters=allow."
             )

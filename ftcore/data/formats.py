@@ -8,7 +8,11 @@ import csv
 import gzip
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +22,59 @@ from ftcore.errors import DataError
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[int, Row | DataError]]
+# How files begin that stand for others -> what they are, and what to do.
+PLACEHOLDERS: tuple[tuple[tuple[bytes, ...], str, str], ...] = (
+    ((b"version https://git-lfs",), "a Git LFS pointer, not the file", "git lfs pull fetches it"),
+    (
+        (b"/annex/objects", b"../.git/annex", b".git/annex"),
+        "a git-annex pointer, not the file",
+        "git annex get fetches it",
+    ),
+    ((b"<!doctype", b"<html", b"<?xml"), "a web page or XML, not data", "download the file itself"),
+)
+# First bytes -> the ending of such a file.
+ARCHIVES = {
+    b"PK\x03\x04": ".zip", b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"PAR1": ".parquet", b"BZh": ".bz2",
+    b"\xfd7zXZ": ".xz", b"%PDF": ".pdf", b"Rar!": ".rar", b"7z\xbc\xaf": ".7z",
+}  # fmt: skip
 
 
-def read_file(file: Path) -> Rows:
-    """Rows of a file with their line numbers (Parquet: row numbers). Raises `DataError` when the rest cannot be read."""
+def read_file(file: Path, longest: int = 64) -> Rows:
+    """Rows of a file with their line numbers (Parquet: row numbers). `longest`: MB that a line, or a text, may have.
+
+    Raises `DataError` when the rest cannot be read, or the file is not what its name says.
+    """
     reader = READERS.get(format_of(file))
     if reader is None:
         raise DataError(f"{file}: the ending says no format that can be read: {', '.join(READERS)}, also .gz or .zst.")
+    check_content(file, packed=file.suffix in (".gz", ".zst"))
     try:
         with _opened(file) as stream:
-            yield from reader(stream, str(file))
-    except (EOFError, OSError) as error:  # of a broken archive; other errors of the disk explain themselves
-        if file.suffix not in (".gz", ".zst"):
-            raise
-        raise DataError(f"{file} cannot be unpacked: {error}. The file may be incomplete.") from None
+            yield from reader(stream, str(file), longest * 2**20)
+    except DataError:
+        raise
+    except Exception as error:  # of several libraries, over the bytes of a stranger
+        if isinstance(error, OSError) and file.suffix not in (".gz", ".zst"):
+            raise  # of the disk, which explains itself
+        verb = "unpacked" if file.suffix in (".gz", ".zst") else "read"
+        raise DataError(
+            f"{file} cannot be {verb}: {type(error).__name__}. The file may be incomplete or damaged."
+        ) from None
+
+
+def check_content(file: Path, *, packed: bool = False) -> None:
+    """Raise `DataError` for a file that stands for another one, or is of another kind than its name says."""
+    with file.open("rb") as stream:
+        head = stream.read(512)
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for marks, kind, advice in PLACEHOLDERS:
+        if text.startswith(marks):
+            raise DataError(f"{file} is {kind}: {advice}.")
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or (len(head) > 3 and not any(head[1::2]) and any(head)):
+        raise DataError(f"{file} is UTF-16. Save the file as UTF-8.")
+    found = next((kind for magic, kind in ARCHIVES.items() if head.startswith(magic)), None)
+    if found and not packed and found != format_of(file):
+        raise DataError(f"{file} is a {found} file by its first bytes, not what its ending says. Rename or unpack it.")
 
 
 def format_of(file: Path) -> str:
@@ -49,24 +92,41 @@ def _opened(file: Path) -> io.BufferedIOBase:
     return file.open("rb")
 
 
-def _jsonl(stream: io.BufferedIOBase, where: str) -> Rows:
+def _lines(stream: io.BufferedIOBase, where: str, longest: int) -> Iterator[bytes]:
+    for number, line in enumerate(iter(partial(stream.readline, longest + 1), b""), 1):
+        if len(line) > longest:
+            raise DataError(
+                f"{where}:{number}: the line has more than {longest // 2**20} MB. Raise data.max_line_mb if it is right."
+            )
+        yield line
+
+
+def _jsonl(stream: io.BufferedIOBase, where: str, longest: int) -> Rows:
     """One object a line. A byte-order mark, CRLF and blank lines are accepted."""
-    for number, line in enumerate(stream, 1):
+    for number, line in enumerate(_lines(stream, where, longest), 1):
         try:
             row = orjson.loads(line)
         except orjson.JSONDecodeError:
             row = None
-        if type(row) is dict:
+        # As many names as keys: no name is there twice. A closer look takes five times as long.
+        if type(row) is dict and line.count(b'":') == _keys(row) and b'" :' not in line and b'"\t:' not in line:
             yield number, row
         elif unusual := _unusual(line, f"{where}:{number}", first=number == 1):
             yield number, unusual
 
 
+def _keys(value: object) -> int:
+    """Number of keys in a JSON value, nested ones too."""
+    if type(value) is dict:
+        return len(value) + sum(_keys(inner) for inner in value.values() if type(inner) in (dict, list))
+    return sum(map(_keys, value)) if type(value) is list else 0
+
+
 def _unusual(line: bytes, where: str, *, first: bool) -> Row | DataError | None:
-    """The row of a line that is no plain JSON object, or what is wrong with it; None when it is blank."""
+    """The row of a line that needs a closer look, or what is wrong with it; None when it is blank."""
     try:
         text = _decode(line, where, first=first)
-        return _object(json.loads(text, parse_constant=_refuse_constant), where) if text.strip() else None
+        return _object(json.loads(text, **STRICT), where) if text.strip() else None
     except DataError as error:
         return error
     except json.JSONDecodeError as error:
@@ -83,6 +143,15 @@ def _decode(line: bytes, where: str, *, first: bool) -> str:
         raise DataError(f"{where}: byte {error.start + 1} is not UTF-8. Save the file as UTF-8.") from None
 
 
+def _decode_all(content: bytes, where: str) -> str:
+    """A whole file as text; an error names the line."""
+    lines = (_decode(line, f"{where}:{k}", first=k == 1) for k, line in enumerate(content.splitlines(keepends=True), 1))
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return "".join(lines)
+
+
 def _object(row: object, where: str) -> Row | DataError:
     if not isinstance(row, dict):
         kind = {list: "an array", str: "text", bool: "true or false", type(None): "null"}.get(type(row), "a number")
@@ -94,17 +163,17 @@ def _object(row: object, where: str) -> Row | DataError:
     return row
 
 
-def _json(stream: io.BufferedIOBase, where: str) -> Rows:
+def _json(stream: io.BufferedIOBase, where: str, longest: int) -> Rows:
     """One array of objects. A file that begins with an object is read as JSON lines."""
     content = stream.read()
     if content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
-        yield from _jsonl(io.BytesIO(content), where)
+        yield from _jsonl(io.BytesIO(content), where, longest)
         return
-    text = _decode(content, where, first=True)
-    decoder, at = json.JSONDecoder(parse_constant=_refuse_constant), _after(text, 0, " \t\r\n")
+    text = _decode_all(content, where)
+    decoder, at, line, counted = json.JSONDecoder(**STRICT), _after_spaces(text, 0), 1, 0
     if text[at : at + 1] != "[":
         raise DataError(f"{where} must hold an array of objects, or one object a line.")
-    at, line, counted = _after(text, at + 1, " \t\r\n"), 1, 0
+    at = _after_spaces(text, at + 1)
     while text[at : at + 1] != "]":
         line, counted = line + text.count("\n", counted, at), at
         try:
@@ -113,11 +182,20 @@ def _json(stream: io.BufferedIOBase, where: str) -> Rows:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else error
             raise DataError(f"{where}:{line}: not valid JSON: {reason}. The file may be incomplete.") from None
         yield line, _object(row, f"{where}:{line}")
-        at = _after(text, at, " \t\r\n,")
+        at = _after_spaces(text, at)
+        if text[at : at + 1] == ",":
+            at = _after_spaces(text, at + 1)
+        elif text[at : at + 1] != "]":
+            raise DataError(f"{where}:{line}: not valid JSON: no comma after this value, or the file ends.")
+    if (rest := _after_spaces(text, at + 1)) < len(text):
+        line = 1 + text.count("\n", 0, rest)
+        raise DataError(
+            f"{where}:{line}: something follows the array. Make one array of it, or one object a line (.jsonl)."
+        )
 
 
-def _after(text: str, at: int, skipped: str) -> int:
-    while at < len(text) and text[at] in skipped:
+def _after_spaces(text: str, at: int) -> int:
+    while at < len(text) and text[at] in " \t\r\n":
         at += 1
     return at
 
@@ -126,45 +204,83 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON value")
 
 
-def _csv(stream: io.BufferedIOBase, where: str, delimiter: str = ",") -> Rows:
-    """A header with the columns, then one row a record; quoted fields may hold line breaks. Every cell is text."""
+def _finite(digits: str) -> float:
+    if not isfinite(number := float(digits)):
+        raise ValueError("a number is too large")
+    return number
+
+
+def _once(pairs: list[tuple[str, object]]) -> Row:
+    if len(row := dict(pairs)) < len(pairs):
+        raise ValueError("a key is given twice in one object")
+    return row
+
+
+STRICT: dict[str, Any] = {"parse_constant": _refuse_constant, "parse_float": _finite, "object_pairs_hook": _once}
+
+
+def _csv(stream: io.BufferedIOBase, where: str, longest: int, delimiter: str = ",") -> Rows:
+    """A header with the columns, then one row a record; quoted fields may hold line breaks. Every cell is text.
+
+    Spreadsheets separate by semicolons or tabs where a comma is part of numbers, or say how in a first line `sep=;`. pandas
+    writes a column without a name: its cells have the name "".
+    """
     csv.field_size_limit(10_000_000)  # a longer field means a quote that was never closed
-    lines = (_decode(line, f"{where}:{number}", first=number == 1) for number, line in enumerate(stream, 1))
+    raw = _lines(stream, where, longest)
+    lines: Iterator[str] = (_decode(line, f"{where}:{number}", first=number == 1) for number, line in enumerate(raw, 1))
+    first = next(lines, "")
+    if said := re.fullmatch(r"sep=(.)\s*", first):
+        delimiter, before = said[1], 1
+    else:
+        lines, before = chain([first], lines), 0
+        if delimiter not in first:
+            delimiter = next((other for other in ";\t" if other in first), delimiter)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         header = next(reader, [])
-        if len(set(header)) < len(header) or not all(header):
-            raise DataError(f"{where}:1: the header must name every column, each once.")
+        if len(set(filter(None, header))) < sum(map(bool, header)):
+            raise DataError(f"{where}:1: the header names a column twice.")
         for cells in reader:
-            number = reader.line_num
+            number = reader.line_num + before
             if cells and len(cells) != len(header):
                 yield number, DataError(f"{where}:{number}: {len(cells)} fields, and the header has {len(header)}.")
             elif cells:
                 yield number, dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        raise DataError(f"{where}:{reader.line_num}: not valid CSV: {error}. Is a quote left open?") from None
+        raise DataError(f"{where}:{reader.line_num + before}: not valid CSV: {error}. Is a quote left open?") from None
 
 
-def _parquet(stream: io.BufferedIOBase, where: str) -> Rows:
+def _parquet(stream: io.BufferedIOBase, where: str, longest: int) -> Rows:
     """Rows of a Parquet file; a batch of them is in memory at a time."""
     from pyarrow import ArrowException, parquet
 
     try:
         batches = parquet.ParquetFile(stream).iter_batches(1000)
-        yield from enumerate((row for batch in batches for row in batch.to_pylist()), 1)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for number, row in enumerate(rows, 1):
+            yield number, row if _is_finite(row) else DataError(f"{where}:{number}: a number is not finite.")
     except ArrowException as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{where} cannot be read as Parquet: {reason} The file may be incomplete.") from None
 
 
-def _text(stream: io.BufferedIOBase, where: str) -> Rows:
+def _is_finite(value: object) -> bool:
+    if isinstance(value, dict | list):
+        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or isfinite(value)
+
+
+def _text(stream: io.BufferedIOBase, where: str, longest: int) -> Rows:
     """The whole file as one document."""
-    text = _decode(stream.read(), where, first=True)
+    content = stream.read(longest + 1)
+    if len(content) > longest:
+        raise DataError(f"{where} has more than {longest // 2**20} MB. Raise data.max_line_mb if it is right.")
+    text = _decode_all(content, where)
     if text.strip():
         yield 1, {"text": text}
 
 
-READERS: dict[str, Callable[[io.BufferedIOBase, str], Rows]] = {
-    ".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": lambda stream, where: _csv(stream, where, "\t"),
+READERS: dict[str, Callable[[io.BufferedIOBase, str, int], Rows]] = {
+    ".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": partial(_csv, delimiter="\t"),
     ".parquet": _parquet, ".txt": _text, ".md": _text,
 }  # fmt: skip

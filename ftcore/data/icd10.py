@@ -15,7 +15,7 @@ from typing import Annotated
 from annotated_types import Ge, Le
 
 from ftcore.data.records import Data
-from ftcore.data.sources import Row, Split
+from ftcore.data.sources import Paths, Row, Split
 from ftcore.data.splits import normalised, position
 from ftcore.errors import ConfigError, DataError
 
@@ -31,7 +31,7 @@ class ICD10(Data):
     depth: Annotated[int, Ge(3), Le(7)]
     max_per_chapter: Annotated[int, Ge(1)] | None
 
-    def read(self, path: str) -> Iterator[tuple[str, Row | DataError]]:
+    def read(self, path: Paths) -> Iterator[tuple[str, Row | DataError]]:
         """(where, row) in the order of a hash of the codes, so that the first rows are of all chapters."""
         if path != PACKAGED:
             yield from super().read(path)
@@ -45,7 +45,7 @@ class ICD10(Data):
                 others = [title for title in chapters if title != chapter]
                 yield f"icd10:{code}", _row(code, description, chapter, others)
 
-    def _files(self, record_type: str) -> dict[Split, str | None]:
+    def _files(self, record_type: str) -> dict[Split, Paths | None]:
         return super()._files(record_type) if self.has_files else {"train": PACKAGED}
 
 

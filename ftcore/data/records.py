@@ -18,10 +18,10 @@ from typing import Annotated, Literal
 import yaml
 from annotated_types import Ge, Le, Lt
 
-from ftcore.data.checks import check_characters, check_row
+from ftcore.data.checks import NAME, check_characters, check_row
 from ftcore.data.messages import ON
 from ftcore.data.shapes import CONTEXT, SHAPES, SWITCH_COLUMNS, is_on, read, spoken
-from ftcore.data.sources import SPLITS, Hub, Row, Split, read_hub, read_rows, split_files
+from ftcore.data.sources import SPLITS, Hub, Paths, Row, Split, files_of, left_out, read_hub, read_rows, split_files
 from ftcore.data.splits import Keys, leaked, question_keys, repeated, split
 from ftcore.errors import DataError
 from ftcore.files import resources
@@ -82,6 +82,7 @@ class Data:
     values: dict[str, dict[str, str | bool | float]]
     on_bad_row: Literal["fail", "skip"]
     max_bad_rows: Annotated[int, Ge(1)]
+    max_line_mb: Annotated[int, Ge(1), Le(2048)]
     control_characters: Literal["error", "allow"]
     duplicates: Literal["keep", "drop"]
     leakage: Literal["error", "allow"]
@@ -114,9 +115,7 @@ class Data:
         if not rows["train"]:
             raise DataError(f"{files['train']} is too small: all its rows are held out. Lower data.test_share.")
         train, notes = self._compared(rows, keys, RECORD_TYPES[record_type])
-        if self.path and not any(self.splits.values()) and split_files(self.path):
-            named = ", ".join(part for part in SPLITS if files[part])
-            notes.insert(0, f"{self.path}: its files {named} are the splits")
+        notes[:0] = self._files_read(files)
         gc.freeze()  # rows stay as long as the run: looking at a million of them again and again takes half a minute
         if shared:
             notes.append(f"{shared:,} rows share their id with another: they are named by file and line")
@@ -129,9 +128,9 @@ class Data:
         rows = replace(self, test_share=0.0, validation_share=0.0).load(record_type).train
         return Records(record_type, [], [], rows)
 
-    def read(self, path: str) -> Iterator[tuple[str, Row | DataError]]:
+    def read(self, path: Paths) -> Iterator[tuple[str, Row | DataError]]:
         """(where, row) of a file. Data that is not read from files overrides this."""
-        return read_rows(path)
+        return read_rows(path, self.max_line_mb)
 
     def _compared(self, rows: Parts, keys: Keys, columns: tuple[str, ...]) -> tuple[list[Row], list[str]]:
         """The training rows, without duplicates where asked, and notes on equal rows. Raises `DataError` for leakage."""
@@ -158,12 +157,24 @@ class Data:
             notes.append(f"{len(near):,} {total} nearly are in training ({_first_of([row['where'] for row in near])})")
         return train, notes
 
-    def _files(self, record_type: str) -> dict[Split, str | None]:
+    def _files_read(self, files: dict[Split, Paths | None]) -> list[str]:
+        """Notes on the files of a folder: which are the splits, and which are left out."""
+        if not self.path or any(self.splits.values()):
+            return []
+        notes, read = [], [path for path in files.values() if path]
+        if split_files(self.path):
+            named = ", ".join(f"{part} ({len(files_of(path)[1])})" for part in SPLITS if (path := files[part]))
+            notes.append(f"{self.path}: its files {named} are the splits")
+        if left := left_out(self.path, read):
+            notes.append(f"{self.path}: {len(left):,} files are not read ({_first_of(left)})")
+        return notes
+
+    def _files(self, record_type: str) -> dict[Split, Paths | None]:
         """Path of each split."""
         if self.records and self.has_files:
             raise DataError("This data option has its own rows. For yours choose data=jsonl data.path=<file>.")
         source = record_type if record_type in self.records else DERIVED.get(record_type, record_type)
-        files = dict(self.records.get(source) or self.splits)
+        files: dict[Split, Paths | None] = dict(self.records.get(source) or self.splits)
         if self.path and not any(files.values()):
             files |= split_files(self.path)
         files["train"] = files.get("train") or self.path
@@ -202,9 +213,9 @@ class Reader:
         self.shapes: dict[str, str] = {}
         self.seen: set[str] = set()
 
-    def rows(self, path: str) -> Iterator[Row]:
+    def rows(self, path: Paths) -> Iterator[Row]:
         """Checked rows. Raises `DataError` for a wrong one, or after `max_bad_rows` of them where they are skipped."""
-        for where, raw in read_hub(self.hub, path) if self.hub else self.data.read(path):
+        for where, raw in read_hub(self.hub, str(path)) if self.hub else self.data.read(path):
             if isinstance(raw, dict):
                 self.seen.update(raw)
             try:
@@ -250,7 +261,7 @@ class Reader:
             for near in get_close_matches(column, {*self.required, *OPTIONAL} - self.seen, 1, 0.8):
                 notes.append(f"column {column!r} is not used; did you mean {near!r}?")
         if len(left) > len(notes) and self.data.has_files and self.record_type != "prompt":
-            named = ", ".join(left[:LISTED]) + f" and {len(left) - LISTED:,} more" * (len(left) > LISTED)
+            named = ", ".join(map(_column, left[:LISTED])) + f" and {len(left) - LISTED:,} more" * (len(left) > LISTED)
             notes.append(f"columns that are not used: {named}")
         return notes
 
@@ -309,6 +320,11 @@ def distinguish(rows: list[Row]) -> int:
     for row in shared:
         row["id"] = row["where"]
     return len(shared)
+
+
+def _column(name: str) -> str:
+    """The name of a column as a message may show it: a file without a header has a row's texts for names."""
+    return name if NAME.fullmatch(name) else "one without a name" if not name else "one with a long name"
 
 
 def _filled(source: str) -> Callable[[Row], object]:

@@ -1,6 +1,7 @@
 """Where rows come from: a file, a folder, a pattern of names, or a data set of the Hugging Face hub."""
 
 import glob
+import re
 from collections.abc import Iterator
 from itertools import chain, takewhile
 from pathlib import Path
@@ -14,6 +15,23 @@ from ftcore.files import resolve
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+# A file, a folder, or a pattern; or a folder and some of its files.
+Paths = str | tuple[str, ...]
+# Words that name a split in the names of files and folders, as on the Hugging Face hub.
+WORDS_OF: dict[Split, set[str]] = {
+    "train": {"train", "training"}, "validation": {"validation", "valid", "val", "dev"},
+    "test": {"test", "testing", "eval", "evaluation"},
+}  # fmt: skip
+# What says something about a data set and holds none of its rows.
+DESCRIPTIONS = {
+    "dataset_info.json",
+    "dataset_infos.json",
+    "dataset_dict.json",
+    "state.json",
+    "datapackage.json",
+    "croissant.json",
+}
+DOCUMENTS = (".txt", ".md")
 
 
 class Hub(TypedDict):
@@ -27,17 +45,17 @@ class Hub(TypedDict):
     values: dict[str, dict[str, str]]
 
 
-def read_rows(path: str) -> Iterator[tuple[str, Row | DataError]]:
-    """(where, row) of all files of a path; instead of a wrong row its error. `where` is file:line.
+def read_rows(path: Paths, longest: int = 64) -> Iterator[tuple[str, Row | DataError]]:
+    """(where, row) of all files of a path; instead of a wrong row its error. `where` is file:line. `longest`: MB of a line.
 
     Raises `DataError` when there is no file or no row, or when the rest of a file cannot be read.
     """
     root, files = files_of(path)
     names = {file: file.relative_to(root).as_posix() for file in files}
-    rows = ((f"{names[file]}:{line}", row) for file in files for line, row in read_file(file))
+    rows = ((f"{names[file]}:{line}", row) for file in files for line, row in read_file(file, longest))
     first = next(rows, None)
     if first is None:
-        raise DataError(f"{files[0] if len(files) == 1 else path} has 0 rows.")
+        raise DataError(f"{files[0] if len(files) == 1 else root} has 0 rows.")
     yield from chain([first], rows)
 
 
@@ -75,16 +93,20 @@ def read_hub(hub: Hub, split: str) -> Iterator[tuple[str, Row | DataError]]:
         ) from None
 
 
-def files_of(path: str) -> tuple[Path, list[Path]]:
+def files_of(path: Paths) -> tuple[Path, list[Path]]:
     """The folder that names are relative to, and the files, sorted by name. Raises `DataError` when there is none.
 
     A folder stands for all files below it that can be read, without hidden ones. * ? and [ ] make a name a pattern.
     """
+    if not isinstance(path, str):
+        return Path(path[0]), [Path(file) for file in path[1:]]
     root = Path(resolve(path))
     if root.is_file():
         return root.parent, [root]
+    if root.is_symlink():
+        raise DataError(f"{root} is a link to a file that is not here. If it is git-annex's: git annex get.")
     if root.is_dir():
-        files = sorted(file for file in root.rglob("*") if _readable(file.relative_to(root)) and file.is_file())
+        files = rows_below(root)
         if not files:
             raise DataError(f"{root} holds no file that can be read ({', '.join(READERS)}, also .gz or .zst).")
         return root, files
@@ -94,12 +116,49 @@ def files_of(path: str) -> tuple[Path, list[Path]]:
     return Path(*takewhile(lambda part: not glob.has_magic(part), root.parts)), files
 
 
-def split_files(path: str) -> dict[Split, str | None]:
-    """The files of a folder that are named for the splits, as train.jsonl; {} unless train and another one are there."""
-    folder = Path(resolve(path))
-    found = {split: sorted(f for f in folder.glob(f"{split}.*") if format_of(f) in READERS) for split in SPLITS}
-    files = {split: str(named[0]) if named else None for split, named in found.items()}
-    return files if files["train"] and (files["validation"] or files["test"]) else {}
+def split_files(path: str) -> dict[Split, Paths | None]:
+    """The files of a folder by the split that their names say, as train-00000.parquet or test/a.jsonl.
+
+    {} unless some are held out and others train. Where none is named for training, those of no split are.
+    """
+    root = Path(resolve(path))
+    if not root.is_dir():
+        return {}
+    named: dict[Split | None, list[str]] = {None: [], "train": [], "validation": [], "test": []}
+    for file in rows_below(root):
+        named[_split_of(file.relative_to(root))].append(str(file))
+    train = named["train"] or named[None]
+    if not train or not (named["validation"] or named["test"]):
+        return {}
+    found = {"train": train, "validation": named["validation"], "test": named["test"]}
+    return {split: (str(root), *found[split]) if found[split] else None for split in SPLITS}
+
+
+def left_out(path: Paths, used: list[Paths]) -> list[str]:
+    """Files of a folder that are not among the `used` ones, those that hold no rows among them."""
+    root = Path(resolve(path if isinstance(path, str) else path[0]))
+    if not root.is_dir():
+        return []
+    read = {file for one in used for file in files_of(one)[1]}
+    files = (file for file in root.rglob("*") if not file.is_dir())
+    return sorted(name for file in files if file not in read and (name := file.relative_to(root).as_posix())[0] != ".")
+
+
+def rows_below(root: Path) -> list[Path]:
+    """Files of rows in a folder, sorted: hidden ones, cards and licences beside them, and descriptions of data sets are none."""
+    files = sorted(file for file in root.rglob("*") if _readable(file.relative_to(root)) and not file.is_dir())
+    files = [file for file in files if file.name not in DESCRIPTIONS]
+    tables = [file for file in files if format_of(file) not in DOCUMENTS]
+    return tables or [file for file in files if file.stem.upper() not in ("README", "LICENSE", "LICENCE", "NOTICE")]
+
+
+def _split_of(file: Path) -> Split | None:
+    """The split that a file's name says, or else the nearest folder's."""
+    for part in (file.name, *reversed(file.parent.parts)):
+        words = re.split(r"[^a-z]+", part.lower())
+        if found := [split for split in SPLITS if not WORDS_OF[split].isdisjoint(words)]:
+            return found[0]
+    return None
 
 
 def _readable(file: Path) -> bool:

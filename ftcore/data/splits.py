@@ -1,18 +1,21 @@
 """Which rows train and which are held out, and which are the same on both sides.
 
-Texts are compared normalised: lower-case words, one space between them.
+Texts are compared normalised: words without case, in one spelling of Unicode, one space between them.
 """
 
 import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from unicodedata import category, normalize
 
 from ftcore.data.formats import Row
 
-WORDS = re.compile(r"\w+")
-# The same for ASCII, several times as fast: a table that keeps digits and _, makes letters lower-case and all else a space.
-ASCII_WORDS = bytes(ord(c.lower()) if WORDS.match(c) else 32 for c in map(chr, range(128))) + bytes(128)
+# A table for ASCII that keeps digits and _, makes letters lower-case and all else a space.
+ASCII_WORDS = bytes(ord(c.lower()) if re.match(r"\w", c) else 32 for c in map(chr, range(128))) + bytes(128)
+# Signs that make another question: between digits (7+3), alone (7 + 3), or at the end of a name (C++).
+SIGNS = r"(?<=\d)[-+*/=<>%^](?=\d)|(?<!\S)[-+*/=<>%^]+(?!\S)|(?<=\w)[+#]+(?!\w)"
+HAS_SIGNS, TOKENS = re.compile(SIGNS), re.compile(SIGNS + r"|[^\s\-+*/=<>%^#]+")
 # Texts that have this many words in a row in common are not alike by chance.
 RUN = 13
 # A held-out row is nearly the same as training rows when they have this share of its runs of words.
@@ -76,18 +79,33 @@ def leaked(train: list[Row], held_out: list[Row], keys: Keys, columns: tuple[str
 
 
 def normalised(text: str) -> str:
-    """Lower-case words; the text itself when it has none.
+    """Words in one spelling of Unicode and case, and signs that make another question; the text itself when it has none.
 
-    >>> normalised("An X-ray,  please!"), normalised("?!")
-    ('an x ray please', '?!')
+    >>> normalised("An X-ray,  please!"), normalised("7+3 = ?"), normalised("?!")
+    ('an x ray please', '7 + 3 =', '?!')
     """
     return " ".join(_words(text)) or text
 
 
 def _words(text: str) -> list[str]:
-    if text.isascii():
+    if text.isascii() and not HAS_SIGNS.search(text):  # several times as fast
         return text.encode().translate(ASCII_WORDS).decode().split()
-    return WORDS.findall(text.lower())
+    folded = normalize("NFKC", normalize("NFKC", text).casefold())
+    return TOKENS.findall(folded.translate(_KEPT))
+
+
+class _Kept(dict[int, str]):
+    """What stays of a character: letters, digits and their marks, signs as words of their own; nothing of invisible ones."""
+
+    def __missing__(self, code: int) -> str:
+        character, kind = chr(code), category(chr(code))
+        is_sign = character in "-+*/=<>%^#"
+        kept = kind[0] in "LNM" or character == "_" or is_sign
+        self[code] = character if kept else "" if kind == "Cf" else f" {character} " if kind[0] == "S" else " "
+        return self[code]
+
+
+_KEPT = _Kept()
 
 
 def position(text: str) -> float:
