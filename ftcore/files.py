@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -46,14 +47,30 @@ def code_hash(folder: Path) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(folder.rglob("*.py")))).hexdigest()
 
 
+def to_json(content: object, indent: int | None = None) -> str:
+    """JSON of a value; a number that is not finite is null, since JSON has none."""
+    try:
+        return json.dumps(content, indent=indent, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(content), indent=indent, ensure_ascii=False, default=str)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(file: Path, content: Mapping[str, object] | list[object]) -> None:
     """Write one JSON document."""
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    file.write_text(to_json(content, indent=2) + "\n", encoding="utf-8")
 
 
 def write_lines(file: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Write one JSON object a line."""
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    file.write_text("".join(to_json(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def sha256(file: Path) -> str:

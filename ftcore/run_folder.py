@@ -94,8 +94,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has come to its end."""
-        return self._summary.is_file()
+        """Whether the run has come to its end, and a good one."""
+        return bool((summary := self.summary) is not None and not summary.get("failure"))
 
     @property
     def name(self) -> str:

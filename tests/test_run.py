@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from ftcore.files import PACKAGE
+from ftcore.run_folder import Run
 from tests.conftest import FAST
 
 OWN = [{"question": f"What is {k} plus {k}?", "answer": f"{2 * k}."} for k in range(40)]
@@ -350,3 +351,11 @@ def test_a_long_message_of_a_template_is_shortened_and_steers_no_terminal(fails,
     message = fails(3, *FAST, "model.chat_template=evil.jinja")
     assert "[31mboom" in message and "characters left out" in message and len(message) < 5000
     assert not {"\x1b", "\x9b"} & set(message)
+
+
+@pytest.mark.parametrize("more", [["max_steps=3"], ["max_steps=2", "evaluate.enabled=false"], ["max_steps=2"]], ids=str)
+def test_a_run_that_ends_without_finite_numbers_is_not_done(ftcore, more):
+    outcome = ftcore(*FAST, "method.lr=1e30", "retention.weight=0", "max_bad_steps=3", *more)
+    assert outcome.status == 6 and "not finite" in outcome.err and "Done" not in outcome.out
+    text = (outcome.folder / "summary.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["failure"] and not Run(outcome.folder).finished

@@ -69,9 +69,9 @@ def _finished(config: Config) -> tuple[Run, Summary]:
     if not config["run"]:
         raise ConfigError("`pack` needs run=<folder of a finished run>, such as run=runs/<name>/<time>.")
     run = Run(config["run"])
-    if not (summary := run.summary):
+    if not run.finished or not (summary := run.summary):
         finish = typed("python", "-m", "ftcore", f"resume={run}")
-        raise ConfigError(f"{run} has no summary.json: finish it ({finish}), then pack it.")
+        raise ConfigError(f"{run} has no summary.json, or names a failure in it: finish it ({finish}), then pack it.")
     return run, summary
 
 

@@ -1,6 +1,7 @@
 """The comparison of tuned and base model, at the start and the end of the fit."""
 
 import json
+import math
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -11,9 +12,9 @@ from lightning.pytorch import Callback
 
 from ftcore.console import console
 from ftcore.data.sources import Row
-from ftcore.errors import StorageError
+from ftcore.errors import NumericalError, StorageError
 from ftcore.evaluate.score import changes, score
-from ftcore.files import whole_file
+from ftcore.files import to_json, whole_file
 from ftcore.machine.hardware import memory_of
 from ftcore.methods.base import HeldOut, Method
 from ftcore.run_folder import Scores
@@ -43,6 +44,11 @@ class BeforeAfter(Callback):
             with method.foundation.untrained_view():
                 result = self._score(trainer, method, "base model")
         self.base, self.base_answers = result
+        if not is_finite(self.base):
+            raise NumericalError(
+                "The base model's scores are not finite before any step: its weights or hardware.precision do not fit. Try "
+                "hardware.precision=32-true."
+            )
         if trainer.is_global_zero:
             _write_once(self.file, result)
             if self.cache:
@@ -73,8 +79,13 @@ class BeforeAfter(Callback):
         return result
 
 
+def is_finite(scores: Scores) -> bool:
+    """Whether all scores that there are are finite numbers."""
+    return all(math.isfinite(value) for value in scores.values() if value is not None)
+
+
 def _write_once(file: Path, content: tuple[Scores, list[Row]]) -> None:
     """Write JSON unless the file exists."""
     if not file.is_file():
         with whole_file(file) as beside:
-            beside.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+            beside.write_text(to_json(content), encoding="utf-8")

@@ -81,7 +81,8 @@ def finish(config: Config, run: Run, summary: dict[str, Any], samples: list[Row]
         if hint:
             plain.print(hint.replace(run.folder.name, run.name))
     minutes, seconds = divmod(round(summary["seconds"]), 60)
-    console.print(f"Done in {minutes} min {seconds} s. Everything is in {run.final_folder}", soft_wrap=True)
+    ended = "Ended" if "failure" in summary else "Done"
+    console.print(f"{ended} in {minutes} min {seconds} s. Everything is in {run.final_folder}", soft_wrap=True)
     if samples:
         plain.print(f"Next: {typed('python', '-m', 'ftcore', 'chat', f'run={run.final_folder}')}")
 

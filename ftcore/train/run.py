@@ -13,7 +13,7 @@ from ftcore.config.build import build
 from ftcore.console import quiet
 from ftcore.data import Records
 from ftcore.data.token_cache import lengths
-from ftcore.errors import ConfigError, OutOfMemory
+from ftcore.errors import ConfigError, NumericalError, OutOfMemory
 from ftcore.evaluate.base_scores import scores_file
 from ftcore.evaluate.tables import side_by_side, spread
 from ftcore.machine.hardware import keep_freed_memory, smaller
@@ -23,7 +23,7 @@ from ftcore.models.foundation import save_model
 from ftcore.run_folder import Run
 from ftcore.settings import Config, Resolved
 from ftcore.train import faults, report
-from ftcore.train.before_after import BeforeAfter
+from ftcore.train.before_after import BeforeAfter, is_finite
 from ftcore.train.callbacks import KeepBest, ProgressBar, RetentionGuard, StepMetrics, Watchdog, peak_memory_gb
 from ftcore.train.ledger import Ledger
 from ftcore.train.loggers import JSONLines, check_installed
@@ -81,12 +81,31 @@ def run(
     if trainer.is_global_zero:
         figures = _figures(job, steps, compare, started)  # before adapters are merged for saving
         save_model(job.method.foundation, run.model)
-        samples = side_by_side(compare.base_answers, compare.tuned_answers)
-        shown = spread(samples, config["evaluate"]["samples"])
-        head = {"name": config["name"], **compare.scores(), **figures}
-        summary = {**head, "made_with": made_with(config), "samples": shown}
-        run.finish(summary, samples)
-        report.finish(config, run, summary, samples, loggers)
+        _end(config, run, job, compare, figures, loggers)
+    if failure := _failure(job, compare):
+        raise NumericalError(failure)
+
+
+def _end(
+    config: Config, run: Run, job: Job, compare: BeforeAfter, figures: dict[str, object], loggers: list[Logger]
+) -> None:
+    """Write and report what the run gave."""
+    samples, failure = side_by_side(compare.base_answers, compare.tuned_answers), _failure(job, compare)
+    shown = spread(samples, config["evaluate"]["samples"])
+    head = {"name": config["name"], **compare.scores(), **figures, **({"failure": failure} if failure else {})}
+    summary = {**head, "made_with": made_with(config), "samples": shown}
+    run.finish(summary, samples)
+    report.finish(config, run, summary, samples, loggers)
+
+
+def _failure(job: Job, compare: BeforeAfter) -> str:
+    """Why the run is not a good one although it came to its end; "" when it is."""
+    skipped, steps = job.method.bad_steps, job.method.trainer.global_step
+    if skipped:
+        return f"The last {skipped} of {steps} steps were skipped: they were not finite. Lower method.lr, or look at their rows."
+    if not is_finite(compare.tuned):
+        return "The tuned model's scores are not finite. Lower method.lr; the base model's weights are as they were."
+    return ""
 
 
 def _trainer(
