@@ -17,6 +17,10 @@ from tests.test_run import offline_records
 WORDS = [*FAST, "hardware=cpu", "global_batch_size=8", "max_steps=2", "validate_every=2", "data.validation_share=0.1"]
 
 
+def test_a_folder_that_a_store_cannot_be_named_by_is_refused(fails):
+    assert "the ? or % of" in fails(2, *WORDS, "logger=mlflow", "output_dir=what?")
+
+
 def events(folder):
     return EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
 

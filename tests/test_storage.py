@@ -81,3 +81,10 @@ def test_a_link_is_deleted_and_not_followed(ftcore, kept, tmp_path):
 def test_what_is_not_of_the_list_is_refused(fails, kept, words):
     fails(2, "storage", *words, "yes=true")
     assert kept["finished"].is_dir()
+
+
+def test_a_path_with_commas_is_one_path(ftcore, tmp_path):
+    run = tmp_path / "a, b (1)" / "name" / "then"
+    run.mkdir(parents=True)
+    (run / "config.yaml").touch()
+    assert f"would go: {run}," in ftcore("storage", "output_dir=a, b (1)", f"delete={run}").out

@@ -176,6 +176,10 @@ class MLflow(MLFlowLogger):
         from mlflow.tracking import MlflowClient
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # it would report how it makes the store's tables
+        if {"?", "%"} & set(str(folder)):
+            raise ConfigError(
+                f"logger=mlflow names its store by a URL, which cannot hold the ? or % of {folder}: rename it."
+            )
         self.run, self.uri = Run(folder), f"sqlite:///{folder.resolve() / 'mlflow.db'}"
         client = MlflowClient(self.uri)
         experiments = {found.name: found.experiment_id for found in client.search_experiments()}

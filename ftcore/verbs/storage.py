@@ -64,8 +64,10 @@ def storage(arguments: StorageArguments, words: list[str], config_dirs: tuple[Pa
         plain.print(_table(items))
         plain.print(f"Delete with: storage delete=checkpoints (or {', '.join(CACHES.values())}, or one of the paths)")
     else:
-        names = arguments["delete"] if isinstance(arguments["delete"], list) else arguments["delete"].split(",")
-        chosen = [item for name in names for item in _named(name.strip(), items)]
+        asked = arguments["delete"]
+        if isinstance(asked, str):  # a path may have commas
+            asked = [asked] if Path(asked).expanduser().exists() else asked.split(",")
+        chosen = [item for name in asked for item in _named(name.strip(), items)]
         freed = sum(_delete(item, arguments["yes"]) for item in chosen)
         plain.print(f"{decimal(freed)} {'freed' if arguments['yes'] else 'to free. Do it with yes=true'}.")
     return [{"kind": item.kind, "path": str(item.path), "bytes": item.size, "stays": item.stays} for item in items]
