@@ -4,9 +4,11 @@ Only `ftcore.cli` turns them into an exit status. Messages never hold the conten
 """
 
 import os
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class FtcoreError(ValueError):
@@ -71,8 +73,10 @@ class Stopped(FtcoreError):  # noqa: N818 (a signal is no error)
         self.exit_code = exit_code
 
 
-# Characters of a message that are printed.
-LONGEST = 4000
+# Characters of a message that are printed, and of one that the code of a user raised.
+LONGEST, SHOWN = 4000, 200
+# Where code lies that is not a user's own.
+OTHERS = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<")
 
 
 def paragraph(error: FtcoreError, process: str = "") -> str:
@@ -99,6 +103,17 @@ def traced(error: BaseException) -> str:
         return "".join(traceback.format_exception(error))
     withheld = f"{type(error).__name__} (message withheld: private=true)\n"
     return "".join([*traceback.format_tb(error.__traceback__), withheld])
+
+
+def described(error: BaseException) -> str:
+    """What the code of a user raised: kind, file and line, and unless rows are private the message."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [
+        frame for frame in frames if not frame.filename.startswith(OTHERS) and "site-packages" not in frame.filename
+    ]
+    where = f" at {Path(theirs[-1].filename).name}:{theirs[-1].lineno}" if theirs else ""
+    message = "" if is_private() else " ".join(str(error).split())[:SHOWN]
+    return f"{type(error).__name__}{where}{f': {message}' if message else ''}"
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import pytest
 from ftcore.errors import ConfigError, RewardError
 from ftcore.rewards.functions import FUNCTIONS, check_reward, locate_reward
 from ftcore.rewards.worker import Rewards
+from tests.conftest import FAST
 
 LIMIT = 1.5
 SECRET = "Jane Doe, born 1970"
@@ -209,7 +210,7 @@ def test_a_failing_row_is_excluded_alone(shared, kind, reason, capfd):
     assert values == {"my_rewards.act": [1.0, None, 1.0], "length": [0.0, -1.0, 0.0]}
     assert (shared.seen - seen, shared.failed["my_rewards.act"] - failed) == (3, 1)
     assert shared.failed["length"] == 0
-    assert shared.reasons == {"my_rewards.act": reason}
+    assert shared.reasons["my_rewards.act"].partition(" at my_rewards.py:")[0] == reason
     assert capfd.readouterr() == ("", "")
 
 
@@ -253,7 +254,8 @@ def test_columns_are_lists_parallel_to_the_completions_and_never_replace_options
         assert made.score(["Q"], ["a a a a"], [[1]], [{"limit": 9, "n": 9}])[0] == [-1.5]
 
 
-def test_too_many_failures_stop_with_exit_code_8_and_without_row_content(folder):
+def test_too_many_failures_stop_with_exit_code_8_and_without_content_of_private_rows(folder, monkeypatch):
+    monkeypatch.setenv("FTCORE_PRIVATE", "1")
     with rewards("my_rewards.fails", share=0.5) as made, pytest.raises(RewardError) as error:
         made.score([SECRET], [SECRET], [[1]], [{"answer": SECRET}])
     assert error.value.exit_code == 8
@@ -389,3 +391,45 @@ def gone(pid):
             return True
 
     return soon(ended)
+
+
+def test_a_run_that_teaches_nothing_says_so_once_with_the_reason(ftcore):
+    words = [
+        "method.rewards=[length]",
+        "method.reward_options.length.limit=1000",
+        "method.max_new_tokens=4",
+        "max_steps=4",
+    ]
+    outcome = ftcore(*FAST, "method=grpo", *words, "evaluate.enabled=false")
+    assert outcome.status == 0, outcome.err
+    said = " ".join(outcome.out.split())
+    assert said.count("No prompt taught anything in the first 3 steps") == 1 and "are all equal" in said
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_what_a_reward_raised_is_said_with_file_and_line(fails, tmp_path, monkeypatch, private):
+    (tmp_path / "own_rewards.py").write_text(
+        "def broken(completions, **_):\n    return [c['score'] for c in completions]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    words = [
+        "method=grpo",
+        "method.rewards=[own_rewards.broken]",
+        "trust=[own_rewards]",
+        f"private={str(private).lower()}",
+    ]
+    message = fails(8, *FAST, *words, "max_steps=1", "evaluate.enabled=false")
+    assert "TypeError at own_rewards.py:2" in message and ("string indices" in message) != private
+
+
+def test_what_a_private_reward_starts_or_writes_is_not_shown(ftcore, tmp_path, monkeypatch, capfd):
+    lines = ["import os, subprocess", "def loud(completions, **_):", "    os.write(1, b'SECRET')", "    os.write(2, b'SECRET')",
+             "    subprocess.run(['echo', 'SECRET'])", "    return [float(k) for k, _ in enumerate(completions)]"]  # fmt: skip
+    (tmp_path / "loud_rewards.py").write_text("\n".join(lines) + "\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    words = ["method=grpo", "method.rewards=[loud_rewards.loud]", "trust=[loud_rewards]", "private=true"]
+    outcome = ftcore(*FAST, *words, "max_steps=1", "evaluate.enabled=false")
+    assert outcome.status == 0, outcome.err
+    assert "SECRET" not in outcome.out + outcome.err + "".join(capfd.readouterr())

@@ -74,12 +74,12 @@ class GRPO(OnlineMethod):
         prompts = draw()
         groups = self.sample_groups(prompts, random)
         self.metrics = self.rollout_metrics(groups)
-        groups = self.usable(groups)
+        usable = self.usable(groups)
         for _ in range(self.max_resamples if self.advantage != "reinforce" else 0):
-            if len(groups) - sum(map(equal_rewards, groups)) >= len(prompts):
+            if len(usable) - sum(map(equal_rewards, usable)) >= len(prompts):
                 break
-            groups += self.usable(self.sample_groups(draw(), random))
-        return self.compute_advantages(sorted(groups, key=equal_rewards)[: len(prompts)])
+            usable += self.usable(self.sample_groups(draw(), random))
+        return self.watched(groups, self.compute_advantages(sorted(usable, key=equal_rewards)[: len(prompts)]))
 
     def compute_advantages(self, groups: list[list[Sample]]) -> list[Sample]:
         """Every token of a completion gets the completion's advantage."""

@@ -53,6 +53,10 @@ class Rollouts(Batch, total=False):
     rows: list[Row]  # of prompts to validate on; such a batch has no tensors
 
 
+# Steps without a gradient, at the beginning of a run, after which it is said.
+SILENT_STEPS = 3
+
+
 class OnlineMethod(Method[Sample, Rollouts]):
     """Base class of methods that learn from completions which the policy samples."""
 
@@ -72,7 +76,7 @@ class OnlineMethod(Method[Sample, Rollouts]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.warned = False
+        self.silent_steps: int | None = 0  # the first steps that taught nothing; None once one did, or it was said
         self.foundation.disable_dropout()
         if self.beta:
             self.foundation.keep_base()
@@ -110,7 +114,37 @@ class OnlineMethod(Method[Sample, Rollouts]):
         """Sample completions of the step's prompts, score them and compute their advantages."""
         groups = self.sample_groups(draw(), random)
         self.metrics = self.rollout_metrics(groups)
-        return self.compute_advantages(self.usable(groups))
+        return self.watched(groups, self.compute_advantages(self.usable(groups)))
+
+    def watched(self, groups: list[list[Sample]], samples: list[Sample]) -> list[Sample]:
+        """The samples of a step. Says so once when the first steps of a run have taught nothing."""
+        if self.silent_steps is None:
+            return samples
+        taught = any(any(one.per_token["advantages"]) for one in samples)
+        self.silent_steps = None if taught else self.silent_steps + 1
+        steps = self._trainer.max_steps // self.updates if self._trainer else SILENT_STEPS
+        if self.silent_steps and self.silent_steps >= min(SILENT_STEPS, max(steps, 1)):
+            if rank_and_world()[0] == 0:
+                console.print(
+                    f"No prompt taught anything in the first {self.silent_steps} steps: {self._silence(groups)}"
+                )
+            self.silent_steps = None
+        return samples
+
+    def _silence(self, groups: list[list[Sample]]) -> str:
+        """Why these groups teach nothing, and what may help."""
+        samples = [*chain(*groups)]
+        reasons = [
+            f"no completion ended within method.max_new_tokens={self.max_new_tokens}"
+            * all(one.truncated for one in samples),
+            "no completion has a reward" * all(one.reward is None for one in samples),
+            "the rewards of a prompt's completions are all equal" * all(map(equal_rewards, groups)),
+        ]
+        why = " and ".join(filter(None, reasons)) or "all advantages are 0"
+        return (
+            f"{why}. Look at the rewards, raise method.max_new_tokens, method.temperature or method.group_size, or choose "
+            "prompts that are answered right sometimes."
+        )
 
     def sample_groups(self, prompts: list[Prompt], random: np.random.Generator) -> list[list[Sample]]:
         """A group of samples for each prompt. All processes share the work and get all groups."""
@@ -122,14 +156,7 @@ class OnlineMethod(Method[Sample, Rollouts]):
 
     def usable(self, groups: list[list[Sample]]) -> list[list[Sample]]:
         """The groups without the samples that cannot be trained on."""
-        usable = [list(filter(self.is_usable, group)) for group in groups]
-        if not any(usable) and not self.warned and rank_and_world()[0] == 0:
-            self.warned = True
-            console.print(
-                f"No completion of a step can be trained on: none ended within method.max_new_tokens={self.max_new_tokens}, or "
-                "none has a reward. Raise it, or set method.mask_unfinished=false."
-            )
-        return usable
+        return [list(filter(self.is_usable, group)) for group in groups]
 
     def is_usable(self, sample: Sample) -> bool:
         """Whether a sample has a reward and, with `mask_unfinished`, an end."""

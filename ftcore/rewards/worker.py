@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from multiprocessing import Pipe, connection, get_context, process
 
-from ftcore.console import steady_streams
-from ftcore.errors import ConfigError, RewardError, is_private
+from ftcore.console import stderr, steady_streams
+from ftcore.errors import ConfigError, RewardError, described, is_private, traced
 from ftcore.machine import isolated
 from ftcore.rewards.functions import FUNCTIONS, TRL, Batch, Function, Scored, Values, check_reward, locate_reward
 
@@ -144,6 +144,7 @@ def _work(pipe: connection.Connection) -> None:
     """The worker: import the functions, then answer batches until the parent is gone."""
     if is_private():  # functions may print rows
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    os.dup2(2, 1)  # also of what they start
     steady_streams()
     sys.stdout = sys.stderr  # keeps what functions print out of the program's own output
     with suppress(EOFError, OSError):
@@ -164,7 +165,9 @@ def _guarded(function: Function, batch: Mapping[str, Sequence[object]]) -> list[
         return _checked(function(**batch), count)
     except BaseException as error:
         if count == 1:
-            return [type(error).__name__]
+            if os.environ.get("FTCORE_DEBUG"):
+                stderr.print(traced(error))
+            return [described(error)]
     rows = ({key: [column[k]] for key, column in batch.items()} for k in range(count))
     return [outcome for row in rows for outcome in _guarded(function, row)]
 
