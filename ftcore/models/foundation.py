@@ -6,7 +6,6 @@ pickles, no remote code.
 
 import copy
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, Pretrain
 
 from ftcore.config.build import build, locate
 from ftcore.config.check import earlier_problems
+from ftcore.console import stderr
 from ftcore.errors import ModelError, model_errors, printable
 from ftcore.files import resolve
 from ftcore.kernels.frozen_blocks import ActivationCache, cache_activations
@@ -221,7 +221,7 @@ def _new_modules(folder: Path, report: dict[str, Any], score_layers: list[str]) 
     What is left over is only told: many checkpoints have heads that this architecture does not.
     """
     if left := sorted(report["unexpected_keys"]):
-        print(f"{folder}: {len(left)} weights are not used: {printable(', '.join(left[:5]))}", file=sys.stderr)
+        stderr.print(f"{folder}: {len(left)} weights are not used: {printable(', '.join(left[:5]))}")
     missing, mismatched = report["missing_keys"], sorted(map(str, report["mismatched_keys"]))
     others = sorted(key for key in missing if key.split(".")[0] not in score_layers)
     if others or mismatched:
