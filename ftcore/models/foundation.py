@@ -5,34 +5,34 @@ pickles, no remote code.
 """
 
 import copy
-import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch.distributed.fsdp import FSDPModule
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from ftcore.config.build import build, locate
 from ftcore.config.check import earlier_problems
-from ftcore.errors import ModelError
+from ftcore.console import stderr
+from ftcore.errors import ModelError, model_errors, printable
 from ftcore.files import resolve
 from ftcore.kernels.frozen_blocks import ActivationCache, cache_activations
+from ftcore.models.base_name import Base
 from ftcore.models.blocks import transformer_blocks
+from ftcore.models.config_file import below_one, check_config, check_signs
+from ftcore.models.saved_adapter import load_adapter
 from ftcore.models.weights import check_folder, weights_folder, weights_hashes
 from ftcore.run_folder import Run
 from ftcore.settings import Attention, Config, Dtype, Node, Package, PathOfText, PathOfWeights
 
 # Names of the score layer in transformers' sequence classifiers. It is new when a language model becomes a reward model.
 SCORE_LAYERS = ["score", "classifier", "head"]
-# What transformers and peft raise for files that are not what they should be.
-LOAD_ERRORS = (OSError, ValueError, LookupError, RuntimeError, ImportError, TypeError, AttributeError, SafetensorError)
 
 
 class MethodClass(Protocol):
@@ -127,24 +127,25 @@ def with_control_tokens(foundation: Foundation, tokens: tuple[str, ...]) -> Foun
     if not added:
         return foundation
     tokenizer.add_special_tokens({"additional_special_tokens": added})
-    if len(tokenizer) > network.get_input_embeddings().num_embeddings:
+    if (highest := _highest_id(tokenizer)) >= network.get_input_embeddings().num_embeddings:
         with torch.random.fork_rng():
             torch.manual_seed(0)  # the same embeddings whenever the run is loaded again
-            network.resize_token_embeddings(len(tokenizer), mean_resizing=network.device.type != "meta")
+            network.resize_token_embeddings(highest + 1, mean_resizing=network.device.type != "meta")
     new = (tokenizer.get_vocab()[token] for token in added)
     return replace(foundation, new_tokens=(*foundation.new_tokens, *new))
 
 
-def with_adapter(foundation: Foundation, folder: Path) -> Foundation:
-    """The foundation with a saved adapter. Raises `ModelError` if this program did not write it, or it does not fit."""
-    from peft import PeftModel
+def with_adapter(foundation: Foundation, adapter: Node, folder: Path) -> Foundation:
+    """The foundation with a run's saved adapter, frozen: built by the run's node `adapter`, then filled from `folder`.
 
-    _check_adapter(folder / "adapter_config.json")
-    try:
-        network = PeftModel.from_pretrained(foundation.network, folder)
-    except LOAD_ERRORS as error:
-        raise ModelError(f"{folder} cannot be loaded as an adapter: {type(error).__name__}.") from None
-    return replace(foundation, network=network, new_modules=(), new_tokens=())
+    Raises `ModelError` for an adapter that is not the run's, or not whole.
+    """
+    with redirect_stdout(None):  # what is said of a new adapter is for the run that trains it
+        tuned = build(adapter, Foundation, foundation)
+    if not tuned.has_adapter:
+        raise ModelError(f"{folder} holds an adapter, and the run was trained without one.")
+    load_adapter(tuned.network, folder)
+    return replace(tuned, network=tuned.network.requires_grad_(False).eval(), new_modules=(), new_tokens=())
 
 
 def merged(foundation: Foundation) -> Foundation:
@@ -175,45 +176,58 @@ def load_foundation(
     if run := Run.at(path):
         return _from_run(run, architecture, load_in_4bit, dtype=dtype, attention=attention, chat_template=chat_template)
     folder = weights_folder({"path": path, "package": package, "revision": revision})
-    options: Node = {"attn_implementation": attention, "trust_remote_code": False}
+    check_config(folder) if random_weights else check_folder(folder)
+    with model_errors(folder / "config.json"):
+        scores = {"num_labels": 1} if architecture == "SequenceClassification" else {}
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **scores)
+        check_signs(config, folder)
+    options: Node = {"config": config, "attn_implementation": attention, "trust_remote_code": False}
     if load_in_4bit:
         options["quantization_config"] = _four_bit()
-    try:
+    with model_errors(folder, f" as a {architecture} model{below_one(folder)}"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         network, new_modules = _load_network(folder, architecture, dtype, random_weights, options)
         if architecture == "SequenceClassification":
             _set_pad_token(tokenizer, network.config)
         _prepare(tokenizer, network, chat_template)
-    except ModelError:
-        raise
-    except LOAD_ERRORS as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{folder} cannot be loaded as a {architecture} model: {reason}") from None
     return with_control_tokens(Foundation(network, tokenizer, new_modules=tuple(new_modules)), tuple(add_tokens))
 
 
 def _load_network(folder: Path, architecture: str, dtype: Dtype, random: bool, options: Node) -> tuple[Any, list[str]]:
     """A network with the weights of a folder, or with random ones for its config.json, and the names of its new modules."""
     auto_class = getattr(transformers, f"AutoModelFor{architecture}")
-    score_layers, labels = (SCORE_LAYERS, {"num_labels": 1}) if architecture == "SequenceClassification" else ([], {})
+    score_layers = SCORE_LAYERS if architecture == "SequenceClassification" else []
     if random:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **labels)
         drawn_as = None if dtype == "auto" else getattr(torch, dtype)
-        return auto_class.from_config(config, dtype=drawn_as, **options), score_layers[:1]
-    check_folder(folder)
+        return auto_class.from_config(**options, dtype=drawn_as), score_layers[:1]
     if torch.get_default_device().type == "meta":  # another process has the values
         options["device_map"] = "meta"
-    network, report = auto_class.from_pretrained(folder, dtype=dtype, output_loading_info=True, **labels, **options)
+    options |= {"dtype": dtype, "output_loading_info": True}
+    try:
+        network, report = auto_class.from_pretrained(folder, **options)
+    except RuntimeError:  # other shapes: the meta device names them and needs no memory for what config.json says
+        options |= {"device_map": "meta", "ignore_mismatched_sizes": True}
+        _new_modules(folder, auto_class.from_pretrained(folder, **options)[1], score_layers)
+        raise
+    values = network.named_parameters() if network.device.type != "meta" else ()
+    if wrong := [name for name, value in values if not value.isfinite().all()]:
+        raise ModelError(f"{folder}: {len(wrong)} weights hold NaN or infinity: {', '.join(wrong[:5])}.")
     return network, _new_modules(folder, report, score_layers)
 
 
 def _new_modules(folder: Path, report: dict[str, Any], score_layers: list[str]) -> list[str]:
-    """Score layers that a folder lacks. Raises `ModelError` when other weights are missing or have another shape."""
+    """Score layers that a folder lacks. Raises `ModelError` when other weights are missing or have another shape.
+
+    What is left over is only told: many checkpoints have heads that this architecture does not.
+    """
+    if left := sorted(report["unexpected_keys"]):
+        stderr.print(f"{folder}: {len(left)} weights are not used: {printable(', '.join(left[:5]))}")
     missing, mismatched = report["missing_keys"], sorted(map(str, report["mismatched_keys"]))
     others = sorted(key for key in missing if key.split(".")[0] not in score_layers)
     if others or mismatched:
-        names = ", ".join([*others, *mismatched][:5])
-        raise ModelError(f"{folder}: {len(others)} weights missing, {len(mismatched)} of another shape: {names} ...")
+        names = printable(", ".join([*others, *mismatched][:5]))
+        counts = f"{len(others)} weights missing, {len(mismatched)} of another shape"
+        raise ModelError(f"{folder}: {counts} than config.json says: {names} ...")
     return sorted({key.split(".")[0] for key in missing})
 
 
@@ -232,7 +246,7 @@ def load_run(run: Run, **changes: object) -> tuple[Foundation, Config]:
         return foundation_of(config, **changes, path=str(run.model), random_weights=False), config
     if not (run.model / "adapter_model.safetensors").is_file():
         raise ModelError(f"{run.model} has no adapter_model.safetensors: unfinished run, or the file was removed.")
-    return with_adapter(load_base(config, run, **changes), run.model), config
+    return with_adapter(load_base(config, run, **changes), config["adapter"], run.model), config
 
 
 def load_base(config: Config, run: Run, **changes: object) -> Foundation:
@@ -253,17 +267,6 @@ def foundation_of(config: Config, **changes: object) -> Foundation:
 def architecture_of(config: Config) -> str:
     """The transformers auto class that the method of a config needs, without `AutoModelFor`."""
     return locate(config["method"], MethodClass).architecture_of(config["method"])  # type: ignore[type-abstract]
-
-
-def _check_adapter(file: Path) -> None:
-    """Refuse other adapters than ours: what they describe may import a module or read further files."""
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-        ours = settings.get("peft_type") == "LORA" and not settings.get("megatron_config")
-    except (ValueError, AttributeError, RecursionError):
-        ours = False
-    if not ours:
-        raise ModelError(f"{file} does not describe an adapter of this program (LoRA, without Megatron's layers).")
 
 
 def _from_run(run: Run, architecture: str, load_in_4bit: bool, **changes: object) -> Foundation:
@@ -305,9 +308,13 @@ def _set_pad_token(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig)
 
 def _prepare(tokenizer: PreTrainedTokenizerBase, network: Any, chat_template: str | None) -> None:
     """Check that tokenizer and network fit, and set the longest input, the chat template and the padding token."""
-    rows = network.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
-        raise ModelError(f"The tokenizer has {len(tokenizer):,} tokens, the model only {rows:,}: they do not match.")
+    rows, highest = network.get_input_embeddings().num_embeddings, _highest_id(tokenizer)
+    if highest >= rows:
+        raise ModelError(
+            f"The tokenizer's highest id is {highest:,}, the model has {rows:,} embeddings: they do not match."
+        )
+    if not transformer_blocks(network):
+        raise ModelError("The model has no layers (num_hidden_layers in its config.json).")
     positions = getattr(network.config.get_text_config(), "max_position_embeddings", None)
     tokenizer.model_max_length = min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
     if chat_template:
@@ -315,10 +322,15 @@ def _prepare(tokenizer: PreTrainedTokenizerBase, network: Any, chat_template: st
         if not file.is_file():
             raise ModelError(f"model.chat_template: there is no file {file}.")
         tokenizer.chat_template = file.read_text(encoding="utf-8")
-    if tokenizer.eos_token_id is None and tokenizer.mask_token_id is None:
+    if tokenizer.eos_token_id is None and (network.can_generate() or tokenizer.mask_token_id is None):
         raise ModelError("The tokenizer has no end-of-text token, so a trained model could never stop.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is known by its mask, never by its id
+
+
+def _highest_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The highest token id; there may be gaps below it."""
+    return max(tokenizer.get_vocab().values(), default=-1)
 
 
 def _four_bit() -> BitsAndBytesConfig:
@@ -329,13 +341,23 @@ def _four_bit() -> BitsAndBytesConfig:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
 
 
-def save_model(foundation: Foundation, folder: Path) -> None:
-    """Write the adapter or the full model, with its tokenizer, in Hugging Face layout, complete or not at all."""
+def save_model(foundation: Foundation, folder: Path, base: Base, card: str) -> None:
+    """Write the adapter or the full model, with its tokenizer and card, in Hugging Face layout, complete or not at all.
+
+    An adapter names its `base` as others can find it. Files are as readable as their folder.
+    """
     if foundation.merged_run:  # an adapter alone would name the weights before the earlier run as its base
         foundation = merged(foundation)
     partial = folder.with_name(folder.name + ".partial")
+    if foundation.has_adapter:
+        settings = foundation.network.active_peft_config
+        settings.base_model_name_or_path, settings.revision = base.name, base.revision
     foundation.network.save_pretrained(partial, **({"save_embedding_layers": False} if foundation.has_adapter else {}))
     foundation.tokenizer.save_pretrained(partial)
+    (partial / "README.md").write_text(card, encoding="utf-8")
+    for file in partial.glob("*.safetensors"):
+        with suppress(OSError):  # some file systems have no permissions
+            file.chmod(0o666 & partial.stat().st_mode)  # safetensors lets only the owner read them
     shutil.rmtree(folder, ignore_errors=True)  # left by a run that was stopped right after this
     partial.rename(folder)
 

@@ -17,8 +17,9 @@ from typing import Any
 from filelock import FileLock
 
 from ftcore.console import stderr
-from ftcore.errors import ModelError
+from ftcore.errors import ModelError, model_errors
 from ftcore.files import home, resolve, sha256, short_hash, whole_file
+from ftcore.models.config_file import check_config
 from ftcore.run_folder import Run
 from ftcore.settings import Model, Package, Place
 
@@ -34,8 +35,7 @@ def check_weights(model: Model) -> None:
     """Find, fetch and check the weights of a model node, before anything heavy is imported for a run."""
     if not Run.at(model["path"]):
         folder = weights_folder(model)
-        if not model["random_weights"]:
-            check_folder(folder)
+        check_config(folder) if model["random_weights"] else check_folder(folder)
 
 
 def check_path(path: str) -> None:
@@ -146,7 +146,7 @@ def from_hub(name: str, revision: str | None) -> Path:
     """Local snapshot of a Hugging Face repository: configuration, tokenizer and safetensors, never pickles or code."""
     from huggingface_hub import errors, snapshot_download
 
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, etag_timeout=5))
     except errors.HFValidationError:
@@ -166,20 +166,25 @@ def from_hub(name: str, revision: str | None) -> Path:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder of weights that is incomplete, pickled, cut short or changed since its manifest was written."""
+    """Refuse a folder of weights that is incomplete, pickled, cut short, described by impossible numbers or changed since its
+    manifest was written.
+    """
     if (folder / "adapter_config.json").is_file():
         raise ModelError(f"{folder} holds an adapter, no model: give its run, or export that with format=merged.")
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ModelError(_without_weights(folder))
-    _check_shards(folder, {file.name for file in files})
+    names = {file.name for file in files}
+    _check_shards(folder, names)
     if checked.get(folder) == (stamps := _file_stamps(folder)):
         return
+    check_config(folder)
     for file in files:
-        _check_length(file)
+        check_length(file)
     for name, expected in _manifest(folder).items():
-        if sha256(folder / name) != expected:
-            raise ModelError(f"{folder / name} has changed (SHA-256 differs). Delete {folder} to make it again.")
+        if name not in names or sha256(folder / name) != expected:
+            why = "has changed (SHA-256 differs)" if name in names else f"is named by {MANIFEST} and not there"
+            raise ModelError(f"{folder / name} {why}. Delete {folder} to make it again.")
     checked[folder] = stamps
 
 
@@ -195,10 +200,10 @@ def _without_weights(folder: Path) -> str:
 def _check_shards(folder: Path, files: set[str]) -> None:
     """Refuse a folder that lacks files of its index."""
     index = folder / "model.safetensors.index.json"
-    try:
-        shards = set(map(str, json.loads(index.read_text())["weight_map"].values())) if index.is_file() else set()
-    except (ValueError, KeyError, AttributeError):
-        raise ModelError(f"{index} cannot be read: copy or download it again.") from None
+    with model_errors(index):
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.is_file() else set()
+        if elsewhere := [name for name in shards if Path(name).name != name]:
+            raise ModelError(f"{index} names {elsewhere[0]!r}: weight files lie beside it. Copy or download it again.")
     if missing := ", ".join(sorted(shards - files)[:5]):
         raise ModelError(f"{folder}: {len(shards - files)} of {len(shards)} weight files are missing: {missing}.")
 
@@ -206,21 +211,16 @@ def _check_shards(folder: Path, files: set[str]) -> None:
 def _manifest(folder: Path) -> dict[str, str]:
     """File -> SHA-256 when the weights were converted; {} for weights from elsewhere."""
     manifest = folder / MANIFEST
-    try:
-        return dict(json.loads(manifest.read_text())) if manifest.is_file() else {}
-    except (ValueError, TypeError):
-        raise ModelError(f"{manifest} cannot be read. Delete {folder} to make it again.") from None
+    with model_errors(manifest):
+        return dict(json.loads(manifest.read_text(encoding="utf-8"))) if manifest.is_file() else {}
 
 
-def _check_length(file: Path) -> None:
+def check_length(file: Path) -> None:
     """Compare a file's length with the one that its safetensors header gives; an interrupted download is shorter."""
-    try:
-        with file.open("rb") as content:
-            size = int.from_bytes(content.read(8), "little")
-            header = json.loads(content.read(min(size, 100_000_000)))
+    with model_errors(file, " as a safetensors file"), file.open("rb") as content:
+        size = int.from_bytes(content.read(8), "little")
+        header = json.loads(content.read(min(size, 100_000_000)))
         expected = 8 + size + max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
-    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
-        raise ModelError(f"{file} is not a safetensors file (its header cannot be read).") from None
     if (found := file.stat().st_size) != expected:
         raise ModelError(f"{file} has {found:,} bytes and should have {expected:,}: copy or download it again.")
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
+import torch
 import yaml
 
 from ftcore.config.build import build, record_type
@@ -23,7 +24,7 @@ from ftcore.config.tree import flatten, put
 from ftcore.console import plain, typed
 from ftcore.data.records import Data
 from ftcore.errors import ConfigError, DataError, StorageError
-from ftcore.models.weights import weights_hashes
+from ftcore.models.foundation import load_run
 from ftcore.run_folder import Run, Summary
 from ftcore.runs.stages import folder_of, stage_config, stages_of
 from ftcore.settings import CHOSEN, NAMED_AFTER, Config
@@ -45,7 +46,8 @@ def pack(config: Config) -> None:
     target = Path(config["output_dir"] if config["output_dir"] != ran["output_dir"] else config["name"]).expanduser()
     if (target / RECIPE).exists():
         raise StorageError(f"{target / RECIPE} exists already; remove it, or say where with output_dir=<folder>.")
-    run.check_weights(weights_hashes(config["model"]))
+    with torch.device("meta"):  # base and tuned weights are checked, not loaded
+        load_run(run)
     if changed := [key for key, value in _described(config).items() if key in ran and ran[key] != value]:
         raise ConfigError(f"pack takes a run as it is: leave {', '.join(changed)} out.")
     original = _without_made_stages(config)

@@ -19,12 +19,14 @@ from ftcore.evaluate.tables import side_by_side, spread
 from ftcore.machine.hardware import keep_freed_memory, smaller
 from ftcore.machine.provenance import made_with
 from ftcore.models import sharding
+from ftcore.models.base_name import base_of
 from ftcore.models.foundation import save_model
 from ftcore.run_folder import Run
 from ftcore.settings import Config, Resolved
 from ftcore.train import faults, report
 from ftcore.train.before_after import BeforeAfter, is_finite
 from ftcore.train.callbacks import KeepBest, ProgressBar, RetentionGuard, StepMetrics, Watchdog, peak_memory_gb
+from ftcore.train.card import model_card
 from ftcore.train.ledger import Ledger
 from ftcore.train.loggers import JSONLines, check_installed
 from ftcore.train.prepare import Job, prepare
@@ -80,7 +82,6 @@ def run(
 
     if trainer.is_global_zero:
         figures = _figures(job, steps, compare, started)  # before adapters are merged for saving
-        save_model(job.method.foundation, run.model)
         _end(config, run, job, compare, figures, loggers)
     if failure := _failure(job, compare):
         raise NumericalError(failure)
@@ -89,11 +90,13 @@ def run(
 def _end(
     config: Config, run: Run, job: Job, compare: BeforeAfter, figures: dict[str, object], loggers: list[Logger]
 ) -> None:
-    """Write and report what the run gave."""
+    """Save the model, write and report what the run gave."""
     samples, failure = side_by_side(compare.base_answers, compare.tuned_answers), _failure(job, compare)
     shown = spread(samples, config["evaluate"]["samples"])
     head = {"name": config["name"], **compare.scores(), **figures, **({"failure": failure} if failure else {})}
     summary = {**head, "made_with": made_with(config), "samples": shown}
+    foundation, base = job.method.foundation, base_of(config["model"])
+    save_model(foundation, run.model, base, model_card(config, summary, foundation, base))
     run.finish(summary, samples)
     report.finish(config, run, summary, samples, loggers)
 
@@ -146,6 +149,7 @@ def _figures(job: Job, steps: StepMetrics, compare: BeforeAfter, started: float)
         "parameters_trained": job.method.network.num_parameters(only_trainable=True),
         "parameters": job.method.network.num_parameters(),
         "processes": job.batches.world_size,
+        "data_rows": len(job.records.train),
         "data_sha256": job.records.content_hash,
     }
 

@@ -6,21 +6,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 
 from ftcore.config.build import build, record_type
 from ftcore.console import console, plain, quiet
 from ftcore.data import Data, Records
 from ftcore.data.sources import Row, rows_of
 from ftcore.data.tokens import Encoder
-from ftcore.errors import ConfigError, ModelError, StorageError
+from ftcore.errors import ConfigError, ModelError, StorageError, model_errors
 from ftcore.evaluate.held_out import load_held_out
 from ftcore.evaluate.score import changes, score
 from ftcore.evaluate.tables import comparison, samples_table, side_by_side
 from ftcore.methods.base import HeldOut, Method, RunContext
-from ftcore.models.foundation import Foundation, foundation_of, load_base, load_run, merged, save_model, with_adapter
+from ftcore.models.base_name import base_of
+from ftcore.models.foundation import Foundation, foundation_of, load_base, load_run, merged, save_model
 from ftcore.rollout.sample import generate
 from ftcore.run_folder import Run, Scores
 from ftcore.settings import Config, Machine
+from ftcore.train.card import model_card
 
 Answer = dict[str, object]
 
@@ -103,7 +106,8 @@ def export(config: Config) -> None:
         foundation = merged(foundation)
     unchecked = target.with_name("unchecked")
     shutil.rmtree(unchecked, ignore_errors=True)
-    save_model(foundation, unchecked)
+    base = base_of(run_config["model"])
+    save_model(foundation, unchecked, base, model_card(run_config, run.summary or {}, foundation, base))
     got = _behaviour(_reloaded(config, run_config, form, unchecked), encoder, prompts)
     if got != expected:
         same = sum(a == b for a, b in zip(got, expected, strict=True))
@@ -115,7 +119,9 @@ def export(config: Config) -> None:
 def _reloaded(config: Config, run_config: Config, form: str, folder: Path) -> Foundation:
     """The exported model as somebody else would load it."""
     if form == "adapter":
-        return _placed(config, with_adapter(load_base(run_config, _run(config)), folder))
+        foundation = load_base(run_config, _run(config))
+        with model_errors(folder, " as an adapter"):
+            return _placed(config, replace(foundation, network=PeftModel.from_pretrained(foundation.network, folder)))
     unquantised: Config = {**run_config, "adapter": {}}
     return _placed(config, foundation_of(unquantised, path=str(folder), random_weights=False))
 
