@@ -31,6 +31,8 @@ from ftcore.settings import Role
 
 # Seconds to wait for W&B's server when a run has ended.
 PATIENCE = 60
+# What the environment may say to W&B.
+WANDB_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
 # Extra of pip -> the modules that it installs for a tracker. The names of the trackers' functions contain that of the extra.
 EXTRAS = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
 
@@ -105,16 +107,37 @@ def wandb_logger(
     }
     try:
         run = wandb.init(**options, mode="offline" if offline else "online")
-    except wandb.errors.Error as error:
+    except Exception as error:  # of wandb, requests or its service: they have no common class
         stderr.print(f"W&B did not start ({type(error).__name__}); trying offline.")
         try:
             run = wandb.init(**options, mode="offline")
-        except wandb.errors.Error as again:
-            reason = str(again).splitlines()[0]
+        except Exception as again:
+            reason = (str(again).splitlines() or [type(again).__name__])[0]
             raise ConfigError(
                 f"W&B refuses the logger's settings: {reason} Correct logger.*, or use logger=none."
             ) from None
-    return [WandbLogger(experiment=run)]
+    return [Wandb(folder, run)]
+
+
+class Wandb(WandbLogger):
+    """A W&B run. One that is written offline has its steps from metrics.jsonl again after a resume.
+
+    A folder that is synced replaces an earlier one of the same run, so the last one holds all.
+    """
+
+    def __init__(self, folder: Path, run: Any) -> None:
+        super().__init__(experiment=run)
+        self.run = Run(folder)
+
+    @rank_zero_only
+    def keep_until(self, step: int) -> None:
+        """Log the steps up to `step` again, where no server has them."""
+        if self.experiment.settings.mode != "offline":
+            return
+        for line in self.run.metrics():
+            if line["step"] <= step:
+                kept = {key: math.nan if value is None else value for key, value in line.items() if key != "step"}
+                self.log_metrics(kept, int(line["step"]))
 
 
 @wraps(wandb_logger, assigned=["__annotations__"])  # the schema reads the same parameters here
@@ -213,6 +236,11 @@ class MLflow(MLFlowLogger):
 
 def check_installed(target: str) -> None:
     """Raise `ConfigError` for a tracker, given by its `_target_`, whose packages are not installed."""
+    mode = os.environ.get("WANDB_MODE")
+    if "wandb" in target and mode is not None and mode not in WANDB_MODES:
+        raise ConfigError(
+            f"WANDB_MODE={mode!r} is none of {', '.join(WANDB_MODES)}. Correct it, unset it, or use logger=none."
+        )
     for extra, modules in EXTRAS.items():
         missing = [module for module in modules if not find_spec(module)]
         if extra in target and missing:
