@@ -65,6 +65,7 @@ class Run:
         self._summary = self.folder / "summary.json"
         self._samples = self.folder / "samples.jsonl"
         self._weights = self.folder / "weights.json"
+        self._first_config = self.folder / "config.first.yaml"
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -112,15 +113,29 @@ class Run:
     @cached_property
     def config(self) -> Config | None:
         """config.yaml as it stands there, unchecked; None when it cannot be read, or its aliases would multiply."""
+        return Run.read_config(self.config_file)
+
+    @staticmethod
+    def read_config(file: Path) -> Config | None:
+        """A config as it stands in a file, unchecked; None when it cannot be read, or its aliases would multiply."""
         try:
-            text = self.config_file.read_text(encoding="utf-8")
+            text = file.read_text(encoding="utf-8")
             return None if len(re.findall(r"(^|[\s,:\[{-])\*\w", text)) > MAX_ALIASES else yaml.safe_load(text)
         except (OSError, yaml.YAMLError, ValueError, RecursionError):
             return None
 
     def write_config(self, config: Mapping[str, object]) -> None:
-        """Write config.yaml."""
-        self.config_file.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
+        """Write config.yaml; the one that the run began with is kept beside it."""
+        if self.config_file.is_file() and not self._first_config.is_file():
+            self.config_file.replace(self._first_config)
+        with whole_file(self.config_file) as beside:
+            beside.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
+        self.__dict__.pop("config", None)
+
+    @property
+    def first_config(self) -> Config | None:
+        """The config that the run began with, where it went on with another; else None."""
+        return Run.read_config(self._first_config) if self._first_config.is_file() else None
 
     @property
     def parents(self) -> list["Run"]:

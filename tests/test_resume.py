@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -12,7 +13,8 @@ import pytest
 import torch
 
 from ftcore.errors import StorageError
-from ftcore.train import before_after, checkpoint
+from ftcore.run_folder import Run
+from ftcore.train import before_after, checkpoint, faults
 from tests.conftest import FAST, latest
 
 WORDS = [*FAST, "hardware=cpu", "adapter.dropout=0.1", "global_batch_size=8", "max_steps=8", "checkpoints.every=2"]
@@ -194,3 +196,31 @@ def test_a_signal_ends_the_comparison_at_once_and_the_run_goes_on_later(
         message = fails(128 + number, *WORDS)
     assert number.name in message and "Go on with resume=" in message
     assert ftcore(*WORDS, "resume=auto").status == 0
+
+
+def test_a_run_that_goes_on_with_other_steps_writes_them_down_says_so_and_is_not_packed(ftcore, fails, monkeypatch):
+    words = [*FAST, "checkpoints.every=2", "evaluate.max_rows=4", "name=longer", "resume=auto"]
+    monkeypatch.setenv(faults.VARIABLE, "raise process=0 step=5")
+    with pytest.raises(RuntimeError, match="a fault that was asked for"):
+        ftcore(*words, "max_steps=6")
+    monkeypatch.delenv(faults.VARIABLE)
+    outcome = ftcore(*words, "max_steps=12")
+    assert outcome.status == 0, outcome.err
+    said = " ".join(outcome.out.split())
+    assert "Going on otherwise than the run began (max_steps: 6 -> 12): its schedule is another from here on." in said
+    assert re.search(r"Learning rate: \S+ in step 4, \S+ in step 5", said)
+    assert Run(outcome.folder).config["max_steps"] == 12 and len(outcome.metrics) == 12
+    message = fails(2, "pack", f"run={outcome.folder}", "output_dir=packed")
+    assert "max_steps: 6 -> 12" in message and "no recipe gives it again" in message
+
+
+def test_a_run_that_goes_on_on_another_machine_is_packed(ftcore, monkeypatch):
+    words = [*FAST, "checkpoints.every=2", "evaluate.max_rows=4", "name=moved", "resume=auto", "max_steps=6"]
+    monkeypatch.setenv(faults.VARIABLE, "raise process=0 step=5")
+    with pytest.raises(RuntimeError, match="a fault that was asked for"):
+        ftcore(*words)
+    monkeypatch.delenv(faults.VARIABLE)
+    outcome = ftcore(*words, "checkpoints.keep=3")
+    assert outcome.status == 0, outcome.err
+    assert "Going on otherwise" not in outcome.out
+    assert ftcore("pack", f"run={outcome.folder}", "output_dir=packed").status == 0

@@ -1,6 +1,7 @@
 """The folder that a run works in: a new one, or that of a stopped run to go on with."""
 
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -22,7 +23,7 @@ def run_folder(config: Config) -> Run | None:
     if run.finished:
         plain.print(f"{run} is finished; there is nothing to go on with. Its scores are in summary.json.")
         return None
-    _refuse_changes(run, config)
+    _note_changes(run, config)
     return run
 
 
@@ -36,16 +37,34 @@ def _stopped(resume: str, parent: Path) -> Run | None:
     return run
 
 
-def _refuse_changes(run: Run, config: Config) -> None:
-    """Raise `ConfigError` with the keys that are not as they were, unless they may change when a run goes on."""
-    before, now = dict(flatten(run.config)), dict(flatten(of_run(config)))
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+def changed_keys(before: Mapping[str, object] | None, after: Mapping[str, object]) -> dict[str, str]:
+    """Key -> "before -> after" of what two configs differ in."""
+    old, new = dict(flatten(before)), dict(flatten(after))
+    keys = (key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key))
+    return {key: f"{old.get(key)} -> {new.get(key)}" for key in keys}
+
+
+def changes_of_result(run: Run) -> dict[str, str]:
+    """Keys of the result that a run went on with otherwise than it began: from its start it would be another run."""
+    first, last = run.first_config, run.config
+    changed = changed_keys(first, last) if first and last else {}
+    return {key: change for key, change in changed.items() if last and role_of(key, last).kind == "result"}
+
+
+def _note_changes(run: Run, config: Config) -> None:
+    """Write down what the run goes on with. Raises `ConfigError` for keys that may not change when a run goes on."""
+    changed = changed_keys(run.config, of_run(config))
     if refused := [key for key in changed if not role_of(key, config).resume]:
-        lines = "\n".join(f"  {key}: {before.get(key)} -> {now.get(key)}" for key in refused)
+        lines = "\n".join(f"  {key}: {changed[key]}" for key in refused)
         raise ConfigError(
             f"{run} was begun with other settings:\n{lines}\nGo on with the same ones ({typed(f'resume={run}')} alone takes "
             "them from there), or begin a new run without resume."
         )
+    if changed:
+        run.write_config(of_run(config))
+    if of_result := changes_of_result(run):
+        shown = ", ".join(f"{key}: {change}" for key, change in of_result.items())
+        plain.print(f"Going on otherwise than the run began ({shown}): its schedule is another from here on.")
 
 
 def _new(config: Config, parent: Path) -> Run:

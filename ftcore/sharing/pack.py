@@ -26,6 +26,7 @@ from ftcore.data.records import Data
 from ftcore.errors import ConfigError, DataError, StorageError
 from ftcore.models.foundation import load_run
 from ftcore.run_folder import Run, Summary
+from ftcore.runs.folder import changes_of_result
 from ftcore.runs.stages import folder_of, stage_config, stages_of
 from ftcore.settings import CHOSEN, NAMED_AFTER, Config
 from ftcore.sharing.lock import LOCK, Facts, facts, write_lock
@@ -74,6 +75,11 @@ def _finished(config: Config) -> tuple[Run, Summary]:
     if not run.finished or not (summary := run.summary):
         finish = typed("python", "-m", "ftcore", f"resume={run}")
         raise ConfigError(f"{run} has no summary.json, or names a failure in it: finish it ({finish}), then pack it.")
+    if changed := changes_of_result(run):
+        shown = ", ".join(f"{key}: {change}" for key, change in changed.items())
+        raise ConfigError(
+            f"{run} went on otherwise than it began ({shown}), so no recipe gives it again. Train it in one piece."
+        )
     return run, summary
 
 

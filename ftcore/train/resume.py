@@ -74,11 +74,19 @@ class Checkpoints(Callback):
             scheduler.last_epoch, scheduler._step_count = state["step"], state["step"] + 1
         for group in optimizer.param_groups:
             group["lr"] = method.lr * method.lr_factor(state["step"])
+        self._note_rate(trainer, state["step"])
         if scaler := state["scaler"]:
             trainer.precision_plugin.load_state_dict(scaler)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if saved := state["callbacks"].get(type(callback).__name__):
                 callback.load_state_dict(saved)
+
+    def _note_rate(self, trainer: Trainer, step: int) -> None:
+        """Say how the learning rate goes on, where the run has other settings than it began with."""
+        before = [line["train/lr"] for line in self.run.metrics() if line["step"] == step and "train/lr" in line]
+        if self.run.first_config and before and trainer.is_global_zero:
+            rate = trainer.optimizers[0].param_groups[0]["lr"]
+            console.print(f"Learning rate: {before[-1]:.3g} in step {step:,}, {rate:.3g} in step {step + 1:,}")
 
     def on_train_batch_end(self, trainer: Trainer, method: Method, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save between two steps, unless a validation follows."""
