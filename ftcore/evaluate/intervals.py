@@ -63,19 +63,18 @@ def interval(first: Sequence[RowScore], second: Sequence[RowScore], better: Bett
     None where they are not of the same rows, or not finite. What is not decided has zero in its interval.
     """
     both = [*first, *second]
-    if len({one["rows"] for one in both}) > 1 or not all(np.isfinite(one["sums"]).all() for one in both):
+    if len({one["rows"] for one in both}) > 1:
         return None
     counted = np.any([np.any(one["counts"], axis=0) for one in both], axis=0)  # (R,)
     before, after = ([_of_rows(one, counted) for one in side] for side in (first, second))
     rows = int(counted.sum())
-    if not rows:
+    if not rows or not all(np.isfinite(one.sums).all() for one in (*before, *after)):
         return None
-    single = len(before) == len(after) == 1
-    test = (_mcnemar if single and _right_or_wrong(*before, *after) else _bootstrap)(before, after)
+    test = (_mcnemar if _right_or_wrong(before, after) else _bootstrap)(before, after)
     if test.decided:
         verdict: Verdict = "better" if (test.low + test.high > 0) == (better == "higher") else "worse"
         return Interval(low=test.low, high=test.high, verdict=verdict, rows_needed=None)
-    needed = _two_digits(max(rows * test.times, FEWEST)) if test.times else None
+    needed = None if test.times is None else _two_digits(max(rows * test.times, FEWEST))
     return Interval(low=min(test.low, 0.0), high=max(test.high, 0.0), verdict="not decided", rows_needed=needed)
 
 
@@ -84,9 +83,12 @@ def _of_rows(score: RowScore, rows: NDArray[np.bool_]) -> Score:
     return Score(sums, counts, score["exponential"])
 
 
-def _right_or_wrong(*scores: Score) -> bool:
-    whole = all((one.counts == 1).all() and one.counts.shape[1] == 1 and not one.exponential for one in scores)
-    return whole and all(np.isin(one.sums, (0, 1)).all() for one in scores)
+def _right_or_wrong(first: list[Score], second: list[Score]) -> bool:
+    """Whether each side is one score that gives every row a 0 or a 1."""
+    both = [*first, *second]
+    if len(both) > 2 or any(one.exponential or one.sums.shape[1] > 1 for one in both):
+        return False
+    return all((one.counts == 1).all() and np.isin(one.sums, (0, 1)).all() for one in both)
 
 
 def mcnemar(gained: int, lost: int) -> float:

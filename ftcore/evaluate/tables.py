@@ -65,13 +65,13 @@ def comparison(
     base: Scores, tuned: Scores, differences: Mapping[str, Interval], names: tuple[str, str] = ("base", "tuned")
 ) -> Table:
     """Table of both models' scores, the change with its 95 % interval, and whether the tuned model is better."""
-    numbers = (Column(name, justify="right", no_wrap=True) for name in (*names, "change (95 % interval)"))
-    table = Table("", *numbers, "verdict", title=f"{tuned['rows']} held-out rows", title_justify="left")
+    models = (Column(name, justify="right", overflow="fold") for name in names)
+    change = Column("change (95 % interval)", justify="right", no_wrap=True)
+    table = Table("", *models, change, "verdict", title=f"{tuned['rows']} held-out rows", title_justify="left")
     for key, (label, form, _) in SCORES.items():
         a, b, found = base.get(key), tuned.get(key), differences.get(key)
         if a is not None and b is not None:
-            change, verdict = _change(a, b, form, found), _verdict(found)
-            table.add_row(label, form.format(a), form.format(b), change, verdict)
+            table.add_row(label, form.format(a), form.format(b), _change(a, b, form, found), _verdict(found))
     if any(one["rows_needed"] for one in differences.values()):
         table.caption = "(~n): about so many rows would decide a difference of this size"
     return table
@@ -80,13 +80,12 @@ def comparison(
 def _change(first: float, second: float, form: str, found: Interval | None) -> str:
     """The change, and its interval to about two digits of its width."""
     is_share, is_ratio = form.endswith("%}"), first > 0 and second > 0
-    unit, sign = (0.01, "%") if is_share else (first / 100, "%") if is_ratio else (1.0, "")
-    change = f"{(second - first) / unit:+.{1 if sign else 3}f}{sign}"
+    unit, sign, usual = (0.01, "%", 1) if is_share else (first / 100, "%", 1) if is_ratio else (1.0, "", 3)
     if not found:
-        return change
+        return f"{(second - first) / unit:+.{usual}f}{sign}"
     low, high = found["low"] / unit, found["high"] / unit
-    places = min(max(math.ceil(1 - math.log10(max(high - low, 1e-9))), 0), 1 if sign else 3)
-    return f"{change} ({low:+.{places}f} to {high:+.{places}f})"
+    places = min(max(math.ceil(1 - math.log10(max(high - low, 1e-4))), 0), 4)
+    return f"{(second - first) / unit:+.{max(places, usual)}f}{sign} ({low:+.{places}f} to {high:+.{places}f})"
 
 
 def _verdict(found: Interval | None) -> str:
