@@ -2,7 +2,8 @@
 
 config.yaml (what ran, without what belongs to the command alone), weights.json (hashes of the base weights), metrics.jsonl
 (a line for each optimizer step), checkpoints/, base.json (the base model's scores), model/ (the tuned weights in Hugging Face
-layout), samples.jsonl and, written last, summary.json; where asked for ledger.parquet, profile.txt and profile.json.
+layout), samples.jsonl, row_scores.jsonl (the tuned model's scores by row) and, written last, summary.json; where asked for
+ledger.parquet, profile.txt and profile.json.
 """
 
 import json
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import TypedDict, cast
 
 import yaml
 
@@ -25,6 +26,21 @@ Scores = dict[str, float | None]
 Row = dict[str, object]
 MAX_ALIASES = 20  # of an earlier run's config.yaml; 2^20 leaves at most
 PARTIAL = ".partial"  # ends the name of a folder whose run is not finished: a stage's
+
+
+class RowScore(TypedDict):
+    """A score by row: the sum over T terms of sums / counts over all R rows, or the exponential of that.
+
+    `rows` is a hash of what the rows hold: scores that share it are of the same rows in the same order.
+    """
+
+    rows: str
+    sums: list[list[float]]  # (T, R)
+    counts: list[list[float]]  # (T, R)
+    exponential: bool
+
+
+RowScores = dict[str, RowScore]
 
 
 class Summary(dict[str, object]):
@@ -64,6 +80,7 @@ class Run:
         self.metrics_file = self.folder / "metrics.jsonl"
         self._summary = self.folder / "summary.json"
         self._samples = self.folder / "samples.jsonl"
+        self._row_scores = self.folder / "row_scores.jsonl"
         self._weights = self.folder / "weights.json"
         self._first_config = self.folder / "config.first.yaml"
 
@@ -177,9 +194,10 @@ class Run:
         except ValueError:
             raise ConfigError(f"{self._summary} cannot be read.") from None
 
-    def finish(self, summary: Mapping[str, object], samples: Iterable[Mapping[str, object]]) -> None:
-        """Write samples.jsonl and, last, summary.json."""
+    def finish(self, summary: Mapping[str, object], samples: Iterable[Mapping[str, object]], by_row: RowScores) -> None:
+        """Write samples.jsonl, row_scores.jsonl and, last, summary.json."""
         write_lines(self._samples, samples)
+        write_lines(self._row_scores, ({"score": name, **score} for name, score in by_row.items()))
         write_json(self._summary, summary)
 
     def metrics(self) -> Iterator[dict[str, float]]:
@@ -194,6 +212,13 @@ class Run:
         if not self._samples.is_file():
             return []
         return [json.loads(line) for line in self._samples.read_text(encoding="utf-8").splitlines()]
+
+    def row_scores(self) -> RowScores:
+        """The tuned model's scores by held-out row; {} when there are none."""
+        if not self._row_scores.is_file():
+            return {}
+        lines = map(json.loads, self._row_scores.read_text(encoding="utf-8").splitlines())
+        return {line.pop("score"): cast(RowScore, line) for line in lines}
 
     def write_evaluation(self, stem: str, scores: Mapping[str, object], predictions: Iterable[Row]) -> Path:
         """Write the scores and predictions of a later evaluation; returns the file of the predictions."""

@@ -64,11 +64,12 @@ def test_sampled_completions_are_not_kept(ftcore, scored, tmp_path):
     assert not (tmp_path / "home" / "scores").exists()
 
 
-def test_a_damaged_file_is_named(ftcore, fails, scored, tmp_path):
+@pytest.mark.parametrize("text", ["[", "[{}, []]"])
+def test_a_damaged_file_is_named(ftcore, fails, scored, tmp_path, text):
     ftcore(*WORDS)
     (file,) = (tmp_path / "home" / "scores").iterdir()
     assert json.loads(file.read_text())
-    file.write_text("[")
+    file.write_text(text)
     assert str(file) in fails(7, *WORDS)
 
 

@@ -10,7 +10,8 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 RUN_FILES = {
-    "config.yaml", "summary.json", "metrics.jsonl", "samples.jsonl", "ledger.parquet", "profile.txt", "profile.json"
+    "config.yaml", "summary.json", "metrics.jsonl", "samples.jsonl", "row_scores.jsonl", "ledger.parquet",
+    "profile.txt", "profile.json"
 }  # fmt: skip
 SHIPPED = ("CONF", "'conf'")  # conf/config.yaml is no file of a run
 MAY_LIST_KEYS = {

@@ -2,6 +2,7 @@
 
 import glob
 import json
+import math
 import os
 import re
 import shlex
@@ -54,7 +55,56 @@ def test_a_run_leaves_what_design_promises(ftcore):
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == 8 and {"prompt", "expected", "base", "tuned"} <= set(samples[0])
     assert (folder / "config.yaml").is_file() and (folder / "model" / "adapter_config.json").is_file()
+    assert summary["intervals"].keys() == {"loss", "perplexity", "accuracy", "probe_perplexity"}
+    loss, accuracy = summary["intervals"]["loss"], summary["intervals"]["accuracy"]
+    assert loss["low"] <= summary["tuned"]["loss"] - summary["base"]["loss"] <= loss["high"] < 0
+    assert (loss["verdict"], loss["rows_needed"], accuracy["verdict"]) == ("better", None, "not decided")
+    assert re.search(r"│ loss .*% \(-\S+ to -\S+\) │ better ", outcome.out)
     assert "answer accuracy" in outcome.out and f"chat run={folder}" in outcome.out.replace("\n", "")
+
+
+ONLINE = ["method.rewards=[contains_answer]", "method.max_new_tokens=4"]
+
+
+@pytest.mark.parametrize(
+    ("method", "words", "shown"),
+    [
+        ("sft", ["method.packing=true"], {"loss", "perplexity", "accuracy"}),
+        ("kto", [], {"loss", "accuracy", "rewards/chosen", "rewards/rejected"}),  # of some rows each
+        ("orpo", [], {"loss", "perplexity", "accuracy", "rewards/accuracies", "rewards/margins", "rewards/chosen",
+                      "rewards/rejected", "logps/chosen", "logps/rejected"}),  # a loss of two terms
+        ("self_supervised", ["data.max_length=64", "data.too_long=truncate"], {"loss", "perplexity", "cloze"}),
+        ("grpo", ONLINE, {"accuracy", "reward"}),
+    ],
+)  # fmt: skip
+def test_the_rows_of_every_score_give_the_score(ftcore, method, words, shown):
+    outcome = ftcore(*FAST, "max_steps=1", "evaluate.max_rows=7", f"method={method}", *words)
+    assert outcome.status == 0, outcome.err
+    by_row, tuned = Run(outcome.folder).row_scores(), outcome.summary["tuned"]
+    assert outcome.summary["intervals"].keys() == shown <= by_row.keys()
+    for name in shown:
+        score = by_row[name]
+        value = sum(sum(sums) / sum(counts) for sums, counts in zip(score["sums"], score["counts"], strict=True))
+        assert (math.exp(value) if score["exponential"] else value) == pytest.approx(tuned[name], rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_two_processes_give_the_rows_of_one(ftcore, monkeypatch, tmp_path):
+    """The base model's to the byte; the tuned model's weights differ by rounding."""
+    words = [*FAST[:-1], "max_steps=2", "evaluate.max_rows=37", "method=self_supervised"]  # with general text
+    scored = []
+    for hardware in ("cpu", "ddp_2cpu"):
+        monkeypatch.setenv("FTCORE_HOME", str(tmp_path / hardware))
+        outcome = ftcore(*words, f"hardware={hardware}", f"name={hardware}")
+        assert outcome.status == 0, outcome.err
+        scored.append(((outcome.folder / "base.json").read_bytes(), outcome.summary["intervals"]))
+    (one, found), (two, same) = scored
+    assert one == two and found.keys() == same.keys() >= {"loss", "cloze", "probe_perplexity"}
+    for name, interval in found.items():
+        assert same[name]["verdict"] == interval["verdict"]
+        for side in ("low", "high"):
+            assert same[name][side] == pytest.approx(interval[side], rel=1e-3, abs=1e-6)
 
 
 def test_own_rows_train_after_naming_two_columns(ftcore, rows):

@@ -15,6 +15,7 @@ import yaml
 from filelock import FileLock
 
 from ftcore.config.options import options
+from ftcore.run_folder import Run
 from ftcore.sweeps.job import Job
 from ftcore.sweeps.pool import Pool
 from ftcore.sweeps.report import finish
@@ -174,37 +175,55 @@ def test_a_shipped_sweep_searches_what_can_be_searched(name):
     assert config["choices"]["sweeps"] == name
 
 
-def finished(folder, seed, rank, right):
+def finished(folder, seed, rank, right, rows="rows"):
     """A job as it looks when it is done: 40 questions, those of `right` answered rightly."""
     job = Job(seed * 100 + rank, [], {"adapter.rank": str(rank), "seed": str(seed)}, folder / f"{seed}-{rank}")
-    run = job.folder / "then"
-    run.mkdir(parents=True)
-    (run / "config.yaml").touch()
-    rows = [{"id": f"q{k}", "tuned_right": k in right} for k in range(40)]
-    (run / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (run / "summary.json").write_text(json.dumps({"base": {}, "tuned": {"accuracy": len(right) / 40}}))
+    run = Run(job.folder / "then")
+    run.folder.mkdir(parents=True)
+    run.config_file.touch()
+    sums, counts = [[float(k in right) for k in range(40)]], [[1.0] * 40]
+    by_row = {"accuracy": {"rows": rows, "sums": sums, "counts": counts, "exponential": False}}
+    run.finish({"base": {}, "tuned": {"accuracy": len(right) / 40}}, [], by_row)
     return job
 
 
-@pytest.mark.parametrize(("second", "said"), [(range(38), "a tie"), (range(8), "no tie")])
-def test_a_sweep_says_tie_when_it_is_one(tmp_path, second, said):
-    config = {"sweep": {"objective": "tuned.accuracy", "direction": "maximize"}, "logger": None}
-    jobs = [finished(tmp_path, seed, rank, right) for seed in (1, 2) for rank, right in ((4, second), (8, range(39)))]
-    finish(config, tmp_path, jobs, ())
-    verdict = json.loads((tmp_path / "sweep.json").read_text())["verdict"]
-    assert verdict.startswith("Best by tuned.accuracy: adapter.rank=8")
-    assert verdict.endswith(f", {said}.")
+def verdict_of(folder, jobs, objective="tuned.accuracy", direction="maximize"):
+    finish({"sweep": {"objective": objective, "direction": direction}, "logger": None}, folder, jobs, ())
+    return json.loads((folder / "sweep.json").read_text())["verdict"]
+
+
+@pytest.mark.parametrize("seeds", [[1], [1, 2]])
+@pytest.mark.parametrize(("second", "said"), [(range(38), "not decided"), (range(8), "better than the next")])
+def test_a_sweep_says_whether_its_best_is_better_than_the_next(tmp_path, seeds, second, said):
+    jobs = [finished(tmp_path, seed, rank, right) for seed in seeds for rank, right in ((4, second), (8, range(39)))]
+    verdict = verdict_of(tmp_path, jobs)
+    assert verdict.startswith("Best by tuned.accuracy: adapter.rank=8") and "over 40 held-out rows" in verdict
+    assert ("(95 %), " + said) in verdict and ("would decide" in verdict) == (said == "not decided")
+
+
+@pytest.mark.parametrize(("seeds", "said"), [(1, "sweep over seeds"), (3, "over 3 seeds"), (6, "over 6 seeds")])
+def test_settings_on_different_rows_are_compared_over_seeds(tmp_path, seeds, said):
+    both = ((4, range(8), "some"), (8, range(39), "others"))
+    jobs = [finished(tmp_path, seed, rank, right, rows) for seed in range(seeds) for rank, right, rows in both]
+    verdict = verdict_of(tmp_path, jobs)
+    assert said in verdict and ("better than the next" in verdict) == (seeds == 6)  # as few as three decide nothing
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_the_direction_of_a_sweep_says_which_way_is_better(tmp_path, direction):
+    jobs = [finished(tmp_path, 1, rank, right) for rank, right in ((4, range(8)), (8, range(39)))]
+    verdict = verdict_of(tmp_path, jobs, direction=direction)
+    best = {"minimize": 4, "maximize": 8}[direction]
+    assert f"Best by tuned.accuracy: adapter.rank={best} " in verdict and "better than the next" in verdict
 
 
 @pytest.mark.parametrize(("key", "ranked"), [("method", False), ("data", False), ("method.lr", True)])
 def test_losses_of_one_method_or_data_set_are_not_ranked_against_another_s(tmp_path, key, ranked):
-    config = {"sweep": {"objective": "tuned.loss", "direction": "minimize"}, "logger": None}
     jobs = [finished(tmp_path, 1, rank, ()) for rank in (1, 2)]
     for job, word in zip(jobs, ("a", "b"), strict=True):
         job.changes = {key: word}
         (job.runs[0].folder / "summary.json").write_text(json.dumps({"tuned": {"loss": job.number}}))
-    finish(config, tmp_path, jobs, ())
-    verdict = json.loads((tmp_path / "sweep.json").read_text())["verdict"]
+    verdict = verdict_of(tmp_path, jobs, "tuned.loss", "minimize")
     assert ("Best by" in verdict) == ranked != ("sweep.objective=tuned.accuracy" in verdict)
 
 

@@ -26,13 +26,25 @@ def test_eval(ftcore, run):
     answer = document(outcome)
     assert answer["run"] == str(run) and answer["rows"] == 4
     assert answer["tuned"]["loss"] > 0 and answer["base"]["loss"] > 0
-    assert "answer accuracy" in outcome.err
+    assert answer["intervals"].keys() == {"loss", "perplexity", "accuracy"}
+    assert "answer accuracy" in outcome.err and "not decided" in outcome.err
 
 
 def test_compare(ftcore, run):
     answer = document(ftcore("compare", f"run={run}", "json=true"))
     assert answer["names"] == ["base", run.name]
     assert answer["first"]["loss"] > 0 and answer["second"]["loss"] > 0
+    low, high = (answer["intervals"]["loss"][side] for side in ("low", "high"))
+    assert low <= answer["second"]["loss"] - answer["first"]["loss"] <= high
+
+
+def test_two_runs_are_compared_over_their_common_rows(ftcore):
+    runs = [ftcore(*FAST, "evaluate.max_rows=8", "max_steps=4", f"method.lr={lr}").folder for lr in (0.01, 1e-9)]
+    words = ["evaluate.max_rows=8", "evaluate.max_new_tokens=4", "evaluate.probe=null", "json=true"]
+    for (run, other), verdict in {tuple(runs): "better", tuple(reversed(runs)): "worse"}.items():
+        answer = document(ftcore("compare", f"run={run}", f"other={other}", *words))
+        assert answer["intervals"]["loss"]["verdict"] == verdict
+        assert answer["intervals"]["accuracy"]["verdict"] == "not decided"
 
 
 def test_inspect(ftcore):

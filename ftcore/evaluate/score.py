@@ -1,9 +1,8 @@
 """Is the tuned model better than the base? Both answer the same held-out rows; general text shows what was forgotten."""
 
-import math
 from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -13,18 +12,27 @@ from ftcore.data.layouts import T, in_batches, pad
 from ftcore.data.sources import Row
 from ftcore.data.tokens import Example
 from ftcore.errors import is_private
+from ftcore.evaluate.by_row import Counts, Scored, means, perplexity, terms_by_row
 from ftcore.kernels.packed_weights import packed_weights
 from ftcore.machine.processes import gathered, rank_and_world
-from ftcore.methods.base import Averages, HeldOut, Method, Term
+from ftcore.methods.base import Averages, HeldOut, Method, Term, by_row
 from ftcore.models.logprobs import completion_logps
 from ftcore.rewards.answers import accepted_answers, is_right
 from ftcore.rollout.sample import generate
-from ftcore.run_folder import Scores
+from ftcore.run_folder import RowScores, Scores
 from ftcore.settings import Evaluate
 
 
-def score(method: Method, held_out: HeldOut, settings: Evaluate, label: str) -> tuple[Scores, list[Row]]:
-    """Scores of a method's network and its answers (id, prompt, expected, answer, right) to the held-out rows.
+class Measured(NamedTuple):
+    """What a model got: its scores, its answers (id, prompt, expected, answer, right), and its scores by row."""
+
+    scores: Scores
+    answers: list[Row]
+    by_row: RowScores
+
+
+def score(method: Method, held_out: HeldOut, settings: Evaluate, label: str) -> Measured:
+    """Score a method's network on the held-out rows.
 
     Every term of the method's loss, averaged over the held-out rows (`loss`: nats per token where it is a likelihood, and then
     `perplexity` is its exponential). `accuracy`: share of rows whose greedy answer holds an accepted answer as whole words,
@@ -35,33 +43,42 @@ def score(method: Method, held_out: HeldOut, settings: Evaluate, label: str) -> 
     size = settings["batch_size"]
     with torch.inference_mode():
         answers = _answers(method, held_out, settings, f"{label}: answers")
-        terms = _averages(method.held_out_terms, held_out.examples, size, f"{label}: loss")
+        terms = _averages(method.held_out_terms, method.counts, held_out.examples, size, f"{label}: loss")
         more = method.held_out_scores(held_out, size)
-        probe = probe_perplexity(method, held_out.probe, size, f"{label}: probe")
-    checked = [row["right"] for row in answers if row["right"] is not None]
-    scores = {
-        "loss": None,
-        **terms,
-        "perplexity": math.exp(min(terms["nll"], 700)) if "nll" in terms else None,
-        "accuracy": sum(checked) / len(checked) if checked else None,
-        **more,
-        "probe_perplexity": probe,
-        "rows": len(held_out.rows),
-        "rows_with_checkable_answer": len(checked),
-    }
+        probe = _probe_perplexity(method, held_out.probe, size, f"{label}: probe")
+    right = [row["right"] for row in answers]
+    questions = [(row.get("prompt"), accepted_answers(row)) for row in held_out.rows]
+    scored = [
+        terms,
+        perplexity("perplexity", terms),
+        means({"accuracy": right}, questions),
+        means(more, (held_out.rows, held_out.cloze, {one.id: None for one in held_out.examples})),
+        probe,
+    ]
+    scores = {"loss": None, **{name: value for part in scored for name, value in part.scores.items()}}
+    counts = {"rows": len(held_out.rows), "rows_with_checkable_answer": sum(one is not None for one in right)}
     if is_private():
         answers = [{"id": row["id"], "right": row["right"]} for row in answers]
-    return scores, answers
+    return Measured({**scores, **counts}, answers, {name: one for part in scored for name, one in part.by_row.items()})
 
 
 def probe_perplexity(method: Method, probe: list[Example], batch_size: int, label: str) -> float | None:
-    """Perplexity on general text, whose passages are long: a quarter of `batch_size` at once. None without a probe."""
+    """Perplexity on general text; None without a probe."""
+    return _probe_perplexity(method, probe, batch_size, label).scores["probe_perplexity"]
+
+
+def _probe_perplexity(method: Method, probe: list[Example], batch_size: int, label: str) -> Scored:
+    """Its passages are long: a quarter of `batch_size` at once."""
 
     def terms(examples: list[Example]) -> dict[str, Term]:
-        logps = completion_logps(method.network, method.to_device(pad(examples, method.pad_id)))  # (N,)
-        return {"nll": Term(-logps.double(), len(logps), "tokens")}
+        batch = method.to_device(pad(examples, method.pad_id))
+        logps = completion_logps(method.network, batch)  # (N,)
+        return {"nll": by_row(Term(-logps, len(logps), "tokens"), batch)}
 
-    return math.exp(min(_averages(terms, probe, batch_size // 4 or 1, label)["nll"], 700)) if probe else None
+    def counts(example: Example) -> dict[str, int]:
+        return {"tokens": sum(example.completion_mask[1:])}
+
+    return perplexity("probe_perplexity", _averages(terms, counts, probe, batch_size // 4 or 1, label))
 
 
 def changes(base: Scores, tuned: Scores) -> Scores:
@@ -99,13 +116,14 @@ def _answered(row: Row, answer: str) -> Row:
 
 
 def _averages(
-    terms: Callable[[list[Any]], dict[str, Term]], examples: list[Any], size: int, label: str
-) -> dict[str, float]:
-    """Each term averaged over the examples of all processes; {} without examples."""
-    sums = Averages()
-    for batch in _batches(sorted(examples, key=len), size, label):
-        sums.add(terms(batch))
-    return sums.over_processes()
+    terms: Callable[[list[Any]], dict[str, Term]], counts: Counts, examples: list[Any], size: int, label: str
+) -> Scored:
+    """Each term averaged over the examples of all processes, and by row; no scores without examples."""
+    sums, batches = Averages(), []
+    for batch in _batches(sorted(range(len(examples)), key=lambda k: len(examples[k])), size, label):
+        sums.add(found := terms([examples[k] for k in batch]))
+        batches.append((batch, {name: term._replace(values=term.values.cpu()) for name, term in found.items()}))
+    return Scored(dict(sums.over_processes()), terms_by_row(examples, counts, [*chain(*gathered(batches))]))
 
 
 def _batches(items: list[T], size: int, label: str) -> Iterator[list[T]]:

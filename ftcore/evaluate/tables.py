@@ -1,28 +1,42 @@
 """Scores and answers of two models side by side."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from rich.table import Column, Table
 from rich.text import Text
 
 from ftcore.data.sources import Row
-from ftcore.run_folder import Scores
+from ftcore.evaluate.intervals import Better, Interval, interval
+from ftcore.run_folder import RowScores, Scores
 
-# Score -> its name in the table and its format. A change of a share is shown as a difference, of other scores as a ratio.
+
+class Style(NamedTuple):
+    """A score's name in the table, its format, and which way it gets better (None: neither).
+
+    A change of a share is shown as a difference, of other scores as a ratio.
+    """
+
+    label: str
+    form: str
+    better: Better | None
+
+
 SCORES = {
-    "loss": ("loss", "{:.3f}"),
-    "perplexity": ("perplexity", "{:.2f}"),
-    "accuracy": ("answer accuracy", "{:.1%}"),
-    "cloze": ("cloze accuracy (1 of 4)", "{:.1%}"),
-    "rewards/accuracies": ("pair accuracy", "{:.1%}"),
-    "rewards/margins": ("margin of rewards", "{:.3f}"),
-    "rewards/chosen": ("reward of chosen", "{:.3f}"),
-    "rewards/rejected": ("reward of rejected", "{:.3f}"),
-    "logps/chosen": ("log-probability of chosen", "{:.2f}"),
-    "logps/rejected": ("log-probability of rejected", "{:.2f}"),
-    "reward": ("reward of sampled answers", "{:.3f}"),
-    "reward_std": ("its standard deviation", "{:.3f}"),
-    "probe_perplexity": ("perplexity on general text", "{:.2f}"),
+    "loss": Style("loss", "{:.3f}", "lower"),
+    "perplexity": Style("perplexity", "{:.2f}", "lower"),
+    "accuracy": Style("answer accuracy", "{:.1%}", "higher"),
+    "cloze": Style("cloze accuracy (1 of 4)", "{:.1%}", "higher"),
+    "rewards/accuracies": Style("pair accuracy", "{:.1%}", "higher"),
+    "rewards/margins": Style("margin of rewards", "{:.3f}", "higher"),
+    "rewards/chosen": Style("reward of chosen", "{:.3f}", "higher"),
+    "rewards/rejected": Style("reward of rejected", "{:.3f}", "lower"),
+    "logps/chosen": Style("log-probability of chosen", "{:.2f}", "higher"),
+    "logps/rejected": Style("log-probability of rejected", "{:.2f}", "lower"),
+    "reward": Style("reward of sampled answers", "{:.3f}", "higher"),
+    "reward_std": Style("its standard deviation", "{:.3f}", None),
+    "probe_perplexity": Style("perplexity on general text", "{:.2f}", "lower"),
 }
 # Characters of a text that a table shows.
 SHOWN = 240
@@ -40,21 +54,45 @@ def side_by_side(base: Sequence[Row], tuned: Sequence[Row]) -> list[Row]:
     return rows
 
 
-def comparison(base: Scores, tuned: Scores, names: tuple[str, str] = ("base", "tuned")) -> Table:
-    """Table of both models' scores and the change."""
-    numbers = (Column(name, justify="right") for name in (*names, "change"))
-    table = Table("", *numbers, title=f"{tuned['rows']} held-out rows", title_justify="left")
-    for key, (label, form) in SCORES.items():
-        a, b = base.get(key), tuned.get(key)
+def intervals(base: RowScores, tuned: RowScores) -> dict[str, Interval]:
+    """The difference of each score that the table shows and that both have on the same rows."""
+    both = {key: style.better for key, style in SCORES.items() if style.better and key in base and key in tuned}
+    found = {key: interval([base[key]], [tuned[key]], better) for key, better in both.items()}
+    return {key: one for key, one in found.items() if one}
+
+
+def comparison(
+    base: Scores, tuned: Scores, differences: Mapping[str, Interval], names: tuple[str, str] = ("base", "tuned")
+) -> Table:
+    """Table of both models' scores, the change with its 95 % interval, and whether the tuned model is better."""
+    models = (Column(name, justify="right", overflow="fold") for name in names)
+    change = Column("change (95 % interval)", justify="right", no_wrap=True)
+    table = Table("", *models, change, "verdict", title=f"{tuned['rows']} held-out rows", title_justify="left")
+    for key, (label, form, _) in SCORES.items():
+        a, b, found = base.get(key), tuned.get(key), differences.get(key)
         if a is not None and b is not None:
-            table.add_row(label, form.format(a), form.format(b), _change(a, b, form))
+            table.add_row(label, form.format(a), form.format(b), _change(a, b, form, found), _verdict(found))
+    if any(one["rows_needed"] for one in differences.values()):
+        table.caption = "(~n): about so many rows would decide a difference of this size"
     return table
 
 
-def _change(first: float, second: float, form: str) -> str:
-    if form.endswith("%}"):
-        return f"{second - first:+.1%}"
-    return f"{second / first - 1:+.1%}" if first > 0 and second > 0 else f"{second - first:+.3f}"
+def _change(first: float, second: float, form: str, found: Interval | None) -> str:
+    """The change, and its interval to about two digits of its width."""
+    is_share, is_ratio = form.endswith("%}"), first > 0 and second > 0
+    unit, sign, usual = (0.01, "%", 1) if is_share else (first / 100, "%", 1) if is_ratio else (1.0, "", 3)
+    if not found:
+        return f"{(second - first) / unit:+.{usual}f}{sign}"
+    low, high = found["low"] / unit, found["high"] / unit
+    places = min(max(math.ceil(1 - math.log10(max(high - low, 1e-4))), 0), 4)
+    return f"{(second - first) / unit:+.{max(places, usual)}f}{sign} ({low:+.{places}f} to {high:+.{places}f})"
+
+
+def _verdict(found: Interval | None) -> str:
+    if not found:
+        return ""
+    needed = found["rows_needed"]
+    return f"{found['verdict']} (~{needed:,})" if needed else found["verdict"]
 
 
 def spread(rows: Sequence[Row], count: int) -> list[Row]:

@@ -28,7 +28,7 @@ from ftcore.errors import NumericalError
 from ftcore.machine.processes import gathered
 from ftcore.methods.losses import token_kl
 from ftcore.models.foundation import Foundation, takes_any_mask
-from ftcore.models.logprobs import logits_at, row_sums, sequence_sums
+from ftcore.models.logprobs import logits_at, row_numbers, row_sums, sequence_sums
 from ftcore.models.reference import ReferenceSums, content_hash
 from ftcore.models.sharding import full_tensor, shard, sync_gradients, unsharded
 
@@ -38,6 +38,10 @@ Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 PositiveFraction = Annotated[float, Gt(0), Le(1)]
+
+
+# A score of each row; None where a row has none.
+ByRow = list[float | None]
 
 
 class Term(NamedTuple):
@@ -179,8 +183,8 @@ class Method(Configured, Generic[E, B]):
         """Turn plain text into examples, for the probe and the retention term."""
         return self.encoder.texts(rows, length)
 
-    def held_out_scores(self, held_out: HeldOut, batch_size: int) -> dict[str, float]:
-        """Scores of held-out rows in addition to the terms of the loss."""
+    def held_out_scores(self, held_out: HeldOut, batch_size: int) -> dict[str, ByRow | float | None]:
+        """Scores of held-out rows in addition to the terms of the loss: each a number, or by row if it is the rows' mean."""
         return {}
 
     def validation_terms(self, batch: B) -> dict[str, Term]:
@@ -188,8 +192,9 @@ class Method(Configured, Generic[E, B]):
         return self.loss(batch)
 
     def held_out_terms(self, examples: list[E]) -> dict[str, Term]:
-        """Terms to average over held-out rows."""
-        return self.loss(self.to_device(self.collate(examples)))
+        """Terms to average over held-out rows, by row where they can be told apart."""
+        batch = self.to_device(self.collate(examples))
+        return {name: by_row(term, batch) for name, term in self.loss(batch).items()}
 
     # The base class does the rest.
 
@@ -392,14 +397,22 @@ def metrics(per: str, values: dict[str, Tensor]) -> dict[str, Term]:
     return {name: Term(value.detach(), len(value), per, 0.0) for name, value in values.items()}
 
 
+def by_row(term: Term, batch: Batch) -> Term:
+    """A term in float64 with one value for each row of a batch, or with their sum where it cannot be told apart."""
+    values, rows = term.values.double(), len(batch["ids"])
+    if values.ndim and len(values) != rows:
+        per_token = len(values) == len(row_numbers(batch))
+        values = row_sums(values, batch)[:rows] if per_token else values.sum()
+    return term._replace(values=values)
+
+
 @torch.no_grad()
 def losses_by_row(terms: dict[str, Term], batch: Batch) -> list[float]:
     """Loss of each row of a batch: the weighted sum of its terms, each averaged over that row's own count."""
     losses = torch.zeros(len(batch["ids"]), device=batch["input_ids"].device)
     for term in terms.values():
-        if term.weight and term.values.ndim:
-            per_row = len(term.values) == len(losses)  # else one value per token with loss
-            sums = term.values if per_row else row_sums(term.values, batch)[: len(losses)]
+        sums = by_row(term, batch).values
+        if term.weight and sums.ndim:
             sizes = torch.tensor([counts.get(term.per, 0) for counts in batch["row_counts"]], device=losses.device)
             losses += term.weight * sums / sizes.clamp(min=1)
     return losses.tolist()

@@ -9,7 +9,7 @@ from ftcore.data.sources import Row, rows_of
 from ftcore.data.tokens import Encoder, Example
 from ftcore.errors import DataError
 from ftcore.machine.processes import shared_out
-from ftcore.methods.base import Method
+from ftcore.methods.base import ByRow, Method
 from ftcore.models.logprobs import sequence_sums
 
 CHOICES = 4
@@ -26,8 +26,8 @@ def read_cloze(path: str) -> list[Row]:
     return rows
 
 
-def cloze_accuracy(method: Method, masked: bool, rows: list[Row], batch_size: int) -> float:
-    """Share of `rows` (text with ___, answer) whose own answer has the largest log-probability of four.
+def cloze_right(method: Method, masked: bool, rows: list[Row], batch_size: int) -> ByRow:
+    """Whether (1 or 0) the own answer of each row (text with ___, answer) has the largest log-probability of four.
 
     The other three are answers of other rows, the same ones for every model. A causal model sums over the whole sentence, a
     `masked` one over the masked tokens of the word. Guessing scores 0.25.
@@ -41,7 +41,7 @@ def cloze_accuracy(method: Method, masked: bool, rows: list[Row], batch_size: in
         return [sequence_sums(method.network, batch).tolist() for batch in batches]
 
     scores = np.concatenate(shared_out(in_batches(sentences, max(batch_size // CHOICES, 1) * CHOICES), sums))
-    return float((scores.reshape(-1, CHOICES).argmax(1) == 0).mean())
+    return [float(best == 0) for best in scores.reshape(-1, CHOICES).argmax(1)]
 
 
 def _choices(row: Row, words: list[str]) -> list[str]:

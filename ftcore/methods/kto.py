@@ -80,6 +80,6 @@ class KTO(Method[Labelled, LabelledBatch]):
         return {
             "rows": Term(weight * (1 - torch.sigmoid(sign * self.beta * (ratios - z))), n, "rows"),
             "kl": Term(torch.tensor(z * n), n, "rows", 0.0),
-            "rewards/chosen": Term(rewards[good], int(good.sum()), "good", 0.0),
-            "rewards/rejected": Term(rewards[~good], int((~good).sum()), "bad", 0.0),
+            "rewards/chosen": Term(torch.where(good, rewards, 0.0), int(good.sum()), "good", 0.0),
+            "rewards/rejected": Term(torch.where(good, 0.0, rewards), int((~good).sum()), "bad", 0.0),
         }

@@ -22,7 +22,7 @@ from ftcore.data.tokens import Example, Prompt
 from ftcore.kernels.packed_weights import packed_weights
 from ftcore.machine.hardware import memory_of
 from ftcore.machine.processes import rank_and_world, shared_out
-from ftcore.methods.base import HeldOut, Method, NonNegative, Positive, PositiveFraction, Term
+from ftcore.methods.base import ByRow, HeldOut, Method, NonNegative, Positive, PositiveFraction, Term
 from ftcore.models.logprobs import completion_logps
 from ftcore.rewards.functions import Scored
 from ftcore.rollout.sample import Completion, generate, sample
@@ -237,10 +237,11 @@ class OnlineMethod(Method[Sample, Rollouts]):
         """None: held-out prompts have no completion except the model's own."""
         return {}
 
-    def held_out_scores(self, held_out: HeldOut, batch_size: int) -> dict[str, float]:
+    def held_out_scores(self, held_out: HeldOut, batch_size: int) -> dict[str, ByRow | float | None]:
         """Rewards of one sampled completion for each held-out prompt, with the same seeds for every model."""
         prompts = _with_seeds(held_out.examples, np.random.default_rng(0))
-        return reward_means(shared_out(prompts, lambda mine: self._sampled(mine, 1))) if prompts else {}
+        samples = shared_out(prompts, lambda mine: self._sampled(mine, 1))
+        return {**reward_means(samples), **reward_columns(samples)} if samples else {}
 
     def validation_terms(self, batch: Rollouts) -> dict[str, Term]:
         """Mean reward of greedy completions. Its weight is negative, so that a lower val/loss is better."""
@@ -270,12 +271,16 @@ def equal_rewards(group: list[Sample]) -> bool:
     return len({one.reward for one in group}) <= 1
 
 
+def reward_columns(samples: list[Sample]) -> dict[str, ByRow]:
+    """Each sample's reward and the parts it is made of; None where it is excluded."""
+    parts = {f"rewards/{name}": [one.parts[name] for one in samples] for name in samples[0].parts}
+    return {"reward": [one.reward for one in samples], **parts}
+
+
 def reward_means(samples: list[Sample]) -> dict[str, float]:
     """Mean and standard deviation of the rewards and the mean of each of their parts, without excluded ones."""
-    rewards = [one.reward for one in samples if one.reward is not None]
-    parts = {name: [x for one in samples if (x := one.parts[name]) is not None] for name in samples[0].parts}
-    means = {f"rewards/{name}": _mean(values) for name, values in parts.items()}
-    return {"reward": _mean(rewards), "reward_std": float(np.std(rewards or [0.0])), **means}
+    known = {name: [x for x in column if x is not None] for name, column in reward_columns(samples).items()}
+    return {"reward_std": float(np.std(known["reward"] or [0.0])), **{name: _mean(xs) for name, xs in known.items()}}
 
 
 def _with_seeds(prompts: list[Prompt], random: np.random.Generator) -> list[tuple[Prompt, int]]:

@@ -17,8 +17,8 @@ from ftcore.data.steps import Draw
 from ftcore.data.tokens import Example
 from ftcore.data.transforms import OBJECTIVES, fim_tokens
 from ftcore.errors import ConfigError
-from ftcore.methods.base import HeldOut, PositiveFraction
-from ftcore.methods.cloze import cloze_accuracy
+from ftcore.methods.base import ByRow, HeldOut, PositiveFraction
+from ftcore.methods.cloze import cloze_right
 from ftcore.methods.sft import SFT
 
 
@@ -60,6 +60,6 @@ class SelfSupervised(SFT):
         """New cuts or masks every time a text is drawn."""
         return [self.transform(example, random) for example in draw()]
 
-    def held_out_scores(self, held_out: HeldOut, batch_size: int) -> dict[str, float]:
+    def held_out_scores(self, held_out: HeldOut, batch_size: int) -> dict[str, ByRow | float | None]:
         """Cloze accuracy."""
-        return {"cloze": cloze_accuracy(self, self.masked, held_out.cloze, batch_size)} if held_out.cloze else {}
+        return {"cloze": cloze_right(self, self.masked, held_out.cloze, batch_size)} if held_out.cloze else {}

@@ -1,7 +1,6 @@
 """The answer of a sweep: a table, sweep.json, and sweep.html with a plot for each swept key. Seeds are averaged.
 
-Two settings are compared over the same held-out rows: the rows' differences are drawn again and again with replacement (paired
-bootstrap, Efron and Tibshirani 1993). When the interval of their mean holds zero, it is a tie.
+The best two settings are compared over the held-out rows that both were scored on (evaluate/intervals.py).
 """
 
 import html
@@ -17,7 +16,9 @@ from rich.text import Text
 
 from ftcore.config.build import build
 from ftcore.console import plain, wide_console
+from ftcore.evaluate.intervals import Better, Interval, interval
 from ftcore.files import write_json
+from ftcore.run_folder import RowScore
 from ftcore.settings import Config
 from ftcore.sweeps.job import Job
 
@@ -31,7 +32,6 @@ COLUMNS = {
     "tok/s": ("tokens_per_second",),
     "GB": ("peak_memory_gb",),
 }
-DRAWS = 2_000
 
 
 @dataclass
@@ -61,7 +61,7 @@ def finish(config: Config, folder: Path, jobs: list[Job], columns: tuple[str, ..
         console.print(_table(jobs, ({} if objective in known else {objective: (objective,)}) | COLUMNS))
         if any(len(one.jobs) > 1 for one in ranked):
             console.print(_settings_table(ranked, objective))
-        console.print(verdict := _verdict(ranked, objective))
+        console.print(verdict := _verdict(ranked, objective, direction))
         settings = [vars(one) | {"jobs": [job.number for job in one.jobs]} for one in ranked]
         answer |= {"objective": objective, "direction": direction, "verdict": verdict, "settings": settings}
         write_json(folder / "sweep.json", answer)
@@ -89,7 +89,7 @@ def _settings(jobs: list[Job], objective: str) -> list[Setting]:
     return settings
 
 
-def _verdict(ranked: list[Setting], objective: str) -> str:
+def _verdict(ranked: list[Setting], objective: str, direction: str) -> str:
     """Who is best, and whether the second could as well be."""
     if not ranked:
         return f"No finished job has {objective}."
@@ -103,43 +103,42 @@ def _verdict(ranked: list[Setting], objective: str) -> str:
             "sweep.objective=tuned.accuracy."
         )
     verdict = f"Best by {objective}: {best} ({best.mean:.4g}); next {second} ({second.mean:.4g})."
-    paired_by, differences = _differences(best, second, objective)
-    if len(differences) < 3:
+    paired_by, found = _paired(best, second, objective, "higher" if direction == "maximize" else "lower")
+    if not found:
         return f"{verdict} One run says little about chance: sweep over seeds too."
-    low, high = paired_bootstrap(differences)
-    tie = "a tie" if low <= 0 <= high else "no tie"
-    return f"{verdict} The difference over {len(differences)} {paired_by}: {low:+.3g} to {high:+.3g} (95 %), {tie}."
+    said = "better than the next" if found["verdict"] == "better" else "not decided"
+    needed = f" (about {found['rows_needed']:,} would decide a difference of this size)" if found["rows_needed"] else ""
+    return f"{verdict} The difference over {paired_by}: {found['low']:+.3g} to {found['high']:+.3g} (95 %), {said}{needed}."
 
 
-def _differences(one: Setting, other: Setting, objective: str) -> tuple[str, list[float]]:
-    """What two settings are paired by, and their differences: held-out rows for accuracy, else seeds."""
-    if objective == "tuned.accuracy":
-        paired_by, first, second = "held-out rows", _right(one.jobs), _right(other.jobs)
-    else:
-        paired_by, settings = "seeds", (one, other)
-        first, second = [{j.changes.get("seed", ""): j.score(objective) or 0.0 for j in s.jobs} for s in settings]
-    return paired_by, [first[key] - second[key] for key in sorted(first.keys() & second.keys())]
+def _paired(best: Setting, second: Setting, objective: str, better: Better) -> tuple[str, Interval | None]:
+    """What two settings are paired by, and the interval of the best minus the second: the held-out rows that all their
+    models were scored on, else the seeds that both have."""
+    before, after = _by_row(second, objective), _by_row(best, objective)
+    if before and after and (found := interval(before, after, better)):
+        return f"{sum(map(bool, before[0]['counts'][0]))} held-out rows", found
+    seeds = sorted({*map(_seed, best.jobs)} & {*map(_seed, second.jobs)})
+    before, after = _by_seed(second, objective, seeds), _by_seed(best, objective, seeds)
+    return f"{len(seeds)} seeds", interval(before, after, better) if len(seeds) > 1 else None
 
 
-def _right(jobs: list[Job]) -> dict[str, float]:
-    """Held-out question -> how often these jobs' tuned models answered it right, of those with a checkable answer."""
-    found = defaultdict(list)
-    for row in [row for job in jobs for row in job.runs[0].samples()]:
-        if row.get("tuned_right") is not None:
-            found[str(row.get("prompt") or row["id"])].append(bool(row["tuned_right"]))
-    return {question: float(np.mean(right)) for question, right in found.items()}
+def _by_row(setting: Setting, objective: str) -> list[RowScore]:
+    """The objective of each job by held-out row; [] if one has none."""
+    side, _, name = objective.partition(".")
+    runs = [run for job in setting.jobs for run in job.runs if run.finished]
+    found = [score for run in runs if (score := run.row_scores().get(name))] if side == "tuned" else []
+    return found if len(found) == len(runs) else []
 
 
-def paired_bootstrap(differences: list[float]) -> tuple[float, float]:
-    """The 95 % interval of the mean of `differences`, rows drawn with replacement from a fixed seed.
+def _by_seed(setting: Setting, objective: str, seeds: list[str]) -> list[RowScore]:
+    """The objective of a setting with a seed in the place of each row."""
+    scores = {_seed(job): job.score(objective) or 0.0 for job in setting.jobs}
+    sums, counts = [scores[seed] for seed in seeds], [1.0] * len(seeds)
+    return [RowScore(rows="seeds", sums=[sums], counts=[counts], exponential=False)]
 
-    >>> paired_bootstrap([0.0, 0.0])
-    (0.0, 0.0)
-    """
-    values = np.array(differences)
-    drawn = np.random.default_rng(0).integers(len(values), size=(DRAWS, len(values)))
-    low, high = np.quantile(values[drawn].mean(1), [0.025, 0.975])
-    return float(low), float(high)
+
+def _seed(job: Job) -> str:
+    return job.changes.get("seed", "")
 
 
 def _changed(jobs: list[Job]) -> list[str]:

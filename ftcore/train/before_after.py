@@ -5,15 +5,14 @@ import math
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch import Callback
 
 from ftcore.console import console
-from ftcore.data.sources import Row
 from ftcore.errors import NumericalError, StorageError
-from ftcore.evaluate.score import changes, score
+from ftcore.evaluate.score import Measured, changes, score
+from ftcore.evaluate.tables import intervals
 from ftcore.files import to_json, whole_file
 from ftcore.machine.hardware import memory_of
 from ftcore.methods.base import HeldOut, Method
@@ -29,12 +28,18 @@ class BeforeAfter(Callback):
 
     def __init__(self, held_out: HeldOut, settings: Evaluate, file: Path, cache: Path | None = None) -> None:
         self.held_out, self.settings, self.file, self.cache, self.seconds = held_out, settings, file, cache, 0.0
-        self.base, self.base_answers = Scores(), list[Row]()
-        self.tuned, self.tuned_answers = Scores(), list[Row]()
+        self.base, self.tuned = Measured({}, [], {}), Measured({}, [], {})
 
     def scores(self) -> dict[str, object]:
-        """Both models' scores, what was gained and what was forgotten."""
-        return {"base": self.base, "tuned": self.tuned, **changes(self.base, self.tuned)}
+        """Both models' scores, how sure their differences are, what was gained and what was forgotten."""
+        base, tuned = self.base, self.tuned
+        differences = intervals(base.by_row, tuned.by_row)
+        return {
+            "base": base.scores,
+            "tuned": tuned.scores,
+            "intervals": differences,
+            **changes(base.scores, tuned.scores),
+        }
 
     def on_fit_start(self, trainer: Trainer, method: Method) -> None:
         """Score the base model: the same weights, adapters off."""
@@ -43,8 +48,8 @@ class BeforeAfter(Callback):
         if result is None:
             with method.foundation.untrained_view():
                 result = self._score(trainer, method, "base model")
-        self.base, self.base_answers = result
-        if not is_finite(self.base):
+        self.base = result
+        if not is_finite(self.base.scores):
             raise NumericalError(
                 "The base model's scores are not finite before any step: its weights or hardware.precision do not fit. Try "
                 "hardware.precision=32-true."
@@ -55,21 +60,21 @@ class BeforeAfter(Callback):
                 with suppress(OSError):  # without a cache the next run scores again
                     _write_once(self.cache, result)
 
-    def _earlier(self) -> Any:
-        """Scores and answers of the base model from earlier; None when there are none."""
+    def _earlier(self) -> Measured | None:
+        """What the base model got earlier; None when that is not known."""
         file = next((file for file in (self.file, self.cache) if file and file.is_file()), None)
         if file and file == self.cache:
             console.print(f"Base model: scores of an earlier run, {file}", soft_wrap=True, highlight=False)
         try:
-            return json.loads(file.read_text(encoding="utf-8")) if file else None
-        except ValueError:
+            return Measured(*json.loads(file.read_text(encoding="utf-8"))) if file else None
+        except (ValueError, TypeError):
             raise StorageError(f"{file} cannot be read. Delete it: the base model is scored again.") from None
 
     def on_train_end(self, trainer: Trainer, method: Method) -> None:
         """Score the tuned model: the weights that become model/."""
-        self.tuned, self.tuned_answers = self._score(trainer, method, "tuned model")
+        self.tuned = self._score(trainer, method, "tuned model")
 
-    def _score(self, trainer: Trainer, method: Method, label: str) -> tuple[Scores, list[Row]]:
+    def _score(self, trainer: Trainer, method: Method, label: str) -> Measured:
         started = time.perf_counter()
         memory = memory_of("evaluate.batch_size", self.settings["batch_size"])
         with method.unsharded_and_eager(), trainer.precision_plugin.forward_context(), memory:
@@ -84,7 +89,7 @@ def is_finite(scores: Scores) -> bool:
     return all(math.isfinite(value) for value in scores.values() if value is not None)
 
 
-def _write_once(file: Path, content: tuple[Scores, list[Row]]) -> None:
+def _write_once(file: Path, content: Measured) -> None:
     """Write JSON unless the file exists."""
     if not file.is_file():
         with whole_file(file) as beside:

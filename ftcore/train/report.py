@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ftcore.config.tree import flatten
-from ftcore.console import console, plain, typed
+from ftcore.console import console, plain, typed, wide_console
 from ftcore.data.sources import Row
 from ftcore.data.token_cache import lengths
 from ftcore.errors import is_private
@@ -69,7 +69,7 @@ def finish(config: Config, run: Run, summary: dict[str, Any], samples: list[Row]
     """Print the comparison and where things are. Send the same to the experiment tracker."""
     shown = config["evaluate"]["samples"]
     if summary["tuned"]:
-        console.print(comparison(summary["base"], summary["tuned"]))
+        wide_console().print(comparison(summary["base"], summary["tuned"], summary["intervals"]))
         if samples and shown:
             console.print(samples_table(samples, shown))
     for logger in loggers:
@@ -115,8 +115,12 @@ def _log_to_wandb(logger: WandbLogger, run: Run, summary: dict[str, Any], sample
 
 def _log_tables(logger: WandbLogger, run: Run, summary: dict[str, Any], samples: list[Row]) -> None:
     if summary["tuned"]:
-        rows = [[key, summary["base"][key], summary["tuned"][key]] for key in SCORES if key in summary["tuned"]]
-        logger.log_table("before_after", columns=["score", "base", "tuned"], data=rows)
+        base, tuned, differences = summary["base"], summary["tuned"], summary["intervals"]
+        columns = ["low", "high", "verdict"]
+        rows = [
+            [key, base[key], tuned[key], *map(differences.get(key, {}).get, columns)] for key in SCORES if key in tuned
+        ]
+        logger.log_table("before_after", columns=["score", "base", "tuned", *columns], data=rows)
         if is_private():
             return
         columns = list(samples[0]) if samples else []

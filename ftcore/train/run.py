@@ -91,13 +91,13 @@ def _end(
     config: Config, run: Run, job: Job, compare: BeforeAfter, figures: dict[str, object], loggers: list[Logger]
 ) -> None:
     """Save the model, write and report what the run gave."""
-    samples, failure = side_by_side(compare.base_answers, compare.tuned_answers), _failure(job, compare)
+    samples, failure = side_by_side(compare.base.answers, compare.tuned.answers), _failure(job, compare)
     shown = spread(samples, config["evaluate"]["samples"])
     head = {"name": config["name"], **compare.scores(), **figures, **({"failure": failure} if failure else {})}
     summary = {**head, "made_with": made_with(config), "samples": shown}
     foundation, base = job.method.foundation, base_of(config["model"])
     save_model(foundation, run.model, base, model_card(config, summary, foundation, base))
-    run.finish(summary, samples)
+    run.finish(summary, samples, compare.tuned.by_row)
     report.finish(config, run, summary, samples, loggers)
 
 
@@ -106,7 +106,7 @@ def _failure(job: Job, compare: BeforeAfter) -> str:
     skipped, steps = job.method.bad_steps, job.method.trainer.global_step
     if skipped:
         return f"The last {skipped} of {steps} steps were skipped: they were not finite. Lower method.lr, or look at their rows."
-    if not is_finite(compare.tuned):
+    if not is_finite(compare.tuned.scores):
         return "The tuned model's scores are not finite. Lower method.lr; the base model's weights are as they were."
     return ""
 

@@ -9,19 +9,19 @@ import torch
 from peft import PeftModel
 
 from ftcore.config.build import build, record_type
-from ftcore.console import console, plain, quiet
+from ftcore.console import console, plain, quiet, wide_console
 from ftcore.data import Data, Records
 from ftcore.data.sources import Row, rows_of
 from ftcore.data.tokens import Encoder
 from ftcore.errors import ConfigError, ModelError, StorageError, model_errors
 from ftcore.evaluate.held_out import load_held_out
-from ftcore.evaluate.score import changes, score
-from ftcore.evaluate.tables import comparison, samples_table, side_by_side
+from ftcore.evaluate.score import Measured, changes, score
+from ftcore.evaluate.tables import comparison, intervals, samples_table, side_by_side
 from ftcore.methods.base import HeldOut, Method, RunContext
 from ftcore.models.base_name import base_of
 from ftcore.models.foundation import Foundation, foundation_of, load_base, load_run, merged, save_model
 from ftcore.rollout.sample import generate
-from ftcore.run_folder import Run, Scores
+from ftcore.run_folder import Run
 from ftcore.settings import Config, Machine
 from ftcore.train.card import model_card
 
@@ -38,14 +38,14 @@ def evaluate(config: Config) -> Answer:
     data, kind = build(config["data"], Data), record_type(config["method"])
     records = data.load(kind) if config["data"] == run_config["data"] else data.load_as_test(kind)
     method, held_out = _held_out(config, foundation, records)
-    tuned, answers = score(method, held_out, config["evaluate"], "tuned model")
+    tuned = score(method, held_out, config["evaluate"], "tuned model")
     with method.base_model():
-        base, base_answers = score(method, held_out, config["evaluate"], "base model")
-    samples = side_by_side(base_answers, answers)
-    scores = {"base": base, "tuned": tuned, **changes(base, tuned)}
+        base = score(method, held_out, config["evaluate"], "base model")
+    samples = side_by_side(base.answers, tuned.answers)
+    differences = _show(config, base, tuned, samples, ("base", "tuned"))
+    scores = {"base": base.scores, "tuned": tuned.scores, **differences}
     stem = f"eval-{config['choices']['data']}-{records.content_hash[:8]}"
     predictions = run.write_evaluation(stem, scores, samples)
-    _show(config, base, tuned, samples, ("base", "tuned"))
     counts = f"{len(held_out.rows)} of {len(records.test)} rows (evaluate.max_rows={config['evaluate']['max_rows']})"
     plain.print(f"Predictions of {counts}: {predictions}")
     return {"run": str(run), "rows": len(held_out.rows), "predictions": str(predictions), **scores}
@@ -57,20 +57,20 @@ def compare(config: Config) -> Answer:
     foundation, _ = _load(config, run)
     records = build(config["data"], Data).load(record_type(config["method"]))
     method, held_out = _held_out(config, foundation, records)
-    second, second_answers = score(method, held_out, config["evaluate"], run.name)
+    second = score(method, held_out, config["evaluate"], run.name)
     if other is None:
         names = ("base", run.name)
         with method.base_model():
-            first, first_answers = score(method, held_out, config["evaluate"], "base model")
+            first = score(method, held_out, config["evaluate"], "base model")
     else:
         rival, names = _load(config, Run(other))[0], (Run(other).name, run.name)
-        first, first_answers = score(*_held_out(config, rival, records), config["evaluate"], names[0])
+        first = score(*_held_out(config, rival, records), config["evaluate"], names[0])
         if len(rival.tokenizer) != len(foundation.tokenizer):
             plain.print(
                 "The runs have different tokenizers: their losses and perplexities per token cannot be compared."
             )
-    _show(config, first, second, side_by_side(first_answers, second_answers), names)
-    return {"names": list(names), "first": first, "second": second, **changes(first, second)}
+    differences = _show(config, first, second, side_by_side(first.answers, second.answers), names)
+    return {"names": list(names), "first": first.scores, "second": second.scores, **differences}
 
 
 def chat(config: Config) -> None:
@@ -167,7 +167,10 @@ def _held_out(config: Config, foundation: Foundation, records: Records) -> tuple
     return method, load_held_out(config, data, method, records)
 
 
-def _show(config: Config, first: Scores, second: Scores, samples: list[Row], names: tuple[str, str]) -> None:
-    console.print(comparison(first, second, names))
+def _show(config: Config, first: Measured, second: Measured, samples: list[Row], names: tuple[str, str]) -> Answer:
+    """Print scores and samples side by side. Returns how the second model differs, and how sure that is."""
+    differences = intervals(first.by_row, second.by_row)
+    wide_console().print(comparison(first.scores, second.scores, differences, names))
     if samples and config["evaluate"]["samples"]:
         console.print(samples_table(samples, config["evaluate"]["samples"], names))
+    return {"intervals": differences, **changes(first.scores, second.scores)}
