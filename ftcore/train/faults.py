@@ -84,10 +84,11 @@ class Faults(Callback):
 
     def __init__(self, faults: list[Fault]) -> None:
         self.faults = faults
+        self.write_own = checkpoint.write_own
 
     def on_fit_start(self, trainer: Trainer, method: Method) -> None:
         """Wrap what writes checkpoints and what computes the loss: these faults do not strike between two batches."""
-        write, loss = checkpoint.write_own, method.loss
+        write, loss = self.write_own, method.loss
 
         def write_with_faults(*args: Any) -> Any:
             files = write(*args)
@@ -108,6 +109,14 @@ class Faults(Callback):
         """Strike before the step's first micro-batch."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._strike("step", trainer.global_step + 1)
+
+    def teardown(self, trainer: Trainer, method: Method, stage: str) -> None:
+        """Leave what writes checkpoints as it was: another run of this process has its own faults, or none."""
+        checkpoint.write_own = self.write_own
+
+    def on_exception(self, trainer: Trainer, method: Method, exception: BaseException) -> None:
+        """The same when training fails."""
+        self.teardown(trainer, method, "fit")
 
     def _strike(self, point: str, step: int) -> None:
         for fault in self._here(point, step):
