@@ -34,10 +34,13 @@ def home() -> Path:
 def whole_file(file: Path) -> Iterator[Path]:
     """A path beside `file` to write to, which becomes `file` at the end: others find it whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_suffix(f".{os.getpid()}")
+    beside = file.with_name(f"{file.name}.{os.getpid()}")
     try:
         yield beside
         beside.replace(file)
+    except OSError as error:
+        error.filename = error.filename or str(file)  # a full disk names no file
+        raise
     finally:
         beside.unlink(missing_ok=True)
 
@@ -65,12 +68,18 @@ def _finite(value: object) -> object:
 
 def write_json(file: Path, content: Mapping[str, object] | list[object]) -> None:
     """Write one JSON document."""
-    file.write_text(to_json(content, indent=2) + "\n", encoding="utf-8")
+    write_text(file, to_json(content, indent=2) + "\n")
 
 
 def write_lines(file: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Write one JSON object a line."""
-    file.write_text("".join(to_json(row) + "\n" for row in rows), encoding="utf-8")
+    write_text(file, "".join(to_json(row) + "\n" for row in rows))
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a whole file. A link is replaced, not followed."""
+    with whole_file(file) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def sha256(file: Path) -> str:

@@ -19,12 +19,15 @@ from typing import TypedDict, cast
 import yaml
 
 from ftcore.errors import ConfigError, ModelError, StorageError
-from ftcore.files import whole_file, write_json, write_lines
+from ftcore.files import write_json, write_lines, write_text
 from ftcore.settings import Config
 
 Scores = dict[str, float | None]
 Row = dict[str, object]
 MAX_ALIASES = 20  # of an earlier run's config.yaml; 2^20 leaves at most
+# Names of new folders, with "-2" and so on for further ones of the same second.
+TIME = "%Y-%m-%d_%H-%M-%S"
+STARTED = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:-(\d+))?")
 PARTIAL = ".partial"  # ends the name of a folder whose run is not finished: a stage's
 
 
@@ -78,6 +81,7 @@ class Run:
         self.slurm = self.folder / "slurm"
         self.config_file = self.folder / "config.yaml"
         self.metrics_file = self.folder / "metrics.jsonl"
+        self.exports = self.folder / "export"
         self._summary = self.folder / "summary.json"
         self._samples = self.folder / "samples.jsonl"
         self._row_scores = self.folder / "row_scores.jsonl"
@@ -97,7 +101,8 @@ class Run:
     @classmethod
     def named(cls, folder: Path) -> list["Run"]:
         """The runs right below a folder, the newest first."""
-        return [cls(file.parent) for file in sorted(folder.glob("*/config.yaml"), reverse=True)]
+        runs = [cls(file.parent) for file in folder.glob("*/config.yaml")]
+        return sorted(runs, key=lambda run: (*run.started, run.name), reverse=True)
 
     @classmethod
     def at(cls, path: object) -> "Run | None":
@@ -109,6 +114,12 @@ class Run:
     def begun(self) -> bool:
         """Whether the folder is that of a run at all."""
         return self.config_file.is_file()
+
+    @property
+    def started(self) -> tuple[str, int]:
+        """When it was begun, by its folder's name: the time, and its number among those of that second."""
+        found = STARTED.fullmatch(self.name)
+        return (found[1], int(found[2] or 1)) if found else ("", 0)
 
     @property
     def finished(self) -> bool:
@@ -145,8 +156,7 @@ class Run:
         """Write config.yaml; the one that the run began with is kept beside it."""
         if self.config_file.is_file() and not self._first_config.is_file():
             self.config_file.replace(self._first_config)
-        with whole_file(self.config_file) as beside:
-            beside.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
+        write_text(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))
         self.__dict__.pop("config", None)
 
     @property
@@ -258,5 +268,4 @@ def keep_lines(file: Path, wanted: Callable[[int], bool]) -> None:
         with suppress(ValueError, LookupError, TypeError):
             row = json.loads(line)
             kept += [line] if wanted(row["step"] if isinstance(row, dict) else row[0]) else []
-    with whole_file(file) as beside:
-        beside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    write_text(file, "".join(f"{line}\n" for line in kept))

@@ -8,7 +8,7 @@ decided once for a run, before its processes start.
 from dataclasses import dataclass
 from typing import Annotated, Literal, NotRequired, get_args
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from typing_extensions import TypedDict
 
 Kind = Literal["result", "rows", "scores", "reporting", "machine", "place", "search", "command"]
@@ -61,6 +61,10 @@ class Role:
 
 
 PositiveInt = Annotated[int, Ge(1)]
+# Rows or tokens that are worked on at once: a longer number is a slip of the hand, and would fill any memory.
+Size = Annotated[int, Ge(1), Le(2**20)]
+# Up to three years: the clocks of threads and processes take no more.
+Seconds = Annotated[float, Gt(0), Le(10**8)]
 PathOfText = Annotated[str | None, Role(path="text")]
 PathOfRows = Annotated[str | None, Role(path="rows")]
 PathOfWeights = Annotated[str | None, Role(path="weights")]
@@ -76,8 +80,8 @@ class Evaluate(TypedDict):
 
     enabled: bool
     max_rows: PositiveInt | None
-    max_new_tokens: PositiveInt
-    batch_size: PositiveInt
+    max_new_tokens: Size
+    batch_size: Size
     samples: Annotated[int, Ge(0)]
     probe: PathOfText
 
@@ -87,8 +91,8 @@ class Retention(TypedDict):
 
     weight: Annotated[float, Ge(0)]
     every: PositiveInt
-    rows: PositiveInt
-    length: Annotated[int, Ge(2)]
+    rows: Size
+    length: Annotated[int, Ge(2), Le(2**20)]
     text: Annotated[str, Role(path="text")]
     max_rise: Annotated[float, Gt(0)] | None
     check_every: PositiveInt
@@ -107,7 +111,7 @@ class Sweep(TypedDict):
     """Keys under `sweep`."""
 
     n_jobs: PositiveInt
-    time_limit: Annotated[float, Gt(0)] | None
+    time_limit: Seconds | None
     trials: PositiveInt
     objective: str
     direction: Literal["minimize", "maximize"]
@@ -236,10 +240,10 @@ class Config(TypedDict):
     seed: Annotated[int, Ge(0), Lt(2**32), Role("result", stage=True)]
     name: Annotated[str, Role("reporting")]
     output_dir: Annotated[str, Role("place")]
-    global_batch_size: Annotated[PositiveInt, Role("result")]
-    micro_batch_size: Annotated[PositiveInt | Literal["auto"], Role("machine")]
+    global_batch_size: Annotated[Size, Role("result")]
+    micro_batch_size: Annotated[Size | Literal["auto"], Role("machine")]
     max_steps: Annotated[PositiveInt | None, Role("result", resume=True)]
-    max_epochs: Annotated[Annotated[float, Gt(0)] | None, Role("result", resume=True)]
+    max_epochs: Annotated[Annotated[float, Gt(0), Le(10**6)] | None, Role("result", resume=True)]
     validate_every: Annotated[PositiveInt | None, Role("result")]
     keep_best: Annotated[str, Role("result")]
     patience: Annotated[PositiveInt | None, Role("result")]
@@ -250,7 +254,7 @@ class Config(TypedDict):
     private: Annotated[bool, Role("scores", stage=True)]
     profile: Annotated[bool, Role("reporting")]
     checkpoints: Annotated[CheckpointSettings, Role("machine")]
-    hang_timeout: Annotated[Annotated[float, Gt(0)] | None, Role("machine")]
+    hang_timeout: Annotated[Seconds | None, Role("machine")]
     max_bad_steps: Annotated[int, Ge(0), Role("machine")]
     search: Annotated[dict[str, object], Role("search")]
     sampler: Annotated[Literal["grid", "tpe"], Role("search")]

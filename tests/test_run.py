@@ -246,6 +246,23 @@ def test_two_processes_give_one_run(ftcore):
     assert outcome.summary["base"]["rows"] == 168 and len(outcome.metrics) == 2
 
 
+def test_what_is_seldom_meant_is_said_before_training(ftcore, rows):
+    few = rows(*({"prompt": f"Which is {k}?", "completion": f"{k}."} for k in range(12)))
+    words = ["data=jsonl", f"data.path={few}", "data.test_share=0", "data.validation_share=0.2", "validate_every=9"]
+    outcome = ftcore(*FAST, *words, "max_steps=2", "method.lr=2", "hardware=cpu", "dry_run=true")
+    said = " ".join(outcome.out.split())
+    assert outcome.status == 0, outcome.err
+    for part in (
+        "no row is held out",
+        "method.lr=2: steps of this size destroy what the model knows",
+        "training rows, so no step has 16: each step takes all",
+        "validate_every=9 is beyond the last of 2 steps: validation comes once, after it",
+        "checkpoints.every=50 is beyond the last of 2 steps: only a signal writes a checkpoint",
+    ):
+        assert part in said
+    assert "notice" not in ftcore(*FAST, "max_steps=50", "dry_run=true").out
+
+
 def test_a_failure_in_one_process_keeps_its_exit_code(fails):
     message = fails(
         6, *FAST, "hardware=ddp_2cpu", "max_steps=30", "method.lr=1e30", "method.max_grad_norm=1e30", "adapter=full"

@@ -23,6 +23,7 @@ def run_command(words: list[str]) -> int:
     steady_streams()
     try:
         with storage_errors():
+            _check_place()
             _dispatch(words)
         _check_output()
         return 0
@@ -39,6 +40,15 @@ def run_command(words: list[str]) -> int:
             raise
         stderr.print(traced(error), end="")
         return 1
+
+
+def _check_place() -> None:
+    """Raise `StorageError` when the working directory is gone: every relative path would fail, without its name."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        place = os.environ.get("PWD", "it")
+        raise StorageError(f"The working directory does not exist any more ({place}). Change to another.") from None
 
 
 def _check_output() -> None:

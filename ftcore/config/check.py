@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from jsonschema import Draft4Validator, Draft202012Validator, TypeChecker
 from jsonschema.validators import extend
@@ -82,7 +82,8 @@ def conflicts(config: Config) -> Iterator[Problem]:
         yield "keep_best", "needs validation: set validate_every=<steps> and data.validation_share=0.1"
     if "reward" in str(get("keep_best")):
         yield "keep_best", "keeps the lowest value, but of a reward more is better: set keep_best=val/loss"
-    if ".." in str(get("name")) or str(get("name")).startswith("/"):
+    name = PurePath(str(get("name")))
+    if not name.parts or ".." in name.parts or name.is_absolute():
         yield "name", "is the name of a folder below output_dir, without .. or a leading /"
     yield from _unsafe_text(config)
     yield from _wrong_rewards(config["method"], config["trust"])

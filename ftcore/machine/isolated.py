@@ -7,7 +7,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
@@ -16,12 +16,19 @@ from typing import TypeVarTuple
 Args = TypeVarTuple("Args")
 Context = SpawnContext | ForkServerContext
 PR_SET_PDEATHSIG = 1  # of prctl, on Linux
+# By which a terminal or a unit ends all its processes; SIGHUP: it is closed.
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def heeded(signals: Iterable[signal.Signals]) -> list[signal.Signals]:
+    """Those that this process does not ignore: nohup lets it outlive its terminal."""
+    return [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait until the block ends: no process is left half started, or unknown to who would end it."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    """Let what ends this process wait until the block ends: no process is left half started, or unknown to who would end it."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         yield
     finally:
@@ -52,7 +59,7 @@ def _lead(work: Callable[[*Args], object], *args: *Args) -> None:
     """In the new process: leave the terminal, let SIGTERM end it whatever its parent did with it, then work."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGHUP})
     os.setsid()
     if sys.platform == "linux":  # what hangs would not notice by itself that the parent is gone
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -49,6 +49,7 @@ def lora(
             )
     elif target_modules != "all-linear":
         raise ConfigError(f"adapter.target_modules is all-linear or a list of names, not {target_modules!r}.")
+    _check_rank(rank, network)
     if load_in_4bit:
         network = prepare_model_for_kbit_training(network, use_gradient_checkpointing=False)
     config = LoraConfig(
@@ -95,7 +96,20 @@ def freeze(
     return replace(foundation, frozen_blocks=len(blocks) - top_layers, keep_activations_gb=keep_activations_gb)
 
 
+def _check_rank(rank: int, network: nn.Module) -> None:
+    """Raise `ConfigError` for a rank that no update of a layer can have."""
+    highest = max((min(layer.weight.shape) for layer in _linear(network).values()), default=rank)  # type: ignore[arg-type]
+    if rank > highest:
+        raise ConfigError(
+            f"adapter.rank={rank:,} is above {highest:,}, the highest rank that an update of the model's linear layers can have."
+        )
+
+
 def _linear_names(network: nn.Module) -> str:
     """Last parts of the names of linear layers, most frequent first."""
-    linear = [name for name, module in network.named_modules() if type(module).__name__ in ("Linear", "Conv1D")]
-    return ", ".join(dict(Counter(name.rsplit(".", 1)[-1] for name in linear).most_common()))
+    return ", ".join(dict(Counter(name.rsplit(".", 1)[-1] for name in _linear(network)).most_common()))
+
+
+def _linear(network: nn.Module) -> dict[str, nn.Module]:
+    """The linear layers by name."""
+    return {name: module for name, module in network.named_modules() if type(module).__name__ in ("Linear", "Conv1D")}

@@ -11,7 +11,7 @@ from ftcore.config.roles import role_of
 from ftcore.config.tree import flatten
 from ftcore.console import plain, typed
 from ftcore.errors import ConfigError, StorageError
-from ftcore.run_folder import Run
+from ftcore.run_folder import TIME, Run
 from ftcore.settings import Config
 
 
@@ -68,8 +68,8 @@ def _note_changes(run: Run, config: Config) -> None:
 
 
 def _new(config: Config, parent: Path) -> Run:
-    """A new folder named by the time."""
-    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    """A new folder, named by the time or, where the clock was set back, by that of the newest run: it sorts last."""
+    stamp = max(time.strftime(TIME), *(run.started[0] for run in Run.named(parent)[:1]), "")
     try:
         for k in count(1):
             run = Run(parent / (f"{stamp}-{k}" if k > 1 else stamp))

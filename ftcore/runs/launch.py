@@ -5,6 +5,7 @@ Lightning finds the environment that the launcher set and starts nothing itself,
 
 import logging
 import os
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -16,11 +17,13 @@ from ftcore.data.records import Records
 from ftcore.errors import FtcoreError, HardwareError, OutOfMemory, Stopped, paragraph, storage_errors, traced
 from ftcore.machine import torchrun
 from ftcore.machine.hardware import smaller
+from ftcore.machine.isolated import heeded
 from ftcore.run_folder import Run
 from ftcore.settings import Config, Hardware, Resolved
 
 # Seconds that a process which has lost another waits to be ended, so that the launcher first sees the one that went wrong.
 GRACE = 10
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 # Exit code by which a process tells the one that started it that a device's memory is full (ENOMEM): it may try again.
 OUT_OF_MEMORY = 12
 
@@ -71,14 +74,14 @@ def _launch(config: Config, resolved: Resolved, run: Run, records: Records | Non
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
-        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",  # passed on to the processes
+        signals_to_handle=",".join(number.name for number in heeded(PASSED_ON)),
     )
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // devices, 1)))
     try:
         elastic_launch(settings, run_rank)(config, resolved, run.folder, start, True)
-    except SignalException as signal:
-        sys.exit(128 + signal.sigval)
+    except SignalException as received:
+        sys.exit(128 + received.sigval)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         raise _first_error(f"Process {rank} of {devices}", failure.exitcode) from None

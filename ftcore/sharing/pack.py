@@ -24,6 +24,7 @@ from ftcore.config.tree import flatten, put
 from ftcore.console import plain, typed
 from ftcore.data.records import Data
 from ftcore.errors import ConfigError, DataError, StorageError
+from ftcore.files import whole_file
 from ftcore.models.foundation import load_run
 from ftcore.run_folder import Run, Summary
 from ftcore.runs.folder import changes_of_result
@@ -61,9 +62,9 @@ def pack(config: Config) -> None:
         recipe = Path(private) / RECIPE
         recipe.write_text(_recipe(original, summary, places, found), encoding="utf-8")
         _check_recipe(recipe, original, places)
-        target.mkdir(parents=True, exist_ok=True)
-        write_lock(target / LOCK, found, summary, recipe)
-        shutil.copyfile(recipe, target / RECIPE)
+        with whole_file(target / RECIPE) as beside, whole_file(target / LOCK) as lock:  # both or none
+            write_lock(lock, found, summary, recipe)
+            shutil.copyfile(recipe, beside)
     plain.print(f"Wrote {target / RECIPE} and {target / LOCK}. Elsewhere:\n  {_command(places, config)}")
 
 

@@ -44,7 +44,7 @@ def start_server() -> None:
     """Let the server of all jobs begin to import, beside what this process does until it needs it."""
     get_context("forkserver").set_forkserver_preload(["ftcore.runs.preload"])
     # These are for this process alone, which then ends the jobs one by one. They may reach all processes of a terminal or unit.
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in isolated.ENDING}
     forkserver.ensure_running()
     for number, handler in before.items():
         signal.signal(number, handler)

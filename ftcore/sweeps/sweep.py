@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from ftcore.config.compose import load_config
 from ftcore.config.roles import keys_of
 from ftcore.errors import ConfigError, FtcoreError, Stopped
+from ftcore.machine.isolated import heeded
 from ftcore.settings import CHOSEN, Config
 from ftcore.sweeps.grid import Grid
 from ftcore.sweeps.hydra_launcher import run_with_hydra
@@ -91,20 +92,22 @@ def _may_be_searched(key: str) -> bool:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Keep other commands out of the sweep's folder. SIGTERM ends this one as Ctrl-C does: running jobs save what they have."""
+    """Keep other commands out of the sweep's folder. A signal ends this one as Ctrl-C does: running jobs save what they have."""
 
     def stop(number: int, _: object) -> None:
-        raise Stopped(128 + number, "SIGTERM: the same command again goes on where the jobs stopped.")
+        name = signal.Signals(number).name
+        raise Stopped(128 + number, f"{name}: the same command again goes on where the jobs stopped.")
 
     folder.mkdir(parents=True, exist_ok=True)
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in heeded([signal.SIGTERM, signal.SIGHUP])}
     try:
         with FileLock(folder / ".lock", timeout=0):
             yield
     except Timeout:
         raise ConfigError(f"Another command is running this sweep in {folder}: wait for it, or end it.") from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _split(words: list[str]) -> tuple[list[str], dict[str, list[str]]]:

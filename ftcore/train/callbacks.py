@@ -2,8 +2,10 @@
 
 import faulthandler
 import math
+import os
 import resource
 import sys
+import threading
 import time
 from typing import Any
 
@@ -13,9 +15,9 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import RichProgressBar
 from safetensors.torch import load_file, save_file
 
-from ftcore.console import console
+from ftcore.console import console, stderr
 from ftcore.data.tokens import Example
-from ftcore.errors import ConfigError
+from ftcore.errors import ConfigError, HardwareError, paragraph
 from ftcore.evaluate.score import probe_perplexity
 from ftcore.files import whole_file
 from ftcore.methods.base import Method
@@ -84,18 +86,33 @@ class Watchdog(Callback):
     """
 
     def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+        self.seconds, self.last, self.ended = seconds, 0.0, threading.Event()
+
+    def on_train_start(self, *_: Any) -> None:
+        """Begin to watch."""
+        self.last = time.monotonic()
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Start counting again."""
-        faulthandler.dump_traceback_later(self.seconds, exit=True)
+        self.last = time.monotonic()
 
     def on_train_end(self, *_: Any) -> None:
         """Stop counting: what follows may take any time."""
-        faulthandler.cancel_dump_traceback_later()
+        self.ended.set()
 
     on_validation_batch_start = on_train_batch_start  # type: ignore[assignment]
     on_exception = on_train_end  # type: ignore[assignment]
+
+    def _watch(self) -> None:
+        left = self.seconds
+        while not self.ended.wait(left):
+            left = self.last + self.seconds - time.monotonic()
+            if left <= 0:
+                faulthandler.dump_traceback()
+                hangs = f"Nothing was done for {self.seconds:g} seconds (hang_timeout). The stacks above show where it stands"
+                stderr.print(paragraph(HardwareError(f"{hangs}, or where it waits for another process.")))
+                os._exit(HardwareError.exit_code)  # what hangs may never come to an exception
 
 
 class RetentionGuard(Callback):

@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -32,14 +33,15 @@ from ftcore.models.sharding import sharded_like
 
 State = dict[str, Any]
 Files = dict[str, list[int]]  # name -> size in bytes, checksum
+NAME = re.compile(r"step-\d{8,}")
 MANIFEST, STATE = "manifest.json", "state.json"
 # Should the newest one be damaged, an older one must be left.
 FEWEST = 2
 
 
 def folders(checkpoints: Path) -> list[Path]:
-    """The checkpoints in a run's folder for them, newest first."""
-    return sorted(checkpoints.glob("step-*"), reverse=True)
+    """The checkpoints in a run's folder for them, newest first. What has another name is not ours."""
+    return sorted((path for path in checkpoints.glob("step-*") if NAME.fullmatch(path.name)), reverse=True)
 
 
 def newest(checkpoints: Path) -> Path | None:

@@ -1,6 +1,6 @@
 """What a person sees: the plan before training, the comparison after it, and what to type next."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import ceil
 from typing import Any
 
@@ -36,19 +36,35 @@ def plan(config: Config, job: Job) -> None:
         ("tokens per row", f"median {sizes[len(sizes) // 2]}, longest {sizes[-1]}{with_loss}"),
         ("parameters", f"{trained:,} of {parameters:,} train ({trained / parameters:.2%})"),
         ("steps", f"{batches.steps:,} of {batches.global_batch_size} rows = {split}"),
-        *(("notice", note) for note in [*records.notes, *encoder.notes()]),
+        *(("notice", note) for note in [*records.notes, *encoder.notes(), *_odd(config, job)]),
     ]
     if forged := encoder.spelling_control_tokens(records.train):
         first = forged[0]["where"]
         lines.append(("control tokens", f"{len(forged):,} rows spell one; it stays text (the first: {first})"))
     for reason, count in encoder.counts.items():
-        lines.append(("rows", f"{count:,} {reason} (data.max_length={encoder.max_length})"))
+        lines.append(("rows", f"{count:,} {reason} ({encoder.limit})"))
     if config["dry_run"]:
         lines.append(("memory", f"at least {memory_estimate_gb(job, sizes[-1]):.1f} GB per process"))
     table = Table(show_header=False, box=None, title=config["name"], title_justify="left", title_style="bold")
     for name, text in lines:
         table.add_row(name, Text(text))
     console.print(table)
+
+
+def _odd(config: Config, job: Job) -> Iterator[str]:
+    """What may be meant so, and seldom is."""
+    steps, rows, lr = job.batches.steps, len(job.batches.examples), job.method.lr
+    if not job.records.test:
+        advice = "set data.test_share=0.2, or name a file of them with data.splits.test"
+        yield f"no row is held out, so base and tuned model are not compared on any: {advice}"
+    if lr > 1:
+        yield f"method.lr={lr:g}: steps of this size destroy what the model knows; 1e-5 to 1e-3 are usual"
+    if (most := job.batches.rows_per_step or 0) > rows:
+        yield f"there are {rows:,} training rows, so no step has {most:,}: each step takes all"
+    if (every := config["validate_every"]) and every > steps:
+        yield f"validate_every={every:,} is beyond the last of {steps:,} steps: validation comes once, after it"
+    if (every := config["checkpoints"]["every"]) and every > steps:
+        yield f"checkpoints.every={every:,} is beyond the last of {steps:,} steps: only a signal writes a checkpoint"
 
 
 def memory_estimate_gb(job: Job, longest: int) -> float:

@@ -15,13 +15,15 @@ from ftcore.console import console, typed
 from ftcore.data import Records
 from ftcore.data.steps import TrainBatches
 from ftcore.errors import DataError, Stopped, StorageError
+from ftcore.machine.isolated import heeded
 from ftcore.methods.base import Method
 from ftcore.run_folder import Run
 from ftcore.settings import CheckpointSettings
 from ftcore.train import checkpoint
 from ftcore.train.callbacks import named_trained
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# SIGHUP: the terminal is closed.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 class Checkpoints(Callback):
@@ -54,13 +56,13 @@ class Checkpoints(Callback):
                 console.print(note)
 
     def on_fit_start(self, trainer: Trainer, method: Method) -> None:
-        """Install our signal handlers."""
-        self.earlier_handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        """Install our signal handlers, but for what is ignored, as nohup has it."""
+        self.earlier_handlers = {number: signal.signal(number, self._on_signal) for number in heeded(SIGNALS)}
 
     def on_train_start(self, trainer: Trainer, method: Method) -> None:
         """Restore the checkpoint, and delete from all logs what was written after it."""
         self.training = True
-        for number in SIGNALS:  # again: Lightning has put its own, which would end with exit code 0
+        for number in self.earlier_handlers:  # again: Lightning has put its own, which would end with exit code 0
             signal.signal(number, self._on_signal)
         for log in (*trainer.loggers, *trainer.callbacks):  # type: ignore[attr-defined]
             if hasattr(log, "keep_until"):

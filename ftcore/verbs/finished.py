@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from peft import PeftModel
 
 from ftcore.config.build import build, record_type
@@ -90,12 +91,17 @@ def chat(config: Config) -> None:
 
 def export(config: Config) -> None:
     """Write `export/<format>`: the adapter merged into one model, or the adapter alone, checked to answer as the run does."""
-    run, form = _run(config), config["export"]["format"]
-    target = run.folder / "export" / form
+    run = _run(config)
+    run.exports.mkdir(exist_ok=True)
+    with FileLock(run.exports / ".lock"):  # a second export waits
+        _export(config, run, run.exports / config["export"]["format"])
+
+
+def _export(config: Config, run: Run, target: Path) -> None:
+    form = config["export"]["format"]
     if target.exists():
         raise StorageError(f"{target} exists already; remove it to export again.")
     foundation, run_config = _load(config, run)
-    target.parent.mkdir(exist_ok=True)
     if form == "adapter" and not foundation.has_adapter:
         raise ConfigError("This run has no adapter: every weight was trained. Use format=merged.")
     encoder = Encoder(foundation.tokenizer, build(config["data"], Data))
