@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from ftcore.errors import DataError
 from tests.conftest import FAST
+from tests.test_data import data
 
 SECRET = "zebra-1234"
 GOOD = {"prompt": f"What is {SECRET}?", "completion": f"It is {SECRET}."}
@@ -114,6 +116,50 @@ def test_rows_cut_before_their_answer_are_counted_and_too_many_are_an_error(ftco
     for path, count in ((rows(*MANY, *lost), "2 of 22"), (rows(*lost, name="lost.jsonl"), "2 of 2")):
         message = fails(3, *command(path, *words))
         assert f"{count} training rows are left without a trained token" in message and SECRET not in message
+
+
+def test_a_bad_row_says_how_to_go_on_without_it(rows):
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: .* data\.on_bad_row=skip leaves such rows out"):
+        data(path=rows(GOOD, {**GOOD, "completion": None})).load("prompt_completion")
+
+
+def test_a_folder_without_a_usable_row_is_named_by_its_files(rows):
+    files = [rows({"text": "Some."}, name=f"{name}-00000-of-00001.jsonl") for name in ("train", "test")]
+    with pytest.raises(DataError, match=r"/train-00000-of-00001\.jsonl: no row can be used.*self_supervised trains"):
+        data(path=str(files[0].rpartition("/")[0]), on_bad_row="skip").load("prompt_completion")
+
+
+@pytest.mark.parametrize("longest", [64, 4096])
+def test_what_sets_the_longest_length_is_said(fails, rows, longest):
+    long = {"prompt": f"{SECRET} " * 600, "completion": "Yes."}
+    path = rows(*({**long, "id": k} for k in range(8)))
+    words = command(
+        path, f"data.max_length={longest}", "data.too_long=truncate", "data.duplicates=keep", "data.leakage=allow"
+    )
+    message = fails(3, *words)
+    limit, advice = (
+        ("data.max_length=64", "Raise data.max_length.") if longest == 64 else ("has room for 512", "more room.")
+    )
+    assert limit in message and advice in message and "data.max_lost" not in message
+    assert limit in fails(2, "inspect", *words)
+    assert limit in fails(3, *command(path, f"data.max_length={longest}", "data.too_long=drop", "data.leakage=allow"))
+
+
+@pytest.mark.parametrize("form", ["texts", "conversations"])
+def test_pairs_of_equal_answers_are_counted_and_too_many_are_an_error(rows, form):
+    def pair(k, equal):
+        answers = [f"yes {k}", f"yes {k}" if equal else f"no {k}"]
+        row = {"prompt": f"Is it {k}?", "chosen": answers[0], "rejected": answers[1]}
+        if form == "conversations":
+            row["prompt"] = [{"role": "user", "content": row["prompt"]}]
+            row |= {side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")}
+        return row
+
+    few = rows(*(pair(k, k < 2) for k in range(40)), name="few.jsonl")
+    assert any("2 pairs have two equal answers" in note for note in data(path=few).load("preference").notes)
+    with pytest.raises(DataError, match=r"many\.jsonl:1: chosen equals rejected, as in 3 of 40 rows") as error:
+        data(path=rows(*(pair(k, k < 3) for k in range(40)), name="many.jsonl")).load("preference")
+    assert "data.max_lost" in str(error.value)
 
 
 def test_repeated_rows_are_counted_and_can_be_dropped(ftcore, rows):

@@ -184,7 +184,7 @@ def test_a_conversations_last_question_and_answer_are_prompt_and_completion(rows
         ([ASKED, RULE, ANSWERED], "the roles are user, system, assistant"),
         ([ASKED, {**ANSWERED, "role": "secret"}], "a role is not one of system, user, assistant"),
         ([ASKED, {**ANSWERED, "role": ["secret"]}], "a role is not one of system, user, assistant"),
-        ([ASKED, {"content": "secret"}], "a role is not one of system, user, assistant"),
+        ([ASKED, {"content": "secret"}], "message 2 does not say who speaks; its keys are .content."),
         ([ASKED, {**ANSWERED, "content": " \n"}], "message 2 has no text in 'content'"),
         ([ASKED, {"role": "assistant"}], "message 2 has no text in 'content'"),
         (

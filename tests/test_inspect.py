@@ -52,6 +52,14 @@ def test_faults_put_into_real_rows_are_listed_with_their_line(ftcore, rows):
         assert part in shown, shown
 
 
+def test_of_long_rows_what_trains_is_shown_and_pairs_have_sides(ftcore, rows):
+    long = [
+        {"prompt": "word " * 400 + str(k), "chosen": f"Rightly {k}.", "rejected": f"Wrongly {k}."} for k in range(12)
+    ]
+    shown, _ = inspected(ftcore, "method=dpo", "data=jsonl", f"data.path={rows(*long)}", "data.leakage=allow")
+    assert all(part in shown for part in ("Rightly", "Wrongly", "chosen", "rejected", " ... "))
+
+
 @pytest.mark.parametrize(
     "words", [["method=dpo"], ["method=kto"], ["method=self_supervised"], ["method=grpo"], ["method=reward"]]
 )

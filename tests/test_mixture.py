@@ -1,6 +1,7 @@
 """Several sources as one."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,16 @@ def test_sources_are_capped_and_repeated_and_keep_their_name(files):
 def test_a_weight_below_one_takes_a_share(files):
     rows = mixture(own={"path": files[0], "weight": 0.5}).train
     assert 3 < len(rows) < 17
+
+
+def test_all_sources_that_cannot_be_read_are_named_with_keys_that_fit(files, rows):
+    other = rows({"frage": "a", "antwort": "b"}, name="c.jsonl")
+    with pytest.raises(DataError) as error:
+        mixture(own={"path": files[0]}, second={"path": files[1]}, third={"path": other})
+    assert "own:" not in str(error.value)
+    for name, path in (("second", files[1]), ("third", other)):
+        assert f"{name}: {Path(path).name}:1" in str(error.value)
+        assert f"data.sources.{name}.columns.prompt=" in str(error.value)
 
 
 def test_a_mixture_of_nothing_says_how_to_name_sources():

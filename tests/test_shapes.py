@@ -56,6 +56,12 @@ SEEN = {
         {"prompt": "Where?", "completion": "There.", "system": "As a clerk."}, "system\nAs a clerk."),
     "a history column": ({"instruction": "And now?", "input": "", "output": "There.", "history": [["Hello?", "Hi."]]},
                          "user\nHello?\nassistant\n#Hi.#\nuser\nAnd now?"),
+    "a history of objects": (
+        {"prompt": "And now?", "completion": "There.", "history": [{"query": "Hello?", "response": "Hi."}]},
+        "user\nHello?\nassistant\n#Hi.#\nuser\nAnd now?"),
+    "a history of messages": (
+        {"instruction": "And now?", "output": "There.", "history": [{"role": "user", "content": "Hello?"}, ANSWERED]},
+        "user\nHello?\nassistant\n#There.#\nuser\nAnd now?"),
     "tools as JSON text": ({"messages": [ASKED, CALL, RESULT, ANSWERED], "tools": json.dumps(TOOLS)}, '"name": "find"'),
     "functions": ({"messages": [ASKED, ANSWERED], "functions": [{"name": "find"}]}, '{"name": "find"}'),
     "the developer's message": (
@@ -86,7 +92,7 @@ def test_what_belongs_to_the_conversation_is_seen(read, encoder, kind):
     assert text in shown(encoder, found)
 
 
-OFF = [{"weight": 0}, {"train": False}, {"training": "false"}, {"masked": True}, {"loss": 0.0}]
+OFF = [{"weight": 0}, {"train": False}, {"training": "false"}, {"masked": True}, {"loss": 0.0}, {"loss_weight": 0.0}]
 
 
 @pytest.mark.parametrize("off", OFF, ids=str)
@@ -151,8 +157,20 @@ def test_values_of_a_column_can_be_named(read):
         ("preference", {"prompt": [ASKED], "chosen": [BAD, ASKED, ANSWERED], "rejected": [ANSWERED, ASKED, BAD]},
          "different conversations"),
         ("preference", {"prompt": "Why?", "chosen": [ASKED, ANSWERED], "rejected": [ASKED, BAD]}, "different conversations"),
-        ("preference", {"chosen": [ASKED, ANSWERED], "rejected": [ASKED, BAD, ASKED]}, "different conversations"),
+        ("preference", {"chosen": [ASKED, ANSWERED], "rejected": [ASKED, BAD, ASKED]},
+         "rejected: .*take turns, and the assistant comes last"),
         ("preference", {"chosen": [ASKED, {**CALL, "content": "x"}], "rejected": [ASKED, BAD]}, "without calls or thoughts"),
+        ("prompt_completion", {"prompt": "And?", "completion": "No.", "history": [{"one": "a", "two": "b"}]}, "item of"),
+        ("prompt_completion", {"prompt": "And?", "completion": "No.", "history": ["ab"]}, "each item of 'history'"),
+        ("prompt_completion", {"messages": [ASKED, {**ANSWERED, "content": [{"type": "text", "value": "x"}]}]},
+         "message 2: its content has a part of the type text without a text in 'text'"),
+        ("prompt_completion", {"conversation": [{"human": "Where?", "assistant": "There."}]},
+         "message 1 does not say who speaks; its keys are 'human', 'assistant'"),
+        ("preference", {"chosen": [ASKED, ANSWERED, ASKED, {**ANSWERED, "content": ""}], "rejected": [ASKED, BAD, ASKED, BAD]},
+         "chosen: message 4 has no text"),
+        ("preference", {"chosen": [ASKED, ANSWERED, ANSWERED], "rejected": [ASKED, BAD]}, "chosen: .*take turns"),
+        ("prompt_completion", {"prompt": "Where?", "chosen": "There.", "rejected": "Nowhere."}, "method=dpo trains"),
+        ("prompt_completion", {"text": "Over there."}, "method=self_supervised trains"),
         ("preference", {"chosen": f"{HUMAN} A.\n\nAssistant: B.", "rejected": f"{HUMAN} A.\n\nAssistant: C."}, "take turns"),
     ],
 )  # fmt: skip
@@ -196,6 +214,49 @@ def test_a_template_names_file_and_line_of_a_row_without_its_column(read):
     rows = [{"question": "Where?", "right": "There."}, {"question": None, "right": "There."}]
     with pytest.raises(DataError, match=r"rows.jsonl:2: .*'question', which holds null"):
         read(*rows, columns={"prompt": "Q: {question}", "completion": "right"})
+
+
+def test_columns_of_a_template_are_used_and_only_texts_fill_it(read):
+    row = {"question": "Where?", "hints": ["Look.", "Ask."], "right": "There."}
+    filled = {"prompt": "{question} {hints}", "completion": "{right}"}
+    records = read(row, columns=filled)
+    assert records.train[0]["prompt"] == "Where? Look.\nAsk." and records.notes == ()
+    with pytest.raises(DataError, match="'hints', which holds a list of more than texts"):
+        read({**row, "hints": [{"hint": "Look."}]}, columns=filled)
+
+
+def test_a_conversation_that_ends_with_a_question_is_a_prompt_to_answer(read):
+    (row,) = read({"messages": [ASKED, BAD, {"role": "user", "content": "Sure?"}], "tools": TOOLS}, kind="prompt").train
+    assert row["prompt"] == "Sure?" and "completion" not in row and row["tools"] == TOOLS
+    (row,) = read({"messages": [ASKED, ANSWERED]}, kind="prompt").train
+    assert row["completion"] == "There."
+
+
+def test_a_text_of_a_conversation_has_its_tools(read):
+    (row,) = read({"messages": [ASKED, ANSWERED], "tools": TOOLS}, kind="text").train
+    assert row["text"].startswith('[{"type":"function"') and row["text"].endswith("Where?\nThere.")
+
+
+def test_keys_of_messages_that_nothing_may_read_are_listed(read):
+    notes = read({"messages": [{**ASKED, "lang": "en", "name": "Ann"}, ANSWERED]}).notes
+    assert "keys of messages that only a chat template may read: lang" in notes
+
+
+def test_a_local_copy_of_a_hub_set_has_its_columns_or_ours(read):
+    hub = {"columns": {"prompt": "question", "completion": "answer"}, "values": {}, "splits": {"train": "x"}}
+    theirs, ours = {"question": "Where?", "answer": "There."}, {"prompt": "Where?", "completion": "There."}
+    for row in (theirs, ours):
+        (found,) = read(row, hub=hub).train
+        assert (found["prompt"], found["completion"]) == ("Where?", "There.")
+
+
+def test_the_items_of_a_line_have_names_of_their_own(tmp_path):
+    (tmp_path / "rows.json").write_text(
+        json.dumps([{"prompt": f"Where is {k}?", "completion": "There."} for k in range(3)])
+    )
+    found = data(str(tmp_path / "rows.json"), test_share=0.0).load("prompt_completion").train
+    assert [row["where"] for row in found] == ["rows.json:1", "rows.json:1, item 2", "rows.json:1, item 3"]
+    assert len({row["id"] for row in found}) == 3
 
 
 def test_the_table_in_the_docs_is_that_of_the_code():

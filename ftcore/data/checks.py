@@ -10,6 +10,8 @@ from ftcore.errors import DataError
 
 # Names of columns that a message may show.
 NAME = re.compile(r"[\w .:/-]{1,40}")
+# Methods by columns of rows that other methods do not take.
+FITS = {"method=dpo": {"prompt", "chosen", "rejected"}, "method=self_supervised": {"text"}}
 # Characters that print nothing: controls of ASCII other than tab and line breaks, spaces without width, marks of direction. Those
 # that join or part letters (U+200C, U+200D) belong to Persian, Indian scripts and emoji.
 INVISIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b\u2060\ufeff\u202a-\u202e\u2066-\u2069]")
@@ -25,8 +27,9 @@ def check_row(row: Row, required: tuple[str, ...], columns: dict[str, str], raw:
         if column in row and (problem := _problem(column, row[column])):
             raise DataError(f"{row['where']}: column {source!r} {problem}. Correct or remove the row.")
         if column not in row and column in required:
+            method = next((f" On such rows {method} trains." for method, has in FITS.items() if row.keys() >= has), "")
             raise DataError(
-                f"{row['where']}: there is no column {source!r}; the row has {_named(raw)}. Say which column holds "
+                f"{row['where']}: there is no column {source!r}; the row has {_named(raw)}.{method} Or say which column holds "
                 f"the {column}: data.columns.{column}=<name>."
             )
 

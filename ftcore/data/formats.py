@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import chain
+from itertools import chain, count
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import orjson
 from ftcore.errors import DataError
 
 Row = dict[str, Any]
-Rows = Iterator[tuple[int, Row | DataError]]
+Rows = Iterator[tuple[int | str, Row | DataError]]
 # How files begin that stand for others -> what they are, and what to do.
 PLACEHOLDERS: tuple[tuple[tuple[bytes, ...], str, str], ...] = (
     ((b"version https://git-lfs",), "a Git LFS pointer, not the file", "git lfs pull fetches it"),
@@ -174,14 +174,17 @@ def _json(stream: io.BufferedIOBase, where: str, longest: int) -> Rows:
     if text[at : at + 1] != "[":
         raise DataError(f"{where} must hold an array of objects, or one object a line.")
     at = _after_spaces(text, at + 1)
-    while text[at : at + 1] != "]":
-        line, counted = line + text.count("\n", counted, at), at
+    for item in count(1):
+        if text[at : at + 1] == "]":
+            break
+        before, line, counted = line, line + text.count("\n", counted, at), at
         try:
             row, at = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else error
             raise DataError(f"{where}:{line}: not valid JSON: {reason}. The file may be incomplete.") from None
-        yield line, _object(row, f"{where}:{line}")
+        place = f"{line}, item {item}" if line == before and item > 1 else str(line)
+        yield place, _object(row, f"{where}:{place}")
         at = _after_spaces(text, at)
         if text[at : at + 1] == ",":
             at = _after_spaces(text, at + 1)

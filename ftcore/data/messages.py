@@ -22,10 +22,23 @@ ROLES = {
 # Names of a message's speaker and of its text in the formats of others.
 SPEAKER, TEXT = ("role", "from"), ("content", "value")
 # Switches of the loss of a turn or a row, and those that mean the opposite (OpenAI, Axolotl, Mistral, ms-swift).
-SWITCHES, INVERSE = ("weight", "train", "training", "trainable", "loss"), ("masked", "mask")
+SWITCHES, INVERSE = ("weight", "train", "training", "trainable", "loss", "loss_weight"), ("masked", "mask")
 ON: dict[object, bool] = {True: True, "true": True, "1": True, False: False, "false": False, "0": False}  # 1 is True
+# Keys of a message that are used, or refused where the chat template leaves them out.
+KNOWN = {
+    "role",
+    "content",
+    "tool_calls",
+    "tool_call_id",
+    "name",
+    "trained",
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+}
 # Keys of a message that change what it says or how it counts, in ways that ftcore does not have.
 REFUSED = ("images", "image", "audio", "audios", "video", "videos", "train_detail", "loss_scale")
+TEXT_PARTS = ("text", "input_text", "output_text")
 LOOKS_LIKE = 'Messages look like [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}].'
 
 
@@ -44,12 +57,11 @@ def read_tools(given: object, where: str) -> list[Any]:
     return tools
 
 
-def check_turns(messages: list[Message], where: str) -> None:
+def check_turns(roles: list[str], where: str) -> None:
     """Raise `DataError` unless a system message, if any, is followed by turns of user and assistant, the assistant last.
 
     After an assistant's turn results of tools may follow, and then the assistant again.
     """
-    roles = [message["role"] for message in messages]
     follow = {"": "u", "u": "a", "a": "ut", "t": "ta"}
     last = ""
     for role in roles[1:] if roles[:1] == ["system"] else roles:
@@ -84,7 +96,10 @@ def _message(raw: Message, where: str) -> Message:
     text = next((key for key in TEXT if key in raw), "content")
     if used := [key for key in REFUSED if raw.get(key) not in (None, [], "")]:
         raise DataError(f"{where} has {used[0]!r}, which ftcore cannot train on. Remove the row, or the key.")
-    name = raw.get(speaker)
+    if speaker not in raw:
+        keys = ", ".join(repr(key) for key in raw if key.isidentifier())[:100]
+        raise DataError(f"{where} does not say who speaks; its keys are {keys or 'none'}. {LOOKS_LIKE}")
+    name = raw[speaker]
     role = ROLES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
         raise DataError(
@@ -116,7 +131,9 @@ def _text(content: object, where: str) -> str:
     texts = [part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None for part in parts]
     for part, text in zip(parts, texts, strict=True):
         kind = part.get("type", "text") if isinstance(part, dict) else "text"
-        if not isinstance(text, str) or kind not in ("text", "input_text", "output_text"):
+        if kind in TEXT_PARTS and not isinstance(text, str):
+            raise DataError(f"{where}: its content has a part of the type {kind} without a text in 'text'.")
+        if not isinstance(text, str) or kind not in TEXT_PARTS:
             shown = kind if isinstance(kind, str) and kind.isidentifier() and len(kind) < 30 else type(part).__name__
             raise DataError(f"{where}: its content has a part of the type {shown}, and ftcore trains on text alone.")
     return "".join(map(str, texts))

@@ -32,7 +32,7 @@ class Mixture(Data):
         """Rows of all sources. Raises `DataError` as each of them would, and for leakage between them."""
         if not self.sources:
             raise DataError("data=mixture needs sources: data.sources.<name>={path: rows.jsonl, weight: 1}.")
-        parts = {name: self._part(name, source, record_type) for name, source in self.sources.items()}
+        parts = self._parts(record_type)
         rows: Parts = {s: [row for part in parts.values() for row in getattr(part, s)] for s in SPLITS}
         keys = question_keys(row for part in rows.values() for row in part)
         train, notes = self._compared(rows, keys, RECORD_TYPES[record_type])
@@ -43,6 +43,18 @@ class Mixture(Data):
             notes.append(f"{name}: {len(own):,} train ({len(part.train):,} different), {len(part.test):,} held out")
         of_parts = [f"{name}: {note}" for name, part in parts.items() for note in part.notes]
         return Records(record_type, weighted, rows["validation"], rows["test"], (*of_parts, *notes))
+
+    def _parts(self, record_type: str) -> dict[str, Records]:
+        """The rows of each source. Raises one `DataError` for all sources that cannot be read."""
+        parts, wrong = dict[str, Records](), list[str]()
+        for name, source in self.sources.items():
+            try:
+                parts[name] = self._part(name, source, record_type)
+            except DataError as error:
+                wrong.append(f"{name}: {error}".replace("data.columns", f"data.sources.{name}.columns"))
+        if wrong:
+            raise DataError("\n".join(wrong))
+        return parts
 
     def _part(self, name: str, source: Source, record_type: str) -> Records:
         own = replace(self, path=source["path"], columns=source["columns"] or self.columns)

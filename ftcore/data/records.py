@@ -15,11 +15,12 @@ from functools import cached_property
 from math import isfinite
 from typing import Annotated, Literal
 
+import orjson
 import yaml
 from annotated_types import Ge, Le, Lt
 
 from ftcore.data.checks import NAME, check_characters, check_row
-from ftcore.data.messages import ON
+from ftcore.data.messages import KNOWN, ON
 from ftcore.data.shapes import CONTEXT, SHAPES, SWITCH_COLUMNS, is_on, read, spoken
 from ftcore.data.sources import SPLITS, Hub, Paths, Row, Split, files_of, left_out, read_hub, read_rows, split_files
 from ftcore.data.splits import Keys, leaked, question_keys, repeated, split
@@ -106,14 +107,19 @@ class Data:
         rows: Parts = {part: list(reader.rows(path)) for part in SPLITS if (path := files.get(part))}
         everything = [row for part in rows.values() for row in part]
         if not everything and reader.bad:
-            raise DataError(f"{files['train']}: no row can be used. {'; '.join(reader.reasons())}.")
+            raise DataError(f"{_named(files['train'])}: no row can be used. {'; '.join(reader.reasons())}.")
+        if len(reader.equal) > self.max_lost * len(everything):
+            raise DataError(
+                f"{reader.equal[0]}: chosen equals rejected, as in {len(reader.equal):,} of {len(everything):,} rows. Correct or "
+                "remove them, or raise data.max_lost."
+            )
         shared, keys = distinguish(everything), question_keys(everything)
         if "test" not in rows:
             rows["train"], rows["test"] = split(rows["train"], keys, self.test_share, min)
         if "validation" not in rows:
             rows["train"], rows["validation"] = split(rows["train"], keys, self.validation_share, max)
         if not rows["train"]:
-            raise DataError(f"{files['train']} is too small: all its rows are held out. Lower data.test_share.")
+            raise DataError(f"{_named(files['train'])} is too small: all its rows are held out. Lower data.test_share.")
         train, notes = self._compared(rows, keys, RECORD_TYPES[record_type])
         notes[:0] = self._files_read(files)
         gc.freeze()  # rows stay as long as the run: looking at a million of them again and again takes half a minute
@@ -193,6 +199,11 @@ class Data:
             )
 
 
+def _named(paths: Paths | None) -> str:
+    """The paths of a split in a message."""
+    return _first_of([*paths[1:]]) if isinstance(paths, tuple) else str(paths)
+
+
 def _first_of(places: list[str]) -> str:
     return ", ".join(places[:5]) + (" ..." if len(places) > 5 else "")
 
@@ -202,14 +213,17 @@ class Reader:
 
     def __init__(self, data: Data, record_type: str) -> None:
         self.data, self.record_type, self.required = data, record_type, RECORD_TYPES[record_type]
-        # A hub set's columns are its own. A local copy of it has ours, unless the user maps others.
         self.hub = None if data.has_files or data.records else data.hub
-        names = data.columns or (self.hub["columns"] if self.hub else {})
+        # A local copy of a hub set has that set's columns or ours, unless the user maps others.
+        self.may_have_ours = bool(data.hub and not data.columns and not self.hub)
+        names = data.columns or (data.hub["columns"] if data.hub and not data.records else {})
         self.columns = {target: _filled(source) for target, source in names.items()}
-        self.mapped = {*names, *names.values()}
-        self.values = data.values or (self.hub["values"] if self.hub else {})
+        self.mapped = {*names, *(found for source in names.values() for found in _columns_in(source))}
+        self.values = data.values or (data.hub["values"] if data.hub and not data.records else {})
         self.bad: list[tuple[str, str]] = []  # where, reason
         self.off = 0
+        self.keys_of_messages: set[str] = set()
+        self.equal: list[str] = []  # where pairs have two equal answers
         self.shapes: dict[str, str] = {}
         self.seen: set[str] = set()
 
@@ -223,7 +237,7 @@ class Reader:
             except DataError as error:
                 self.bad.append((where, str(error).partition(": ")[2]))
                 if self.data.on_bad_row == "fail":
-                    raise
+                    raise DataError(f"{error} data.on_bad_row=skip leaves such rows out and counts them.") from None
                 if len(self.bad) > self.data.max_bad_rows:
                     limit = f"data.max_bad_rows={self.data.max_bad_rows}"
                     raise DataError(f"{error} It is bad row {len(self.bad)}; {limit}.") from None
@@ -235,6 +249,14 @@ class Reader:
         if self.off:
             notes.append(
                 f"{self.off:,} rows left out: they are switched off ({', '.join(sorted(SWITCH_COLUMNS & self.seen))})"
+            )
+        if left := sorted(self.keys_of_messages - KNOWN):
+            notes.append(
+                f"keys of messages that only a chat template may read: {', '.join(map(_column, left[:LISTED]))}"
+            )
+        if self.equal:
+            notes.append(
+                f"{len(self.equal):,} pairs have two equal answers and teach nothing ({_first_of(self.equal)})"
             )
         if self.bad:
             notes.append(f"{len(self.bad):,} bad rows skipped ({_first_of([where for where, _ in self.bad])})")
@@ -271,7 +293,12 @@ class Reader:
         if not is_on(raw, where):
             self.off += 1
             return []
-        rows = derive(self._mapped(raw, where), self.record_type)
+        row = self._mapped(raw, where)
+        if "chosen" in row and row["chosen"] == row.get("rejected"):
+            self.equal.append(where)
+        for message in row.get("messages", ()):
+            self.keys_of_messages.update(message)
+        rows = derive(row, self.record_type)
         for row in rows:
             check_row(row, self.required, self.data.columns, raw)
             if self.data.control_characters == "error":
@@ -281,7 +308,7 @@ class Reader:
     def _mapped(self, raw: Row, where: str) -> Row:
         """A row in our columns."""
         row = raw
-        if self.columns:
+        if self.columns and not (self.may_have_ours and row.keys() >= {*self.required}):
             ours = {*self.columns, *(self.mapped & {*self.required, *OPTIONAL})}
             row = {column: value for column, value in raw.items() if column not in ours}
             try:
@@ -327,6 +354,11 @@ def _column(name: str) -> str:
     return name if NAME.fullmatch(name) else "one without a name" if not name else "one with a long name"
 
 
+def _columns_in(source: str) -> list[str]:
+    """The columns that a column's source takes: itself, or those that a template names."""
+    return [found.partition(".")[0] for found in FIELD.findall(source)] or [source]
+
+
 def _filled(source: str) -> Callable[[Row], object]:
     """Takes a column's value, or fills a template: `{name}` is a column, `{name.key}` what is inside it."""
     if not FIELD.search(source):
@@ -339,8 +371,9 @@ def _inside(value: object, path: list[str]) -> str:
         if not isinstance(value, dict) or key not in value:
             raise DataError(f"data.columns: a template names {'.'.join(path)!r}, which a row does not have.")
         value = value[key]
-    if value is None or isinstance(value, dict):
-        kind = "null" if value is None else "an object"
+    inside = value if isinstance(value, list) else [value]
+    if any(one is None or isinstance(one, dict | list) for one in inside):
+        kind = "null" if None in inside else "an object" if value is inside[0] else "a list of more than texts"
         raise DataError(f"data.columns: a template names {'.'.join(path)!r}, which holds {kind}.")
     return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 
@@ -355,7 +388,8 @@ def derive(row: Row, record_type: str) -> list[Row]:
         sides = (("chosen", True), ("rejected", False))
         return [{**row, "id": f"{row['id']}/{side}", "completion": row[side], "label": good} for side, good in sides]
     if record_type == "text" and "text" not in row and row.keys() >= {"prompt", "completion"}:
-        said = [message["content"] or spoken(message) for message in row.get("messages", ())]
+        said = [orjson.dumps(row["tools"]).decode()] if "tools" in row else []
+        said += [message["content"] or spoken(message) for message in row.get("messages", ())]
         return [{**row, "text": "\n".join(said or [row["prompt"], row["completion"]])}]
     return [row]
 

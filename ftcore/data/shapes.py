@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from ftcore.data.formats import Row
-from ftcore.data.messages import Message, check_turns, read_messages, read_tools, switched_on
+from ftcore.data.messages import SPEAKER, Message, check_turns, read_messages, read_tools, switched_on
 from ftcore.errors import DataError
 
 SIDES = ("chosen", "rejected")
@@ -24,6 +24,8 @@ REFUSED = {
     "images", "image", "audio", "audios", "video", "videos", "documents", "files", "chat_template_kwargs", "train_detail",
 }  # fmt: skip
 SWITCH_COLUMNS = {"weight", "train", "trainable", "masked"}
+# Names of a question and its answer in an item of `history` (ms-swift, Firefly, Belle).
+EXCHANGES = (("query", "response"), ("prompt", "response"), ("question", "answer"), ("human", "assistant"))
 NOTHING: tuple[object, ...] = (None, "", [], {})
 
 
@@ -57,16 +59,13 @@ def read(row: Row, where: str, required: tuple[str, ...]) -> tuple[str, Row]:
             continue
         try:
             found = shape.convert(row)
-        except DifferingError:
-            reason = "chosen and rejected belong to different conversations. Correct or remove the row."
-            raise DataError(f"{where}: {reason}") from None
         except DataError as error:
             raise DataError(f"{where}{error}") from None
         except (KeyError, IndexError, TypeError, AttributeError, ValueError):
             raise DataError(f"{where}: is not the {shape.name} that its columns say.") from None
         if found is not None:
             rest = {c: v for c, v in row.items() if c not in (*shape.columns, *shape.others, *CONTEXT)}
-            return shape.name, {**rest, **_finished(row, found, where)}
+            return shape.name, {**rest, **_finished(row, found, where, to_answer=required == ("prompt",))}
     return "", row
 
 
@@ -75,10 +74,10 @@ def is_on(row: Row, where: str) -> bool:
     return not SWITCH_COLUMNS & row.keys() or switched_on({c: row[c] for c in SWITCH_COLUMNS & row.keys()}, where)
 
 
-def _finished(row: Row, found: Row, where: str) -> Row:
-    """Our columns of a row that a shape has taken apart."""
+def _finished(row: Row, found: Row, where: str, *, to_answer: bool) -> Row:
+    """Our columns of a row that a shape has taken apart. Where it is `to_answer`, its last message may be the user's."""
     before = [{"role": "system", "content": row["system"]}] if row.get("system") not in NOTHING else []
-    before += [message for pair in row.get("history") or [] for message in _turns(*pair)]
+    before += [message for exchange in row.get("history") or [] for message in _exchange(exchange, where)]
     messages = [*read_messages(before, where), *read_messages(found["messages"], where)]
     answers = {side: read_messages([found[side]], where)[0] for side in SIDES if side in found}
     if answers:
@@ -87,16 +86,17 @@ def _finished(row: Row, found: Row, where: str) -> Row:
                 f"{where}: chosen and rejected must end with a text of the assistant, without calls or thoughts."
             )
         messages = [*messages, answers["chosen"]]
-    if found.get("to_answer"):
+    to_answer = bool(found.get("to_answer") or (to_answer and messages and messages[-1]["role"] != "assistant"))
+    if to_answer:
         messages = [*messages, {"role": "assistant", "content": "-"}]
-    check_turns(messages, where)
+    check_turns([message["role"] for message in messages], where)
     ours: Row = {"messages": messages, "prompt": messages[-2]["content"]}
     tools = next((row[c] for c in ("tools", "functions") if row.get(c) not in NOTHING), found.get("tools"))
     if tools not in NOTHING:
         ours["tools"] = read_tools(tools, where)
     if answers:
         return ours | {side: answer["content"] for side, answer in answers.items()}
-    return ours if found.get("to_answer") else ours | {"completion": spoken(messages[-1])}
+    return ours if to_answer else ours | {"completion": spoken(messages[-1])}
 
 
 def spoken(message: Message) -> str:
@@ -107,6 +107,25 @@ def spoken(message: Message) -> str:
 
 def _turns(question: object, answer: object) -> list[Message]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def _exchange(given: object, where: str) -> list[Message]:
+    """An item of `history`: a question with its answer, as a list or an object, or one message."""
+    if isinstance(given, list | tuple):
+        pair: list[object] = [*given]
+    elif isinstance(given, dict):
+        if any(key in given for key in SPEAKER):
+            return [given]
+        pair = [given[key] for keys in EXCHANGES if given.keys() == {*keys} for key in keys]
+    else:
+        pair = []
+    if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+        known = " or ".join(map(str, EXCHANGES)).replace("'", '"')
+        raise DataError(
+            f"{where}: each item of 'history' must be a question and its answer, as a list of two texts, an object with {known}, "
+            "or a message with role and content."
+        )
+    return _turns(*pair)
 
 
 def _listed(value: object) -> list[Message]:
@@ -160,17 +179,17 @@ def _pair(row: Row) -> Row | None:
     if all(isinstance(text, str) for text in texts) and not any(row.get(column) for column in CONVERSATIONS):
         return None
     context, sides = _context(row), {side: _side(row[side]) for side in SIDES}
-    whole = {side: said if _speaks(said[0]) != "assistant" else [*context, *said] for side, said in sides.items()}
-    told = [[_heard(message) for message in messages[:-1]] for messages in whole.values()]
-    if told[0] != told[1]:
-        raise DifferingError
-    if any(_heard(message)[1:] not in [heard[1:] for heard in told[0]] for message in context):
-        raise DifferingError
-    return {"messages": whole["chosen"][:-1], **{side: messages[-1] for side, messages in whole.items()}}
-
-
-class DifferingError(Exception):
-    """The two answers of a pair belong to different conversations."""
+    before = _heard(context, ": the prompt")
+    heard = {side: _heard(said, f": {side}") for side, said in sides.items()}
+    for side, said in heard.items():
+        if said[0][0] == "assistant":
+            sides[side], heard[side] = [*context, *sides[side]], [*before, *said]
+        check_turns([role for role, _ in heard[side]], f": {side}")
+    told = [said[:-1] for said in heard.values()]
+    asked = [text for _, text in told[0]]
+    if told[0] != told[1] or any(text not in asked for _, text in before):
+        raise DataError(": chosen and rejected belong to different conversations. Correct or remove the row.")
+    return {"messages": sides["chosen"][:-1], **{side: said[-1] for side, said in sides.items()}}
 
 
 def _context(row: Row) -> list[Message]:
@@ -182,13 +201,9 @@ def _side(given: object) -> list[Message]:
     return [{"role": "assistant", "content": given}] if isinstance(given, str) else _listed(given)
 
 
-def _heard(message: Message) -> tuple[str, str]:
-    (read_one,) = read_messages([message], "")
-    return read_one["role"], read_one["content"].strip()
-
-
-def _speaks(message: Message) -> str:
-    return _heard(message)[0]
+def _heard(messages: list[Message], where: str) -> list[tuple[str, str]]:
+    """Who says what, however it is written."""
+    return [(message["role"], message["content"].strip()) for message in read_messages(messages, where)]
 
 
 def _transcripts(row: Row) -> Row | None:

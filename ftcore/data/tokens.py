@@ -130,6 +130,17 @@ class Encoder:
         self.template = ChatTemplate(tokenizer)
         self.spanning = ""  # a token that holds text of the template and of an answer
 
+    @property
+    def limit(self) -> str:
+        """What sets the longest length, for messages."""
+        own = self.max_length == self.data.max_length
+        return f"data.max_length={self.max_length}" if own else f"the model has room for {self.max_length}"
+
+    @property
+    def more_room(self) -> str:
+        """What to do about rows that are too long."""
+        return "Raise data.max_length" if self.max_length == self.data.max_length else "Take a model with more room"
+
     def prompt_completions(self, rows: list[Row]) -> list[Example]:
         """Examples with loss on every assistant turn and its end token; `messages` take precedence over the columns."""
         encoded = zip(rows, self._encode([_turns(row) for row in rows], rows), strict=True)
@@ -218,9 +229,10 @@ class Encoder:
         """Raise `DataError` when more than `data.max_lost` of `rows` rows were left without a trained token."""
         lost = self.counts[LOST]
         if lost and (lost >= rows or lost > self.data.max_lost * rows):
+            others = ", leave long rows out with data.too_long=drop, or raise data.max_lost" if lost < rows else ""
             raise DataError(
-                f"{lost:,} of {rows:,} training rows are {LOST}: it begins after token {self.max_length}, where rows are cut. "
-                "Raise data.max_length, leave long rows out with data.too_long=drop, or raise data.max_lost."
+                f"{lost:,} of {rows:,} training rows are {LOST}: it begins after token {self.max_length}, where rows are cut "
+                f"({self.limit}). {self.more_room}{others}."
             )
 
     def decode(self, sequences: list[list[int]]) -> list[str]:

@@ -55,7 +55,8 @@ def prepare(config: Config, resolved: Resolved, records: Records | None = None) 
     validation = method.encode(records.validation)
     if not train:
         raise DataError(
-            "No training row is left: each is over data.max_length and dropped. Raise it, or set data.too_long=truncate."
+            f"No training row is left: each is longer ({method.encoder.limit}) and dropped. {method.encoder.more_room}, or cut "
+            "rows with data.too_long=truncate."
         )
     batches = _train_batches(config, resolved, method, train)
     held_out = load_held_out(config, data, method, records)

@@ -76,7 +76,10 @@ def _tokens(encoder: Encoder, records: Records) -> Tokens:
     kinds: dict[str, Any] = {"text": encoder.texts, "preference": encoder.pairs, "prompt": encoder.prompts}
     rows: Tokens = list(kinds.get(records.type, encoder.prompt_completions)(records.train))
     if not rows:
-        raise ConfigError("No training row has a token to train on: each is dropped for its length or cut before it.")
+        raise ConfigError(
+            f"No training row has a token to train on: each is dropped for its length or cut before it ({encoder.limit}). "
+            f"{encoder.more_room}."
+        )
     return rows
 
 
@@ -94,7 +97,8 @@ def _overview(config: Config, records: Records, encoder: Encoder, rows: Tokens) 
     table.add_row("tokens a row", f"median {middle}, 95 % up to {most}, longest {sizes[-1]}; {sum(sizes):,} in all")
     table.add_row("trained", f"{_trained_share(rows):.1%} of the tokens")
     for reason, count in encoder.counts.items():
-        table.add_row("too long", f"{count:,} {reason} (data.max_length={encoder.max_length})")
+        refused = "; a run refuses such rows: data.too_long=error" if encoder.data.too_long == "error" else ""
+        table.add_row("too long", f"{count:,} {reason} ({encoder.limit}{refused})")
     places = ", ".join(row["where"] for row in forged[:5]) + " ..." * (len(forged) > 5)
     spelt = f"{len(forged):,} rows hold text of a control token; it stays text" + f" ({places})" * bool(forged)
     table.add_row("control tokens", Text(spelt))
@@ -143,8 +147,9 @@ def _samples(encoder: Encoder, rows: Tokens) -> Table:
     columns = (Column(name, overflow="fold") for name in ("id", "tokens"))
     table = Table(*columns, title=title, title_justify="left", show_lines=True)
     for k in sorted({0, len(rows) // 2, len(rows) - 1}):
-        for side in _sides(rows[k]):
-            table.add_row(Text(side.id), _coloured(encoder, side))
+        names = ("\nchosen", "\nrejected") if isinstance(rows[k], Pair) else ("",)
+        for name, side in zip(names, _sides(rows[k]), strict=True):
+            table.add_row(Text(side.id + name), _coloured(encoder, side))
     return table
 
 
@@ -155,13 +160,20 @@ def _texts(records: Records) -> dict[str, str]:
 
 
 def _coloured(encoder: Encoder, side: Example | Prompt) -> Text:
-    ids, start = side.input_ids[:SHOWN_TOKENS], 0
+    """The beginning of a row, and the tokens around the first with loss where that comes later."""
     mask, text = side.completion_mask if isinstance(side, Example) else [False] * len(side), Text()
-    for k in range(1, len(ids) + 1):  # runs of tokens together: one token alone may be half a character
-        if k == len(ids) or mask[k] != mask[start]:
-            text.append(str(encoder.tokenizer.decode(ids[start:k])), style="green" if mask[start] else "")
-            start = k
-    return text.append(" ...") if len(side) > SHOWN_TOKENS else text
+    first, half = mask.index(True) if any(mask) else 0, SHOWN_TOKENS // 2
+    parts = [(0, SHOWN_TOKENS)] if first < half else [(0, half // 2), (first - half // 2, first + half)]
+    for begin, end in parts:
+        text.append("" if begin == 0 else " ... ")
+        start = begin
+        for k in range(begin + 1, min(end, len(side)) + 1):  # runs together: one token alone may be half a character
+            if k == min(end, len(side)) or mask[k] != mask[start]:
+                text.append(
+                    str(encoder.tokenizer.decode(side.input_ids[start:k])), style="green" if mask[start] else ""
+                )
+                start = k
+    return text.append(" ...") if len(side) > end else text
 
 
 def _html(name: str, page: Group, bins: list[tuple[str, int]]) -> str:
