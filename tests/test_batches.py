@@ -5,9 +5,9 @@ from itertools import chain
 import numpy as np
 import pytest
 
+from ftcore.data.examples import Example
 from ftcore.data.layouts import pad
 from ftcore.data.steps import TrainBatches, steps_of_epoch
-from ftcore.data.tokens import Example
 
 RANDOM = np.random.default_rng(0)
 EXAMPLES = [

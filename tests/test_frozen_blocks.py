@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from ftcore.data.examples import Example
 from ftcore.data.layouts import pad
-from ftcore.data.tokens import Example
 from ftcore.kernels.frozen_blocks import ActivationCache, cache_activations
 from ftcore.models.adapters import transformer_blocks
 from ftcore.models.logprobs import completion_logps

@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from ftcore.data.tokens import Example
+from ftcore.data.examples import Example
 from ftcore.evaluate import intervals
 from ftcore.evaluate.by_row import terms_by_row
 from ftcore.evaluate.intervals import AT_ONCE, interval, mcnemar

@@ -18,8 +18,8 @@ from transformers import (
     Qwen3Config,
 )
 
+from ftcore.data.examples import Example, Pair
 from ftcore.data.layouts import pad
-from ftcore.data.tokens import Example, Pair
 from ftcore.data.transforms import mismatched
 from ftcore.errors import ModelError
 from ftcore.methods.base import Averages, Term

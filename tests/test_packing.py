@@ -5,8 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 
+from ftcore.data.examples import Example
 from ftcore.data.layouts import pack, pad
-from ftcore.data.tokens import Example
 from ftcore.models.logprobs import completion_logps, row_sums
 from tests.test_losses import CAUSAL, network
 

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from ftcore.config.build import build
 from ftcore.config.compose import load_config
+from ftcore.data.examples import Example, Pair
 from ftcore.data.layouts import pad
 from ftcore.data.steps import TrainBatches
-from ftcore.data.tokens import Example, Pair
 from ftcore.data.transforms import mismatched
 from ftcore.files import PACKAGE
 from ftcore.methods.base import Method

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from ftcore.data.examples import Example
 from ftcore.data.layouts import pad
-from ftcore.data.tokens import Example
 from ftcore.kernels import projection
 from ftcore.kernels.projection import plain_weight, target_logps
 from ftcore.models.logprobs import inputs, predicted, token_outputs

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ftcore.data.tokens import Example
+from ftcore.data.examples import Example
 from ftcore.methods.base import Method
 from ftcore.models.reference import RECORD, ReferenceSums, content_hash
 from tests.conftest import FAST

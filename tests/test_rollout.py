@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from ftcore.data.examples import Example
 from ftcore.data.layouts import pad
-from ftcore.data.tokens import Example
 from ftcore.models.logprobs import completion_logps
 from ftcore.rollout.sample import sample
 from tests.test_losses import CAUSAL, network

@@ -9,8 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from ftcore.config.build import build
 from ftcore.config.compose import load_config
+from ftcore.data.examples import Example, Pair
 from ftcore.data.layouts import pad, share_prompts
-from ftcore.data.tokens import Example, Pair
 from ftcore.files import PACKAGE
 from ftcore.methods.base import Method
 from ftcore.models.foundation import TAKE_ANY_MASK, Foundation, takes_any_mask

@@ -8,8 +8,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from ftcore.data import token_cache
+from ftcore.data.examples import Example, Pair, Prompt
 from ftcore.data.token_cache import Stored, lengths, stored
-from ftcore.data.tokens import Encoder, Example, Pair, Prompt
+from ftcore.data.tokens import Encoder
 from ftcore.errors import DataError, StorageError
 from ftcore.files import PACKAGE
 from ftcore.methods.kto import Labelled

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from ftcore.data.tokens import Encoder, Example
+from ftcore.data.examples import Example
+from ftcore.data.tokens import Encoder
 from ftcore.data.transforms import FIM_TOKENS, FillInTheMiddle, Masked, NextToken, fim_tokens, mismatched
 from ftcore.errors import ModelError
 from ftcore.files import PACKAGE

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import TypeIs
 
-from ftcore.data.tokens import Example
+from ftcore.data.examples import Example
 
 
 class Batch(TypedDict):

@@ -5,14 +5,11 @@ A record type is named by the columns of TRL's dataset formats.
 
 import gc
 import hashlib
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
-from math import isfinite
 from typing import Annotated, Literal
 
 import orjson
@@ -20,7 +17,8 @@ import yaml
 from annotated_types import Ge, Le, Lt
 
 from ftcore.data.checks import NAME, check_characters, check_row
-from ftcore.data.messages import KNOWN, ON
+from ftcore.data.columns import UNTYPED, columns_in, filled, typed_columns
+from ftcore.data.messages import KNOWN
 from ftcore.data.shapes import CONTEXT, SHAPES, SWITCH_COLUMNS, is_on, read, spoken
 from ftcore.data.sources import SPLITS, Hub, Paths, Row, Split, files_of, left_out, read_hub, read_rows, split_files
 from ftcore.data.splits import Keys, leaked, question_keys, repeated, split
@@ -41,11 +39,8 @@ RECORD_TYPES = {
 DERIVED = {"unpaired": "preference", "prompt": "prompt_completion", "text": "prompt_completion"}
 # Columns that a row may have beside the required ones: `messages` stands for prompt and completion.
 OPTIONAL = ("id", "group", "source", "answer", "margin", "messages")
-# Columns that text files hold as text.
-UNTYPED = {"label", "kto_tag", "margin"}
 # Unused columns that a note names.
 LISTED = 10
-FIELD = re.compile(r"\{(\w+(?:\.\w+)*)\}")
 
 
 @dataclass(frozen=True)
@@ -217,8 +212,8 @@ class Reader:
         # A local copy of a hub set has that set's columns or ours, unless the user maps others.
         self.may_have_ours = bool(data.hub and not data.columns and not self.hub)
         names = data.columns or (data.hub["columns"] if data.hub and not data.records else {})
-        self.columns = {target: _filled(source) for target, source in names.items()}
-        self.mapped = {*names, *(found for source in names.values() for found in _columns_in(source))}
+        self.columns = {target: filled(source) for target, source in names.items()}
+        self.mapped = {*names, *(found for source in names.values() for found in columns_in(source))}
         self.values = data.values or (data.hub["values"] if data.hub and not data.records else {})
         self.bad: list[tuple[str, str]] = []  # where, reason
         self.off = 0
@@ -321,23 +316,8 @@ class Reader:
         shape, row = read(row, where, self.required)
         if shape:
             self.shapes[where.rpartition(":")[0]] = shape
-        row = {**row, **_numbers(row)} if row.keys() & UNTYPED else row
+        row = {**row, **typed_columns(row)} if row.keys() & UNTYPED else row
         return {**row, "id": str(row["id"]) if row.get("id") is not None else where, "where": where}
-
-
-def _numbers(row: Row) -> Row:
-    """Labels and margins of files that hold text alone, or zeros and ones."""
-    label, margin = row.get("label", row.get("kto_tag")), row.get("margin")
-    typed: Row = {}
-    known = label.lower() if isinstance(label, str) else label
-    if isinstance(known, str | int | float) and known in ON:
-        typed["label"] = ON[known]
-    elif label is not None:
-        typed["label"] = label
-    if isinstance(margin, str):
-        with suppress(ValueError):
-            typed["margin"] = float(margin) if isfinite(float(margin)) else margin
-    return typed
 
 
 def distinguish(rows: list[Row]) -> int:
@@ -352,30 +332,6 @@ def distinguish(rows: list[Row]) -> int:
 def _column(name: str) -> str:
     """The name of a column as a message may show it: a file without a header has a row's texts for names."""
     return name if NAME.fullmatch(name) else "one without a name" if not name else "one with a long name"
-
-
-def _columns_in(source: str) -> list[str]:
-    """The columns that a column's source takes: itself, or those that a template names."""
-    return [found.partition(".")[0] for found in FIELD.findall(source)] or [source]
-
-
-def _filled(source: str) -> Callable[[Row], object]:
-    """Takes a column's value, or fills a template: `{name}` is a column, `{name.key}` what is inside it."""
-    if not FIELD.search(source):
-        return lambda raw: raw.get(source)
-    return lambda raw: FIELD.sub(lambda found: _inside(raw, found[1].split(".")), source)
-
-
-def _inside(value: object, path: list[str]) -> str:
-    for key in path:
-        if not isinstance(value, dict) or key not in value:
-            raise DataError(f"data.columns: a template names {'.'.join(path)!r}, which a row does not have.")
-        value = value[key]
-    inside = value if isinstance(value, list) else [value]
-    if any(one is None or isinstance(one, dict | list) for one in inside):
-        kind = "null" if None in inside else "an object" if value is inside[0] else "a list of more than texts"
-        raise DataError(f"data.columns: a template names {'.'.join(path)!r}, which holds {kind}.")
-    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def derive(row: Row, record_type: str) -> list[Row]:

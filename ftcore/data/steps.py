@@ -13,9 +13,9 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from ftcore.data.examples import Example, Pair
 from ftcore.data.layouts import Batch, T
 from ftcore.data.token_cache import lengths
-from ftcore.data.tokens import Example, Pair
 
 E = TypeVar("E", bound=Example | Pair)  # what a step trains on; completions with rewards are examples too
 # Returns the rows of the next step. From them a method's `prepare` makes what it trains on: the rows, or completions of them.

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ftcore.data.tokens import Example
+from ftcore.data.examples import Example
 from ftcore.errors import ModelError
 
 # Names that tokenizers have for the three control tokens. The first line is added where a tokenizer has none of them.

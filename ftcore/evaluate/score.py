@@ -8,9 +8,9 @@ import torch
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from ftcore.console import console
+from ftcore.data.examples import Example
 from ftcore.data.layouts import T, in_batches, pad
 from ftcore.data.sources import Row
-from ftcore.data.tokens import Example
 from ftcore.errors import is_private
 from ftcore.evaluate.by_row import Counts, Scored, means, perplexity, terms_by_row
 from ftcore.kernels.packed_weights import packed_weights

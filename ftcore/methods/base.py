@@ -20,10 +20,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ftcore.console import stderr
+from ftcore.data.examples import Example
 from ftcore.data.layouts import Batch, T, pad, share_prompts
 from ftcore.data.sources import Row
 from ftcore.data.steps import Draw, E, longest_first
-from ftcore.data.tokens import Encoder, Example
+from ftcore.data.tokens import Encoder
 from ftcore.errors import NumericalError
 from ftcore.machine.processes import gathered
 from ftcore.methods.losses import token_kl

@@ -4,9 +4,10 @@ import random
 
 import numpy as np
 
+from ftcore.data.examples import Example
 from ftcore.data.layouts import in_batches, pad
 from ftcore.data.sources import Row, rows_of
-from ftcore.data.tokens import Encoder, Example
+from ftcore.data.tokens import Encoder
 from ftcore.errors import DataError
 from ftcore.machine.processes import shared_out
 from ftcore.methods.base import ByRow, Method

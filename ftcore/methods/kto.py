@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ftcore.data.examples import Labelled
 from ftcore.data.layouts import Batch, in_batches
 from ftcore.data.sources import Row
 from ftcore.data.steps import Draw
-from ftcore.data.tokens import Labelled
 from ftcore.data.transforms import mismatched
 from ftcore.machine.processes import shared_out
 from ftcore.methods.base import Method, NonNegative, Positive, Term

@@ -15,10 +15,10 @@ from annotated_types import Ge
 from torch import Tensor
 
 from ftcore.console import console
+from ftcore.data.examples import Example, Prompt
 from ftcore.data.layouts import Batch, in_batches, is_shared
 from ftcore.data.sources import Row
 from ftcore.data.steps import Draw
-from ftcore.data.tokens import Example, Prompt
 from ftcore.kernels.packed_weights import packed_weights
 from ftcore.machine.hardware import memory_of
 from ftcore.machine.processes import rank_and_world, shared_out

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ftcore.data.examples import Pair
 from ftcore.data.layouts import Batch
 from ftcore.data.sources import Row
-from ftcore.data.tokens import Pair
 from ftcore.methods.base import Method, Positive, Term, metrics
 from ftcore.models.logprobs import completion_logps, row_sums
 

@@ -12,9 +12,9 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from ftcore.data.examples import Example
 from ftcore.data.sources import Row
 from ftcore.data.steps import Draw
-from ftcore.data.tokens import Example
 from ftcore.data.transforms import OBJECTIVES, fim_tokens
 from ftcore.errors import ConfigError
 from ftcore.methods.base import ByRow, HeldOut, PositiveFraction

@@ -4,9 +4,9 @@ loss = -(1/N) sum log p(token | everything before it), over the N completion and
 conversation of several turns every assistant turn is a completion.
 """
 
+from ftcore.data.examples import Example
 from ftcore.data.layouts import Batch, pack
 from ftcore.data.sources import Row
-from ftcore.data.tokens import Example
 from ftcore.methods.base import Method, Term
 from ftcore.models.logprobs import completion_logps
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ftcore import __version__
-from ftcore.data.tokens import Example
+from ftcore.data.examples import Example
 from ftcore.files import short_hash
 from ftcore.settings import Config, Resolved
 

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from safetensors.torch import load_file, save_file
 
 from ftcore.console import console, stderr
-from ftcore.data.tokens import Example
+from ftcore.data.examples import Example
 from ftcore.errors import ConfigError, HardwareError, paragraph
 from ftcore.evaluate.score import probe_perplexity
 from ftcore.files import whole_file

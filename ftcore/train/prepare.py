@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader
 
 from ftcore.config.build import build, locate
 from ftcore.data import Data, Records
+from ftcore.data.examples import Example
 from ftcore.data.steps import TrainBatches
 from ftcore.data.token_cache import lengths, stored
-from ftcore.data.tokens import Encoder, Example
+from ftcore.data.tokens import Encoder
 from ftcore.errors import ConfigError, DataError
 from ftcore.evaluate.held_out import general_texts, load_held_out
 from ftcore.files import home

@@ -16,8 +16,9 @@ from rich.text import Text
 from ftcore.config.build import build, record_type
 from ftcore.console import Console, plain, printable, quiet
 from ftcore.data import Data, Records
+from ftcore.data.examples import Example, Pair, Prompt
 from ftcore.data.records import SPLITS
-from ftcore.data.tokens import TEXTS, Encoder, Example, Pair, Prompt
+from ftcore.data.tokens import TEXTS, Encoder
 from ftcore.errors import ConfigError
 from ftcore.models.foundation import Foundation, architecture_of
 from ftcore.run_folder import Run
