@@ -7,10 +7,12 @@ from importlib.resources import files
 import pytest
 from transformers import AutoTokenizer
 
+from ftcore.config.compose import load_config
 from ftcore.data.chat import with_text_arguments
 from ftcore.data.tokens import Encoder
 from ftcore.errors import DataError
 from ftcore.files import PACKAGE
+from ftcore.models.weights import weights_folder
 from tests.test_data import data
 
 SHIPPED = {
@@ -107,9 +109,11 @@ REFUSED = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(PACKAGE / "datasets/tiny")
+@pytest.fixture(scope="module", params=["tiny", pytest.param("smollm2_135m", marks=pytest.mark.slow)])
+def tokenizer(request):
+    if request.param == "tiny":
+        return AutoTokenizer.from_pretrained(PACKAGE / "datasets/tiny")
+    return AutoTokenizer.from_pretrained(weights_folder(load_config([f"model={request.param}"])["model"]))
 
 
 def encoder(tokenizer, source):
