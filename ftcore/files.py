@@ -22,7 +22,7 @@ def resolve(path: str) -> str:
     """`ftcore://medical/sft.train.jsonl` as the path of that file of ftcore/datasets; other paths with `~` expanded."""
     if path.startswith(SCHEME):
         return str(PACKAGE / "datasets" / path.removeprefix(SCHEME))
-    return str(Path(path).expanduser())
+    return os.path.expanduser(path)  # unlike Path.expanduser, it takes ~x where nobody is called x
 
 
 def home() -> Path:

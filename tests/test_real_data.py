@@ -18,4 +18,6 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
 def test_a_step_on_a_local_copy(ftcore, method, option, folder):
     outcome = ftcore(f"method={method}", f"data={option}", f"data.path={DATA / folder}", "max_steps=1", *FAST)
     assert outcome.status == 0, outcome.err
-    assert outcome.summary["steps"] == 1 and "train (1), validation (1), test (1) are the splits" in " ".join(outcome.out.split())
+    assert outcome.summary["steps"] == 1 and "train (1), validation (1), test (1) are the splits" in " ".join(
+        outcome.out.split()
+    )

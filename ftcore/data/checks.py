@@ -47,7 +47,8 @@ def _problem(column: str, value: object) -> str:
         is_right = all(isinstance(text, str) for text in (value if isinstance(value, list) else [value]))
         return "" if is_right else "must be text or a list of texts that count as right"
     if column == "margin":
-        return "must be a number" if isinstance(value, bool) or not isinstance(value, int | float) else ""
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
+        return "" if is_number else "must be a number below 1e30"
     kind, wanted = (bool, "true or false, 1 or 0, or named by data.values") if column == "label" else (str, "text")
     if not isinstance(value, kind):
         return f"must be {wanted}, not {'null' if value is None else type(value).__name__}"

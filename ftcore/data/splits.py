@@ -15,7 +15,7 @@ from ftcore.data.formats import Row
 ASCII_WORDS = bytes(ord(c.lower()) if re.match(r"\w", c) else 32 for c in map(chr, range(128))) + bytes(128)
 # Signs that make another question: between digits (7+3), alone (7 + 3), or at the end of a name (C++).
 SIGNS = r"(?<=\d)[-+*/=<>%^](?=\d)|(?<!\S)[-+*/=<>%^]+(?!\S)|(?<=\w)[+#]+(?!\w)"
-HAS_SIGNS, TOKENS = re.compile(SIGNS), re.compile(SIGNS + r"|[^\s\-+*/=<>%^#]+")
+ANY_SIGN, HAS_SIGNS, TOKENS = re.compile(r"[-+*/=<>%^#]"), re.compile(SIGNS), re.compile(SIGNS + r"|[^\s\-+*/=<>%^#]+")
 # Texts that have this many words in a row in common are not alike by chance.
 RUN = 13
 # A held-out row is nearly the same as training rows when they have this share of its runs of words.
@@ -88,7 +88,7 @@ def normalised(text: str) -> str:
 
 
 def _words(text: str) -> list[str]:
-    if text.isascii() and not HAS_SIGNS.search(text):  # several times as fast
+    if text.isascii() and not (ANY_SIGN.search(text) and HAS_SIGNS.search(text)):  # several times as fast
         return text.encode().translate(ASCII_WORDS).decode().split()
     folded = normalize("NFKC", normalize("NFKC", text).casefold())
     return TOKENS.findall(folded.translate(_KEPT))
