@@ -46,7 +46,8 @@ def finished(tmp_path_factory):
 
 
 def test_a_closed_terminal_ends_a_run_with_a_checkpoint_and_nohup_lets_it_go_on(tmp_path):
-    run = begun(tmp_path, *WORDS, "max_steps=3000", "checkpoints.every=null")
+    words = [*WORDS, "max_steps=3000", "checkpoints.every=null"]
+    run = begun(tmp_path, *words, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))
     trains(run, tmp_path)
     run.send_signal(signal.SIGHUP)
     _, err = run.communicate(timeout=60)

@@ -21,8 +21,9 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def heeded(signals: Iterable[signal.Signals]) -> list[signal.Signals]:
-    """Those that this process does not ignore: nohup lets it outlive its terminal."""
-    return [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]
+    """All but SIGHUP where this process ignores it: nohup lets it outlive its terminal."""
+    outlives = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in signals if not (outlives and number == signal.SIGHUP)]
 
 
 @contextmanager
