@@ -45,7 +45,7 @@ def finished(tmp_path_factory):
     return folder
 
 
-def test_a_closed_terminal_ends_a_run_with_a_checkpoint_and_nohup_lets_it_go_on(tmp_path):
+def test_a_closed_terminal_ends_a_run_with_a_checkpoint(tmp_path):
     words = [*WORDS, "max_steps=3000", "checkpoints.every=null"]
     run = begun(tmp_path, *words, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))
     trains(run, tmp_path)
@@ -53,18 +53,6 @@ def test_a_closed_terminal_ends_a_run_with_a_checkpoint_and_nohup_lets_it_go_on(
     _, err = run.communicate(timeout=60)
     (folder,) = tmp_path.glob("runs/*/*")
     assert run.returncode == 128 + signal.SIGHUP and "SIGHUP" in err and len(checkpoint.folders(folder / "checkpoints"))
-    outlives = begun(
-        tmp_path,
-        *(*WORDS, "max_steps=3000", "checkpoints.every=null", f"resume={folder}"),
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
-    )
-    trains(outlives, tmp_path, (folder / "metrics.jsonl").read_text().count("\n") + 3)
-    outlives.send_signal(signal.SIGHUP)
-    with pytest.raises(subprocess.TimeoutExpired):
-        outlives.communicate(timeout=2)
-    outlives.send_signal(signal.SIGTERM)
-    outlives.communicate(timeout=60)
-    assert outlives.returncode == 128 + signal.SIGTERM
 
 
 def test_a_process_that_hangs_shows_where_and_ends_as_a_fault_of_the_machine(tmp_path):
