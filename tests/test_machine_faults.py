@@ -19,6 +19,7 @@ from ftcore.train import checkpoint
 from tests.conftest import FAST, latest
 
 WORDS = [*FAST, "hardware=cpu", "max_steps=1"]
+ENDLESS = [*WORDS, "max_steps=100000", "max_epochs=null"]
 
 
 def begun(cwd, *words, **options):
@@ -46,13 +47,25 @@ def finished(tmp_path_factory):
 
 
 def test_a_closed_terminal_ends_a_run_with_a_checkpoint(tmp_path):
-    words = [*WORDS, "max_steps=3000", "checkpoints.every=null"]
-    run = begun(tmp_path, *words, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))
+    run = begun(
+        tmp_path, *ENDLESS, "checkpoints.every=null", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    )
     trains(run, tmp_path)
     run.send_signal(signal.SIGHUP)
     _, err = run.communicate(timeout=60)
     (folder,) = tmp_path.glob("runs/*/*")
     assert run.returncode == 128 + signal.SIGHUP and "SIGHUP" in err and len(checkpoint.folders(folder / "checkpoints"))
+
+
+def test_nohup_lets_a_run_outlive_its_terminal(tmp_path):
+    run = begun(tmp_path, *ENDLESS, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    trains(run, tmp_path)
+    run.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        run.communicate(timeout=2)
+    run.send_signal(signal.SIGTERM)
+    run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGTERM
 
 
 def test_a_process_that_hangs_shows_where_and_ends_as_a_fault_of_the_machine(tmp_path):
@@ -65,7 +78,7 @@ def test_a_process_that_hangs_shows_where_and_ends_as_a_fault_of_the_machine(tmp
 @pytest.mark.slow
 @pytest.mark.processes
 def test_a_process_of_two_that_is_stopped_for_good_ends_the_run_as_a_fault_of_the_machine(tmp_path):
-    run = begun(tmp_path, *WORDS, "max_steps=3000", "hang_timeout=10", "hardware=ddp_2cpu")
+    run = begun(tmp_path, *ENDLESS, "hang_timeout=10", "hardware=ddp_2cpu")
     trains(run, tmp_path)
     children = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True, check=True).stdout.split()
     workers = [int(pid) for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]

@@ -8,17 +8,16 @@ import json
 import re
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ftcore.data.messages import Message
 from ftcore.data.spelling import Speller
 from ftcore.data.template import render
 from ftcore.data.turns import Turns
 from ftcore.data.watched import FOUND, PLACEHOLDER, watch
 from ftcore.errors import DataError
 
-Message = dict[str, Any]  # role, content and what else the template reads; `trained`: False for a turn without loss
 # Messages that have no other keys are the same for a template whatever they say, unless it looks at their contents.
 PLAIN = {"role", "content", "trained"}
 # What looks like a control token: <|this|>; where an answer ends also <this> or [THIS].

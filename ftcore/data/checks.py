@@ -27,9 +27,11 @@ def check_row(row: Row, required: tuple[str, ...], columns: dict[str, str], raw:
         if column in row and (problem := _problem(column, row[column])):
             raise DataError(f"{row['where']}: column {source!r} {problem}. Correct or remove the row.")
         if column not in row and column in required:
-            method = next((f" On such rows {method} trains." for method, has in FITS.items() if row.keys() >= has), "")
+            fitting = next(
+                (f"On such rows {method} trains. Or say" for method, has in FITS.items() if row.keys() >= has), "Say"
+            )
             raise DataError(
-                f"{row['where']}: there is no column {source!r}; the row has {_named(raw)}.{method} Or say which column holds "
+                f"{row['where']}: there is no column {source!r}; the row has {_named(raw)}. {fitting} which column holds "
                 f"the {column}: data.columns.{column}=<name>."
             )
 

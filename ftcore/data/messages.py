@@ -24,18 +24,10 @@ SPEAKER, TEXT = ("role", "from"), ("content", "value")
 # Switches of the loss of a turn or a row, and those that mean the opposite (OpenAI, Axolotl, Mistral, ms-swift).
 SWITCHES, INVERSE = ("weight", "train", "training", "trainable", "loss", "loss_weight"), ("masked", "mask")
 ON: dict[object, bool] = {True: True, "true": True, "1": True, False: False, "false": False, "0": False}  # 1 is True
+# Names under which templates read a thought.
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 # Keys of a message that are used, or refused where the chat template leaves them out.
-KNOWN = {
-    "role",
-    "content",
-    "tool_calls",
-    "tool_call_id",
-    "name",
-    "trained",
-    "reasoning_content",
-    "reasoning",
-    "thinking",
-}
+KNOWN = {"role", "content", "tool_calls", "tool_call_id", "name", "trained", *THOUGHTS}
 # Keys of a message that change what it says or how it counts, in ways that ftcore does not have.
 REFUSED = ("images", "image", "audio", "audios", "video", "videos", "train_detail", "loss_scale")
 TEXT_PARTS = ("text", "input_text", "output_text")

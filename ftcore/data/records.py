@@ -210,11 +210,12 @@ class Reader:
         self.data, self.record_type, self.required = data, record_type, RECORD_TYPES[record_type]
         self.hub = None if data.has_files or data.records else data.hub
         # A local copy of a hub set has that set's columns or ours, unless the user maps others.
-        self.may_have_ours = bool(data.hub and not data.columns and not self.hub)
-        names = data.columns or (data.hub["columns"] if data.hub and not data.records else {})
+        self.may_have_ours = not self.hub and not data.columns
+        theirs = None if data.records else data.hub
+        names = data.columns or (theirs["columns"] if theirs else {})
         self.columns = {target: filled(source) for target, source in names.items()}
         self.mapped = {*names, *(found for source in names.values() for found in columns_in(source))}
-        self.values = data.values or (data.hub["values"] if data.hub and not data.records else {})
+        self.values = data.values or (theirs["values"] if theirs else {})
         self.bad: list[tuple[str, str]] = []  # where, reason
         self.off = 0
         self.keys_of_messages: set[str] = set()

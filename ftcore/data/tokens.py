@@ -11,8 +11,9 @@ from itertools import chain
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftcore.data.chat import ChatTemplate, Conversation, Message, with_text_arguments
+from ftcore.data.chat import ChatTemplate, Conversation, with_text_arguments
 from ftcore.data.examples import Example, Labelled, Pair, Prompt
+from ftcore.data.messages import Message
 from ftcore.data.records import Data
 from ftcore.data.sources import Row
 from ftcore.errors import DataError

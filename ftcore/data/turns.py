@@ -9,15 +9,12 @@ import re
 from collections.abc import Callable
 from functools import cached_property
 from itertools import takewhile
-from typing import Any
 
+from ftcore.data.messages import THOUGHTS, Message
 from ftcore.errors import DataError
 
-Message = dict[str, Any]
 FENCE = re.compile("\ufdd0(\\d+)\ufdd1")  # these two are no characters, and never will be
 WORD = "answer"
-# Names under which templates read a thought.
-THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 OWN_TEMPLATE = "Choose one that does; ftcore's own does: model.chat_template=ftcore://chatml.jinja."
 
 

@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from ftcore.console import stderr
 from ftcore.errors import ModelError, model_errors
-from ftcore.files import home, resolve, sha256, short_hash, whole_file
+from ftcore.files import home, resolve, sha256, short_hash, whole_file, write_text
 from ftcore.models.config_file import check_config
 from ftcore.run_folder import Run
 from ftcore.settings import Model, Package, Place
@@ -57,8 +57,8 @@ def weights_hashes(model: Model) -> dict[str, str]:
     files = [folder / "config.json"] if model["random_weights"] and not run else sorted(folder.glob("*.safetensors"))
     known = _manifest(folder)
     hashes = {file.name: known.get(file.name) or sha256(file) for file in files}
-    with suppress(OSError), whole_file(cached) as partial:  # nowhere to write: computed again next time
-        partial.write_text(json.dumps(hashes))
+    with suppress(OSError):  # nowhere to write: computed again next time
+        write_text(cached, json.dumps(hashes))
     return hashes
 
 

@@ -69,7 +69,7 @@ def _note_changes(run: Run, config: Config) -> None:
 
 def _new(config: Config, parent: Path) -> Run:
     """A new folder, named by the time or, where the clock was set back, by that of the newest run: it sorts last."""
-    stamp = max(time.strftime(TIME), *(run.started[0] for run in Run.named(parent)[:1]), "")
+    stamp = max([time.strftime(TIME), *(run.started[0] for run in Run.named(parent)[:1])])
     try:
         for k in count(1):
             run = Run(parent / (f"{stamp}-{k}" if k > 1 else stamp))

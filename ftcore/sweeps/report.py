@@ -17,7 +17,7 @@ from rich.text import Text
 from ftcore.config.build import build
 from ftcore.console import plain, wide_console
 from ftcore.evaluate.intervals import Better, Interval, interval
-from ftcore.files import write_json
+from ftcore.files import write_json, write_text
 from ftcore.run_folder import RowScore
 from ftcore.settings import Config
 from ftcore.sweeps.job import Job
@@ -228,7 +228,7 @@ def _write_plots(jobs: list[Job], objective: str, folder: Path) -> None:
         figures.append(go.Figure(go.Parcoords(line={"color": scores, "showscale": True}, dimensions=axes)))
     body = "".join(figure.to_html(full_html=False, include_plotlyjs=False) for figure in figures)
     page = f"<!doctype html><meta charset='utf-8'><title>{folder.name}</title><script>{get_plotlyjs()}</script>{body}"
-    (folder / "sweep.html").write_text(page, encoding="utf-8")
+    write_text(folder / "sweep.html", page)
     plain.print(f"Plots: {folder / 'sweep.html'}")
 
 

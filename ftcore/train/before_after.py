@@ -13,7 +13,7 @@ from ftcore.console import console
 from ftcore.errors import NumericalError, StorageError
 from ftcore.evaluate.score import Measured, changes, score
 from ftcore.evaluate.tables import intervals
-from ftcore.files import to_json, whole_file
+from ftcore.files import to_json, write_text
 from ftcore.machine.hardware import memory_of
 from ftcore.methods.base import HeldOut, Method
 from ftcore.run_folder import Scores
@@ -92,5 +92,4 @@ def is_finite(scores: Scores) -> bool:
 def _write_once(file: Path, content: Measured) -> None:
     """Write JSON unless the file exists."""
     if not file.is_file():
-        with whole_file(file) as beside:
-            beside.write_text(to_json(content), encoding="utf-8")
+        write_text(file, to_json(content))

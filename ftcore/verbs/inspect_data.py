@@ -20,6 +20,7 @@ from ftcore.data.examples import Example, Pair, Prompt
 from ftcore.data.records import SPLITS
 from ftcore.data.tokens import TEXTS, Encoder
 from ftcore.errors import ConfigError
+from ftcore.files import write_text
 from ftcore.models.foundation import Foundation, architecture_of
 from ftcore.run_folder import Run
 from ftcore.settings import Config
@@ -51,7 +52,7 @@ def inspect(config: Config) -> dict[str, object]:
         parts.append(hardest_table(Run(config["run"]), {} if config["private"] else _texts(records)))
     Console(highlight=False).print(page := Group(*parts))
     file = Path(f"inspect-{config['name'].replace('/', '-')}.html").resolve()
-    file.write_text(_html(config["name"], page, bins), encoding="utf-8")
+    write_text(file, _html(config["name"], page, bins))
     plain.print(f"The same with plots: {file}")
     return _answer(records, encoder, rows) | {"page": str(file)}
 
