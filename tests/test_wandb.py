@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -35,9 +36,9 @@ def test_a_server_that_goes_away_changes_nothing_and_gets_the_steps_later(tmp_pa
     assert 5 <= len(server.steps) < steps
     (folder,) = tmp_path.glob("runs/lost/*")
     assert json.loads((folder / "summary.json").read_text())["steps"] == steps
-    files = re.search(r"wandb sync (\S+)", ended.stdout.replace("\n", " "))[1]
+    printed = re.search(r"upload the steps with: wandb (sync .+)", ended.stdout)[1]
     back = Server(port=server.port)
-    sync = [sys.executable, "-m", "wandb", "sync", files]
+    sync = [sys.executable, "-m", "wandb", *shlex.split(printed)]
     subprocess.run(sync, cwd=tmp_path, env=environment, check=True, timeout=120)
     assert {step["trainer/global_step"] for step in back.steps if "train/loss" in step} == set(range(1, steps + 1))
     back.leave()

@@ -266,8 +266,8 @@ def wandb_hint(logger: WandbLogger) -> str:
 
 
 def wandb_sync(logger: WandbLogger) -> str:
-    """The command that uploads a run."""
-    return typed("wandb", "sync", Path(logger.experiment.dir).parent)
+    """The command that uploads a run, also one that began online and lost its server."""
+    return typed("wandb", "sync", "--no-skip-online", Path(logger.experiment.dir).parent)
 
 
 def has_key() -> bool:
