@@ -162,6 +162,34 @@ def test_control_tokens_in_a_message_are_plain_text(tokenizer, payload, turn):
     assert sequences[0] == sequences[1] and payload in tokenizer.decode(example.input_ids)
 
 
+@pytest.mark.parametrize("template", ["chatml", "with a system prompt of its own"])
+def test_the_quick_way_to_token_ids_gives_what_the_careful_one_gives_or_nothing(tokenizer, template):
+    enc, careful = encoder(tokenizer, template), encoder(tokenizer, template)
+    careful.landmarks.encode = lambda conversations, tools: [None] * len(conversations)
+    texts = [
+        *PAYLOADS,
+        "A bone.",
+        "Ein Röntgenbild, 骨 🦴",
+        "\n\nfirst",
+        " spaces ",
+        "<|im_end",
+        "|>x",
+        "\U000f0000<|pad|>\U000f0001",
+    ]
+    rows = [{"id": "1", "where": "", "prompt": text, "completion": "An X-ray."} for text in texts]
+    rows += [{"id": "1", "where": "", "prompt": "What is it?", "completion": text} for text in texts]
+    rows += [conversation([{**m, "content": m["content"] + text} for m in CONVERSATION]) for text in texts]
+    rows += [conversation([*CONVERSATION[:2], {**CONVERSATION[2], "trained": False}, *CONVERSATION[3:]])]
+    assert enc.prompt_completions(rows) == careful.prompt_completions(rows)
+    turns = [
+        [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]
+        for row in rows[:22]
+    ]
+    quick = [bool(found) for found in enc.landmarks.encode(turns, [None] * 22)]
+    assert not any(quick[:4] + quick[10:15] + quick[21:])  # what spells control tokens or marks
+    assert all(quick[4:6] + quick[15:17])
+
+
 def test_a_conversation_without_a_template_is_an_error_that_says_what_to_do(tokenizer):
     enc = encoder(tokenizer, chat=False)
     with pytest.raises(DataError, match=r"several messages need a chat template.*chatml.jinja.*data.chat"):

@@ -8,6 +8,7 @@ import json
 import re
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
+from itertools import chain
 
 from transformers import PreTrainedTokenizerBase
 
@@ -50,6 +51,15 @@ class Scaffold:
     trims: list[bool]
     blind: bool
 
+    def contents(self, messages: list[Message]) -> list[str]:
+        """What it writes of each message."""
+        pairs = zip(messages, self.trims, strict=True)
+        return [message["content"].strip() if trims else message["content"] for message, trims in pairs]
+
+    def written(self, messages: list[Message]) -> str:
+        """The text of a conversation of these roles."""
+        return self.parts[0] + "".join(chain(*zip(self.contents(messages), self.parts[1:], strict=True)))
+
 
 class ChatTemplate:
     """The chat template of a tokenizer."""
@@ -63,9 +73,8 @@ class ChatTemplate:
     def conversation(self, messages: list[Message], tools: list[Message] | None = None) -> Conversation:
         """The conversation as text. Raises `DataError` when the template refuses it or leaves something out."""
         trained = [message.get("trained", True) for message in messages if message["role"] == "assistant"]
-        plain = not tools and all(message.keys() <= PLAIN and message["content"] for message in messages)
         given: list[Message] = self.speller.mark(messages)
-        if plain and (scaffold := self.scaffold(tuple(message["role"] for message in messages))).blind:
+        if not tools and is_plain(messages) and (scaffold := self.scaffold(roles_of(messages))).blind:
             return self._filled(scaffold, given, trained)
         turns = self._turns(given, self.speller.mark(tools))
         self.shortened += turns.is_shortened
@@ -150,15 +159,27 @@ class ChatTemplate:
 
     def _filled(self, scaffold: Scaffold, messages: list[Message], trained: list[bool]) -> Conversation:
         text, turns, ends = scaffold.parts[0], list[tuple[int, int]](), True
-        for message, trims, after in zip(messages, scaffold.trims, scaffold.parts[1:], strict=True):
+        for role, content, after in zip(
+            roles_of(messages), scaffold.contents(messages), scaffold.parts[1:], strict=True
+        ):
             begin = len(text)
-            text += message["content"].strip() if trims else message["content"]
-            if message["role"] == "assistant":
+            text += content
+            if role == "assistant":
                 found = self.control.search(after)
                 ends = found is not None
                 turns.append((begin, len(text) + (found.end() if found else 0)))
             text += after
         return Conversation(text, turns, trained, ends)
+
+
+def roles_of(messages: list[Message]) -> tuple[str, ...]:
+    """Who speaks, message by message."""
+    return tuple(message["role"] for message in messages)
+
+
+def is_plain(messages: list[Message]) -> bool:
+    """Whether messages have texts alone, without calls, thoughts or names."""
+    return all(message.keys() <= PLAIN and message["content"] for message in messages)
 
 
 def with_text_arguments(message: Message) -> Message:

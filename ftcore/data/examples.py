@@ -1,8 +1,32 @@
-"""What rows become: token ids, and which of them carry loss. One class for each kind of method."""
+"""What rows become: a conversation's token ids, and which of them carry loss. One class for each kind of method."""
 
 from dataclasses import dataclass
 
 from ftcore.data.sources import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A conversation as token ids, to the end of its last assistant turn.
+
+    `turns`: tokens (from, to) of each assistant turn, with the token that ends it. `trained`: whether each has loss.
+    `own`: how many of the ids the template wrote.
+    """
+
+    ids: list[int]
+    turns: list[tuple[int, int]]
+    trained: list[bool]
+    own: int
+
+    def masked(self, *, last: bool) -> tuple[list[int], list[bool]]:
+        """Ids up to the last token with loss, and for each whether it has loss: on the trained turns, or the `last` alone."""
+        turns = [turn for turn, trained in zip(self.turns, self.trained, strict=True) if trained]
+        if last:  # which a comparison or a label is about
+            turns = [turn for turn in turns if turn == self.turns[-1]]
+        mask = [False] * (turns[-1][1] if turns else 0)
+        for begin, end in turns:
+            mask[begin:end] = [True] * (end - begin)
+        return self.ids[: len(mask)], mask
 
 
 @dataclass(frozen=True, slots=True)

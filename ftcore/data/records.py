@@ -317,7 +317,7 @@ class Reader:
         shape, row = read(row, where, self.required)
         if shape:
             self.shapes[where.rpartition(":")[0]] = shape
-        row = {**row, **typed_columns(row)} if row.keys() & UNTYPED else row
+        row = row if UNTYPED.isdisjoint(row) else {**row, **typed_columns(row)}
         return {**row, "id": str(row["id"]) if row.get("id") is not None else where, "where": where}
 
 

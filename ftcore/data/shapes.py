@@ -47,12 +47,12 @@ def read(row: Row, where: str, required: tuple[str, ...]) -> tuple[str, Row]:
 
     Raises `DataError` when it has the columns of a shape and not what belongs in them, or something that cannot be used.
     """
-    if used := sorted(column for column in REFUSED & row.keys() if row[column] not in NOTHING):
+    if used := sorted(column for column in _among(REFUSED, row) if row[column] not in NOTHING):
         raise DataError(
             f"{where}: column {used[0]!r} holds what ftcore cannot train on. Remove the row, or the column."
         )
     plain = all(isinstance(row.get(c), str | bool) for c in required) and not _is_transcript(row.get("prompt"))
-    if plain and "messages" not in row and not any(row.get(column) not in NOTHING for column in CONTEXT & row.keys()):
+    if plain and "messages" not in row and not any(row[column] not in NOTHING for column in _among(CONTEXT, row)):
         return "", row
     for shape in [OURS] if plain and "messages" not in row else SHAPES:
         if not row.keys() >= {*shape.columns}:
@@ -71,7 +71,13 @@ def read(row: Row, where: str, required: tuple[str, ...]) -> tuple[str, Row]:
 
 def is_on(row: Row, where: str) -> bool:
     """Whether a row is to be trained on, by its switches."""
-    return not SWITCH_COLUMNS & row.keys() or switched_on({c: row[c] for c in SWITCH_COLUMNS & row.keys()}, where)
+    switches = _among(SWITCH_COLUMNS, row)
+    return not switches or switched_on({column: row[column] for column in switches}, where)
+
+
+def _among(columns: set[str], row: Row) -> set[str]:
+    """Those of the columns that a row has; almost always none, which is quickly told."""
+    return set() if columns.isdisjoint(row) else columns & row.keys()
 
 
 def _finished(row: Row, found: Row, where: str, *, to_answer: bool) -> Row:

@@ -32,12 +32,12 @@ class Speller:
         if not isinstance(given, str):
             return given
         text = self.control.sub(f"{START}\\g<0>{END}", given.replace(START, "").replace(END, ""))
-        return text if self._whole is None or self._whole.normalizer is None else self._mark_others(text)
+        return text if self.whole is None or self.whole.normalizer is None else self._mark_others(text)
 
     def _mark_others(self, text: str) -> str:
         """The text with marks also around what becomes a control token only when it is normalised, such as wide letters."""
-        normal, added = self._whole.normalizer.normalize_str, self.tokenizer.added_tokens_decoder
-        found = self._whole.encode(text, add_special_tokens=False)
+        normal, added = self.whole.normalizer.normalize_str, self.tokenizer.added_tokens_decoder
+        found = self.whole.encode(text, add_special_tokens=False)
         for token, (begin, end) in reversed([*zip(found.ids, found.offsets, strict=True)]):
             content = added[token].content if token in added else ""
             spelled = content and normal(text[begin:end]).strip(" ▁") == normal(content).strip(
@@ -59,9 +59,9 @@ class Speller:
 
         A tokenizer that does not say where its tokens stand encodes the pieces between the `cuts` of a text one by one.
         """
-        if not self._whole:
+        if not self.whole:
             return [self._in_pieces(text, between) for text, between in zip(texts, cuts, strict=True)]
-        found = self._whole.encode_batch(texts, add_special_tokens=False)
+        found = self.whole.encode_batch(texts, add_special_tokens=False)
         return [
             self._around_marks(text) if START in text or END in text else (encoding.ids, *_columns(encoding.offsets))
             for text, encoding in zip(texts, found, strict=True)
@@ -73,7 +73,7 @@ class Speller:
         at = 0
         for mark in [*self.marked.finditer(text), None]:
             stop = mark.start() if mark else len(text)
-            for begin, end, encoder in ((at, stop, self._whole), (*(mark.span(1) if mark else (0, 0)), self._plain)):
+            for begin, end, encoder in ((at, stop, self.whole), (*(mark.span(1) if mark else (0, 0)), self._plain)):
                 found, skipped, shift = _later(encoder, text[begin:end], begin) if begin < end else (None, 0, 0)
                 if found:
                     ids += found.ids[skipped:]
@@ -98,7 +98,7 @@ class Speller:
         return ids, starts, ends
 
     @cached_property
-    def _whole(self) -> Any:
+    def whole(self) -> Any:
         """A copy of the tokenizer that neither cuts nor pads; None when the tokenizer is written in Python."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         return None if backend is None else _uncut(Tokenizer.from_str(backend.to_str()))
@@ -106,9 +106,9 @@ class Speller:
     @cached_property
     def _plain(self) -> Any:
         """The same that knows no control token in a text."""
-        if self._whole is None:
+        if self.whole is None:
             return None
-        plain = _uncut(Tokenizer.from_str(_without_control_pieces(self._whole)))
+        plain = _uncut(Tokenizer.from_str(_without_control_pieces(self.whole)))
         plain.encode_special_tokens = True
         tokens = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
         plain.add_special_tokens([token for token in tokens if self.control.fullmatch(token)])

@@ -6,13 +6,13 @@ A conversation is written by the model's own chat template and tokenised as a wh
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from dataclasses import dataclass
 from itertools import chain
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ftcore.data.chat import ChatTemplate, Conversation, with_text_arguments
-from ftcore.data.examples import Example, Labelled, Pair, Prompt
+from ftcore.data.examples import Encoded, Example, Labelled, Pair, Prompt
+from ftcore.data.landmarks import Landmarks
 from ftcore.data.messages import Message
 from ftcore.data.records import Data
 from ftcore.data.sources import Row
@@ -20,30 +20,6 @@ from ftcore.errors import DataError
 
 TEXTS = ("prompt", "completion", "chosen", "rejected", "text")
 LOST = "left without a trained token"
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """A conversation as token ids, to the end of its last assistant turn.
-
-    `turns`: tokens (from, to) of each assistant turn, with the token that ends it. `trained`: whether each has loss.
-    `own`: how many of the ids the template wrote.
-    """
-
-    ids: list[int]
-    turns: list[tuple[int, int]]
-    trained: list[bool]
-    own: int
-
-    def masked(self, *, last: bool) -> tuple[list[int], list[bool]]:
-        """Ids up to the last token with loss, and for each whether it has loss: on the trained turns, or the `last` alone."""
-        turns = [turn for turn, trained in zip(self.turns, self.trained, strict=True) if trained]
-        if last:  # which a comparison or a label is about
-            turns = [turn for turn in turns if turn == self.turns[-1]]
-        mask = [False] * (turns[-1][1] if turns else 0)
-        for begin, end in turns:
-            mask[begin:end] = [True] * (end - begin)
-        return self.ids[: len(mask)], mask
 
 
 class Encoder:
@@ -64,6 +40,7 @@ class Encoder:
         self.chat = tokenizer.chat_template is not None if data.chat == "auto" else data.chat
         self.counts: Counter[str] = Counter()
         self.template = ChatTemplate(tokenizer)
+        self.landmarks = Landmarks(self.template)
         self.spanning = ""  # a token that holds text of the template and of an answer
 
     @property
@@ -220,9 +197,12 @@ class Encoder:
         """Token ids of each conversation, up to the end of its last turn."""
         if not self.chat:
             return self._plain(conversations)
-        written = [self._written(messages, row) for messages, row in zip(conversations, rows, strict=True)]
+        found = self.landmarks.encode(conversations, [row.get("tools") for row in rows])
+        others = [k for k, quick in enumerate(found) if quick is None]
+        written = [self._written(conversations[k], rows[k]) for k in others]
         spelled = self.template.speller.spell([one.text for one in written], [[*chain(*one.turns)] for one in written])
-        return [self._encoded(one, *tokens) for one, tokens in zip(written, spelled, strict=True)]
+        careful = (self._encoded(one, *tokens) for one, tokens in zip(written, spelled, strict=True))
+        return [quick or next(careful) for quick in found]
 
     def _written(self, messages: list[Message], row: Row) -> Conversation:
         try:
