@@ -15,8 +15,8 @@ slow:     ## README commands as written, the real model, and those of several pr
 	pytest -m slow
 lint:     ## ruff and mypy
 	ruff check . && ruff format --check . && mypy
-golden:   ## write tests/golden anew after a change of the algorithm
-	FTCORE_RECORD=1 pytest tests/test_golden.py
+golden:   ## write tests/golden anew after a change of the algorithm, of one method with METHOD=<name>
+	FTCORE_RECORD=1 pytest tests/test_golden.py -k '$(METHOD)'
 schema:   ## write schema.json, recipe.schema.json (for editors) and docs/reference.md anew, and the table of shapes
 	python -m ftcore.config.generate
 	python -m dev.shapes_table

@@ -4,7 +4,9 @@ And one way leads to the terminal: ftcore/console.py.
 """
 
 import ast
+import re
 from pathlib import Path
+from textwrap import dedent
 
 import yaml
 
@@ -70,3 +72,14 @@ def is_another_way_to_the_terminal(node: ast.AST) -> bool:
 def test_what_is_printed_goes_through_one_console():
     wrong = [place for place, node in nodes("ftcore/console.py") if is_another_way_to_the_terminal(node)]
     assert not wrong, "\n".join(["print with `plain`, `console` or `stderr` of ftcore/console.py:", *wrong])
+
+
+def test_examples_for_contributors_run_and_keep_to_the_console():
+    blocks = re.findall(
+        r"^( *)```python\n(.*?)^\1```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert len(blocks) == 2
+    for _, block in blocks:
+        source = dedent(block)
+        exec(compile(source, "CONTRIBUTING.md", "exec"), {"__name__": "example"})  # what it imports is there
+        assert not any(map(is_another_way_to_the_terminal, ast.walk(ast.parse(source))))

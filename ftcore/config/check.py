@@ -60,7 +60,10 @@ def _wrong_target(key: str, node: Mapping[str, object], trust: list[str]) -> Ite
     if target in schemas()["targets"] or is_trusted(target, trust):
         yield from node_problems(parameters, schema_of_target(target, trust), key)
     else:
-        advice = f"to use a module of your own, give trust=[{target.split('.')[0]}] on the command line"
+        package = target.partition(".")[0]
+        advice = f"to use a module of your own, give trust=[{package}] on the command line"
+        if package == "ftcore":
+            advice = "one that was added to it is known after `make schema`"
         yield f"{key}._target_", f"{target!r} is not part of ftcore; {advice}"
 
 
