@@ -22,12 +22,17 @@ def resolve(path: str) -> str:
     """`ftcore://medical/sft.train.jsonl` as the path of that file of ftcore/datasets; other paths with `~` expanded."""
     if path.startswith(SCHEME):
         return str(PACKAGE / "datasets" / path.removeprefix(SCHEME))
-    return os.path.expanduser(path)  # unlike Path.expanduser, it takes ~x where nobody is called x
+    return str(expanded(path))
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with `~` and `~user` expanded; `~x` stays as it is where nobody is called x, which `Path.expanduser` refuses."""
+    return Path(os.path.expanduser(path))
 
 
 def home() -> Path:
     """Folder of what is kept between runs (converted weights): `FTCORE_HOME`, by default ~/.cache/ftcore."""
-    return Path(os.environ.get("FTCORE_HOME") or "~/.cache/ftcore").expanduser()
+    return expanded(os.environ.get("FTCORE_HOME") or "~/.cache/ftcore")
 
 
 @contextmanager
@@ -55,14 +60,15 @@ def to_json(content: object, indent: int | None = None) -> str:
     try:
         return json.dumps(content, indent=indent, ensure_ascii=False, default=str, allow_nan=False)
     except ValueError:
-        return json.dumps(_finite(content), indent=indent, ensure_ascii=False, default=str)
+        return json.dumps(finite(content), indent=indent, ensure_ascii=False, default=str)
 
 
-def _finite(value: object) -> object:
+def finite(value: object) -> object:
+    """The value, with null for numbers in it that are not finite."""
     if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

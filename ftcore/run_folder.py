@@ -19,7 +19,7 @@ from typing import TypedDict, cast
 import yaml
 
 from ftcore.errors import ConfigError, ModelError, StorageError
-from ftcore.files import write_json, write_lines, write_text
+from ftcore.files import expanded, write_json, write_lines, write_text
 from ftcore.settings import Config
 
 Scores = dict[str, float | None]
@@ -69,7 +69,7 @@ class Run:
     """A run, by its folder."""
 
     def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = expanded(folder)
         self.model = self.folder / "model"
         self.checkpoints = self.folder / "checkpoints"
         self.best_weights = self.checkpoints / "best.safetensors"

@@ -307,13 +307,21 @@ def test_csv_as_pandas_and_spreadsheets_write_it(tmp_path, text):
     assert list(records.notes) == unnamed
 
 
-def test_a_file_without_a_header_does_not_show_its_first_row(tmp_path):
-    (tmp_path / "rows.csv").write_text(
-        f"{'secret question ' * 9},secret answer which is long enough to be a text?\nb,c\n"
-    )
-    with pytest.raises(DataError, match="no column 'prompt'; the row has .* others") as error:
+@pytest.mark.parametrize(
+    "first", ["secret question " * 9 + ",secret?", "My secret arm hurts,Rest", "It is secret.,yes", "7,secret"]
+)
+def test_a_file_without_a_header_does_not_show_its_first_row(tmp_path, first):
+    (tmp_path / "rows.csv").write_text(f"{first}\nb,c\n")
+    with pytest.raises(DataError, match="no column 'prompt'; the row has 2 whose names are not shown") as error:
         data(str(tmp_path / "rows.csv")).load("prompt_completion")
-    assert "long enough" not in str(error.value) and len(str(error.value)) < 500
+    assert len(str(error.value)) < 500
+
+
+def test_private_rows_show_the_names_of_columns_that_mean_something_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("FTCORE_PRIVATE", "1")
+    (tmp_path / "rows.csv").write_text("Smith,label,answer\na,b,c\n")
+    with pytest.raises(DataError, match="the row has label and 2 whose names are not shown"):
+        data(str(tmp_path / "rows.csv")).load("prompt_completion")
 
 
 SPLIT_NAMES = {

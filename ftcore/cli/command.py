@@ -14,6 +14,7 @@ from ftcore.config.secrets import without_secrets
 from ftcore.config.trust import hand_down
 from ftcore.console import plain, stderr, steady_streams
 from ftcore.errors import ConfigError, FtcoreError, StorageError, is_private, paragraph, storage_errors, traced
+from ftcore.files import finite
 from ftcore.machine import torchrun
 from ftcore.sweeps.job import keep_answer
 
@@ -125,4 +126,4 @@ def _call(target: str, parameters: tuple[object, ...], arguments: object) -> Non
         answer = resolve_name(target)(*parameters)
     keep_answer(answer)
     if as_json:
-        plain.print(json.dumps(answer, default=str))  # in ASCII: no stream changes it
+        plain.print(json.dumps(finite(answer), default=str))  # in ASCII: no stream changes it

@@ -11,6 +11,7 @@ from ftcore.config.build import schemas
 from ftcore.config.check import closest
 from ftcore.config.roles import branches
 from ftcore.errors import ConfigError
+from ftcore.files import expanded
 from ftcore.settings import FILES
 from ftcore.sweeps.job import is_one_job
 
@@ -72,7 +73,7 @@ def _refuse_repeated(overrides: list[str], given: list[str]) -> None:
 def _read_flag(line: Line, word: str, rest: Iterator[str]) -> None:
     if word == "--config-dir" or word.startswith("--config-dir="):
         name = word.partition("=")[2] or next(rest, "")
-        folder = Path(name).expanduser().resolve()
+        folder = expanded(name).resolve()
         if not name or not folder.is_dir():
             raise ConfigError(f"--config-dir={name} is not a folder (seen from {Path.cwd()}).")
         line.config_dirs.append(folder)

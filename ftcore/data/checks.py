@@ -4,12 +4,17 @@ Every error names the file, the line and the column, never what stands there.
 """
 
 import re
+from collections.abc import Iterable
 
 from ftcore.data.formats import Row
-from ftcore.errors import DataError
+from ftcore.data.shapes import CONTEXT, SHAPES, SIDES, SWITCH_COLUMNS
+from ftcore.errors import DataError, is_private
 
-# Names of columns that a message may show.
-NAME = re.compile(r"[\w .:/-]{1,40}")
+# Names of columns that a message may show: a file without a header has a row's texts for names.
+NAME = re.compile(r"[^\W\d][\w.:/-]{0,39}")
+# Names that mean something, whatever rows say. pandas writes a column without one.
+MEANT = {"", "completion", "label", "text", *SIDES, *CONTEXT, *SWITCH_COLUMNS}
+MEANT.update(column for shape in SHAPES for column in (*shape.columns, *shape.others))
 # Methods by columns of rows that other methods do not take.
 FITS = {"method=dpo": {"prompt", "chosen", "rejected"}, "method=self_supervised": {"text"}}
 # Characters that print nothing: controls of ASCII other than tab and line breaks, spaces without width, marks of direction. Those
@@ -31,16 +36,21 @@ def check_row(row: Row, required: tuple[str, ...], columns: dict[str, str], raw:
                 (f"On such rows {method} trains. Or say" for method, has in FITS.items() if row.keys() >= has), "Say"
             )
             raise DataError(
-                f"{row['where']}: there is no column {source!r}; the row has {_named(raw)}. {fitting} which column holds "
+                f"{row['where']}: there is no column {source!r}; the row has {named(raw)}. {fitting} which column holds "
                 f"the {column}: data.columns.{column}=<name>."
             )
 
 
-def _named(raw: Row) -> str:
-    """The columns of a row; a file without a header has a row's texts for names."""
-    shown = [name for name in sorted(raw) if NAME.fullmatch(name)][:20]
-    others = len(raw) - len(shown)
-    return ", ".join(shown) + f"{' and ' * bool(shown)}{others:,} others" * bool(others)
+def named(columns: Iterable[str], most: int = 20) -> str:
+    """Names of columns as a message may show them; of private rows only those that mean something here."""
+    names = sorted(columns)
+    may = [name for name in names if name in MEANT or (not is_private() and NAME.fullmatch(name))]
+    # Where one is no name, the others may be a row's texts too.
+    shown = [name or "one without a name" for name in may if len(may) == len(names) or name in MEANT][:most]
+    hidden = len(names) - len(shown)
+    return " and ".join(
+        [*([", ".join(shown)] if shown else []), *([f"{hidden:,} whose names are not shown"] if hidden else [])]
+    )
 
 
 def _problem(column: str, value: object) -> str:

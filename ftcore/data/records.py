@@ -16,7 +16,7 @@ import orjson
 import yaml
 from annotated_types import Ge, Le, Lt
 
-from ftcore.data.checks import NAME, check_characters, check_row
+from ftcore.data.checks import check_characters, check_row, named
 from ftcore.data.columns import UNTYPED, columns_in, filled, typed_columns
 from ftcore.data.messages import KNOWN
 from ftcore.data.shapes import CONTEXT, SHAPES, SWITCH_COLUMNS, is_on, read, spoken
@@ -102,7 +102,7 @@ class Data:
         rows: Parts = {part: list(reader.rows(path)) for part in SPLITS if (path := files.get(part))}
         everything = [row for part in rows.values() for row in part]
         if not everything and reader.bad:
-            raise DataError(f"{_named(files['train'])}: no row can be used. {'; '.join(reader.reasons())}.")
+            raise DataError(f"{_paths(files['train'])}: no row can be used. {'; '.join(reader.reasons())}.")
         if len(reader.equal) > self.max_lost * len(everything):
             raise DataError(
                 f"{reader.equal[0]}: chosen equals rejected, as in {len(reader.equal):,} of {len(everything):,} rows. Correct or "
@@ -114,7 +114,7 @@ class Data:
         if "validation" not in rows:
             rows["train"], rows["validation"] = split(rows["train"], keys, self.validation_share, max)
         if not rows["train"]:
-            raise DataError(f"{_named(files['train'])} is too small: all its rows are held out. Lower data.test_share.")
+            raise DataError(f"{_paths(files['train'])} is too small: all its rows are held out. Lower data.test_share.")
         train, notes = self._compared(rows, keys, RECORD_TYPES[record_type])
         notes[:0] = self._files_read(files)
         gc.freeze()  # rows stay as long as the run: looking at a million of them again and again takes half a minute
@@ -194,7 +194,7 @@ class Data:
             )
 
 
-def _named(paths: Paths | None) -> str:
+def _paths(paths: Paths | None) -> str:
     """The paths of a split in a message."""
     return _first_of([*paths[1:]]) if isinstance(paths, tuple) else str(paths)
 
@@ -247,9 +247,7 @@ class Reader:
                 f"{self.off:,} rows left out: they are switched off ({', '.join(sorted(SWITCH_COLUMNS & self.seen))})"
             )
         if left := sorted(self.keys_of_messages - KNOWN):
-            notes.append(
-                f"keys of messages that only a chat template may read: {', '.join(map(_column, left[:LISTED]))}"
-            )
+            notes.append(f"keys of messages that only a chat template may read: {named(left, LISTED)}")
         if self.equal:
             notes.append(
                 f"{len(self.equal):,} pairs have two equal answers and teach nothing ({_first_of(self.equal)})"
@@ -279,8 +277,7 @@ class Reader:
             for near in get_close_matches(column, {*self.required, *OPTIONAL} - self.seen, 1, 0.8):
                 notes.append(f"column {column!r} is not used; did you mean {near!r}?")
         if len(left) > len(notes) and self.data.has_files and self.record_type != "prompt":
-            named = ", ".join(map(_column, left[:LISTED])) + f" and {len(left) - LISTED:,} more" * (len(left) > LISTED)
-            notes.append(f"columns that are not used: {named}")
+            notes.append(f"columns that are not used: {named(left, LISTED)}")
         return notes
 
     def _checked(self, raw: Row | DataError, where: str) -> list[Row]:
@@ -328,11 +325,6 @@ def distinguish(rows: list[Row]) -> int:
     for row in shared:
         row["id"] = row["where"]
     return len(shared)
-
-
-def _column(name: str) -> str:
-    """The name of a column as a message may show it: a file without a header has a row's texts for names."""
-    return name if NAME.fullmatch(name) else "one without a name" if not name else "one with a long name"
 
 
 def derive(row: Row, record_type: str) -> list[Row]:

@@ -188,12 +188,11 @@ def _pair(row: Row) -> Row | None:
     before = _heard(context, ": the prompt")
     heard = {side: _heard(said, f": {side}") for side, said in sides.items()}
     for side, said in heard.items():
-        if said[0][0] == "assistant":
+        if said[0]["role"] == "assistant":
             sides[side], heard[side] = [*context, *sides[side]], [*before, *said]
-        check_turns([role for role, _ in heard[side]], f": {side}")
+        check_turns([message["role"] for message in heard[side]], f": {side}")
     told = [said[:-1] for said in heard.values()]
-    asked = [text for _, text in told[0]]
-    if told[0] != told[1] or any(text not in asked for _, text in before):
+    if told[0] != told[1] or any(message not in told[0] for message in before):
         raise DataError(": chosen and rejected belong to different conversations. Correct or remove the row.")
     return {"messages": sides["chosen"][:-1], **{side: said[-1] for side, said in sides.items()}}
 
@@ -207,9 +206,13 @@ def _side(given: object) -> list[Message]:
     return [{"role": "assistant", "content": given}] if isinstance(given, str) else _listed(given)
 
 
-def _heard(messages: list[Message], where: str) -> list[tuple[str, str]]:
-    """Who says what, however it is written."""
-    return [(message["role"], message["content"].strip()) for message in read_messages(messages, where)]
+def _heard(messages: list[Message], where: str) -> list[Message]:
+    """What is said, and by whom, however it is written and whether it carries loss."""
+    read = read_messages(messages, where)
+    return [
+        {k: v for k, v in message.items() if k != "trained"} | {"content": message["content"].strip()}
+        for message in read
+    ]
 
 
 def _transcripts(row: Row) -> Row | None:
@@ -225,6 +228,8 @@ def _transcript_as_prompt(row: Row) -> Row | None:
     """The same where the turns before the answer are the prompt, which ends with "Assistant:"."""
     if not _is_transcript(row["prompt"]):
         return None
+    if any(TURN.search(row[column]) for column in ("completion", *SIDES) if isinstance(row.get(column), str)):
+        raise DataError(": an answer to a transcript holds further turns. Let it end where the next turn begins.")
     before = _dialogue(row["prompt"])[:-1]
     if all(side in row for side in SIDES):
         return {"messages": before, **{side: _turns("", row[side].removeprefix(" "))[1] for side in SIDES}}

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from ftcore.errors import DataError
+from ftcore.errors import DataError, is_private
 
 SECONDS = 2
 MEMORY = 512 * 2**20  # bytes that rendering may add
@@ -46,7 +46,8 @@ def render(
                 )
             )
     except TemplateError as error:
-        raise DataError(f"The chat template refuses a conversation of {roles}: {error}.") from None
+        said = type(error).__name__ if is_private() else error  # it may quote a message
+        raise DataError(f"The chat template refuses a conversation of {roles}: {said}.") from None
     except (TimeoutError, MemoryError, OverflowError, RecursionError) as error:
         raise DataError(
             f"The chat template takes too long or too much memory for a conversation of {roles} (limits: {SECONDS} s, "

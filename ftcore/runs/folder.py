@@ -11,13 +11,14 @@ from ftcore.config.roles import role_of
 from ftcore.config.tree import flatten
 from ftcore.console import plain, typed
 from ftcore.errors import ConfigError, StorageError
+from ftcore.files import expanded
 from ftcore.run_folder import TIME, Run
 from ftcore.settings import Config
 
 
 def run_folder(config: Config) -> Run | None:
     """The run to work on, holding config.yaml; None when the one that `resume` names is finished already."""
-    parent = Path(config["output_dir"]).expanduser().resolve() / config["name"]
+    parent = expanded(config["output_dir"]).resolve() / config["name"]
     if not config["resume"] or not (run := _stopped(config["resume"], parent)):
         return _new(config, parent)
     if run.finished:
@@ -31,7 +32,7 @@ def _stopped(resume: str, parent: Path) -> Run | None:
     """The run that `resume` means; None when it is `auto` and none of this name was stopped."""
     if resume == "auto":
         return next((run for run in Run.named(parent) if not run.finished), None)
-    run = Run(Path(resume).expanduser().resolve())
+    run = Run(expanded(resume).resolve())
     if not run.begun:
         raise ConfigError(f"resume={resume} is not a run folder: {run.config_file} does not exist.")
     return run

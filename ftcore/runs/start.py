@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from ftcore.config.build import build, record_type
 from ftcore.config.roles import files_of_config
 from ftcore.config.tree import put
 from ftcore.data.records import Data, Records
+from ftcore.files import expanded
 from ftcore.machine import torchrun
 from ftcore.models.weights import check_weights, weights_hashes
 from ftcore.run_folder import Run
@@ -43,7 +43,7 @@ def _run(config: Config, check: Check) -> Run | None:
     check_weights(config["model"])
     check(config, records)
     for key, path in list(files_of_config(config)):  # the run is used from other folders later
-        if (local := Path(path).expanduser()).exists():
+        if (local := expanded(path)).exists():
             put(config, key, str(local.resolve()))
     if not run_stages(config):
         return None

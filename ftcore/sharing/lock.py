@@ -15,7 +15,7 @@ from ftcore.config.tree import flatten
 from ftcore.data.records import Records
 from ftcore.data.sources import Row, files_of
 from ftcore.errors import ConfigError, ModelError
-from ftcore.files import resolve, sha256, write_json
+from ftcore.files import expanded, resolve, sha256, write_json
 from ftcore.machine.provenance import MadeWith, made_with
 from ftcore.models.weights import weights_folder, weights_hashes
 from ftcore.run_folder import Run, Scores, Summary
@@ -109,7 +109,7 @@ def _content(row: Row) -> str:
 
 def _file_facts(path: str) -> dict[str, object]:
     """Name and hash of a file, or of all files that a folder or a pattern means."""
-    files = sorted(Path(path).expanduser().glob("*.safetensors")) or files_of(path)[1]
+    files = sorted(expanded(path).glob("*.safetensors")) or files_of(path)[1]
     hashes = [sha256(file) for file in files]
     return {"name": Path(path).name, "sha256": hashes[0] if len(files) == 1 else _digest(hashes)}
 

@@ -24,7 +24,7 @@ from ftcore.config.tree import flatten, put
 from ftcore.console import plain, typed
 from ftcore.data.records import Data
 from ftcore.errors import ConfigError, DataError, StorageError
-from ftcore.files import whole_file
+from ftcore.files import expanded, whole_file
 from ftcore.models.foundation import load_run
 from ftcore.run_folder import Run, Summary
 from ftcore.runs.folder import changes_of_result
@@ -45,7 +45,7 @@ def pack(config: Config) -> None:
     """
     run, summary = _finished(config)
     ran = dict(flatten(run.config))
-    target = Path(config["output_dir"] if config["output_dir"] != ran["output_dir"] else config["name"]).expanduser()
+    target = expanded(config["output_dir"] if config["output_dir"] != ran["output_dir"] else config["name"])
     if (target / RECIPE).exists():
         raise StorageError(f"{target / RECIPE} exists already; remove it, or say where with output_dir=<folder>.")
     with torch.device("meta"):  # base and tuned weights are checked, not loaded
@@ -121,7 +121,7 @@ def _places(config: Config) -> dict[str, str]:
         if role_of(key, config).path == "weights" and (run := Run.at(path)):
             _refuse_run(key, run)
     for key, value in _described(config).items():
-        found = [p for p in ABSOLUTE.findall(str(value)) if p.count("/") > 1 and Path(p).expanduser().exists()]
+        found = [p for p in ABSOLUTE.findall(str(value)) if p.count("/") > 1 and expanded(p).exists()]
         if found and key not in places:
             raise ConfigError(f"{key} names {found[0]}, a place of this machine; a recipe cannot carry it.")
     return places

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ftcore.config.roles import files_of_config, role_of
 from ftcore.errors import ConfigError
-from ftcore.files import SCHEME, resolve
+from ftcore.files import SCHEME, expanded, resolve
 from ftcore.settings import Config
 
 RECIPE = "recipe.yaml"
@@ -23,7 +23,7 @@ def recipe_file(path: str | None) -> Path:
     """The file that `recipe=` names. Raises `ConfigError` when there is none."""
     if not path:
         raise ConfigError("Which recipe? Give recipe=<file>, such as recipe=recipe.yaml.")
-    file = Path(path).expanduser()
+    file = expanded(path)
     if not file.is_file():
         raise ConfigError(f"There is no recipe file {file.absolute()}.")
     return file

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ftcore.config.given import as_given
 from ftcore.config.roles import values_of
-from ftcore.files import short_hash
+from ftcore.files import expanded, short_hash
 from ftcore.run_folder import Run, Summary
 from ftcore.settings import Config
 
@@ -92,7 +92,7 @@ def folder_of(config: Config, searched: dict[str, object]) -> Path:
     """The sweep's folder: named by everything that decides its jobs, so that the same command finds it again."""
     decides = [values_of(config, "result", "rows", "scores"), config["verb"], config["run"]]
     name = f"sweep-{short_hash([decides, searched, config['sampler'], config['sweep']['objective']])[:8]}"
-    return Path(config["output_dir"]).expanduser().resolve() / config["name"] / name
+    return expanded(config["output_dir"]).resolve() / config["name"] / name
 
 
 def job_of(number: int, changes: dict[str, str], shared: list[str], folder: Path) -> Job:

@@ -21,7 +21,7 @@ from ftcore.config.check import closest
 from ftcore.config.compose import read_overrides
 from ftcore.console import plain
 from ftcore.errors import ConfigError
-from ftcore.files import home
+from ftcore.files import expanded, home
 from ftcore.run_folder import Run
 from ftcore.settings import StorageArguments
 
@@ -59,14 +59,14 @@ def storage(arguments: StorageArguments, words: list[str], config_dirs: tuple[Pa
     given = {o.key_or_group: str(o.value()) for o in read_overrides(words)}
     for name in given.keys() - {"output_dir"}:
         raise ConfigError(f"storage does not take {name}{closest(name, ('output_dir', *arguments))}")
-    items = list(_items(Path(given.get("output_dir", "runs")).expanduser().resolve()))
+    items = list(_items(expanded(given.get("output_dir", "runs")).resolve()))
     if arguments["delete"] is None:
         plain.print(_table(items))
         plain.print(f"Delete with: storage delete=checkpoints (or {', '.join(CACHES.values())}, or one of the paths)")
     else:
         asked = arguments["delete"]
         if isinstance(asked, str):  # a path may have commas
-            asked = [asked] if Path(asked).expanduser().exists() else asked.split(",")
+            asked = [asked] if expanded(asked).exists() else asked.split(",")
         chosen = [item for name in asked for item in _named(name.strip(), items)]
         freed = sum(_delete(item, arguments["yes"]) for item in chosen)
         plain.print(f"{decimal(freed)} {'freed' if arguments['yes'] else 'to free. Do it with yes=true'}.")
@@ -112,7 +112,7 @@ def _named(name: str, items: list[Item]) -> list[Item]:
     """The items of a kind, or the one of a path."""
     if name == "runs":
         raise ConfigError("delete=runs would delete every result: name the run folders.")
-    path = Path(os.path.abspath(Path(name).expanduser()))  # a link stays a link
+    path = Path(os.path.abspath(expanded(name)))  # a link stays a link
     found = [item for item in items if name == item.kind or path == item.path]
     if not found and name not in KINDS:
         raise ConfigError(f"delete={name} is neither a kind nor a path of the list{closest(name, KINDS)}")
