@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import tracemalloc
 from types import SimpleNamespace
 
 import pyarrow
@@ -12,7 +13,7 @@ import pytest
 
 from ftcore.config.build import build
 from ftcore.config.compose import load_config
-from ftcore.data import Data
+from ftcore.data import Data, json_array
 from ftcore.data.sources import files_of, read_rows, rows_of
 from ftcore.errors import DataError
 from tests.test_data import data
@@ -228,6 +229,47 @@ def test_an_array_without_its_commas_or_end_is_refused(tmp_path, text):
     (tmp_path / "rows.json").write_text(text)
     with pytest.raises(DataError, match=r"rows.json:1: (not valid JSON|something follows)"):
         read_all(tmp_path / "rows.json")
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_array_is_read_in_pieces_wherever_they_end(tmp_path, monkeypatch, chunk, indent):
+    rows = [{"prompt": 'é 骨 \U0001f9b4 \n \\ "', "n": [1.5e3, -20, True, None, {"a": []}]}, {"prompt": "b"}] * 3
+    monkeypatch.setattr(json_array, "CHUNK", chunk)
+    for text in (json.dumps(rows, indent=indent), json.dumps(rows, indent=indent, ensure_ascii=False)):
+        (tmp_path / "rows.json").write_text("\ufeff" + text + "\n", encoding="utf-8")
+        assert [row for _, row in read_all(tmp_path / "rows.json")] == rows
+        lines = [int(place.split(":")[1].split(",")[0]) for place, _ in read_all(tmp_path / "rows.json")]
+        assert (
+            lines == [k + 1 for k, line in enumerate(text.split("\n")) if indent and line == " {"] or lines == [1] * 6
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b'[{"a": "b"},\n{"a": tru}]', "rows.json:2: not valid JSON: Expecting value"),
+        (b'[{"a": "b"},\n{"a": "b]', "rows.json:2: not valid JSON: Unterminated string"),
+        (b'[{"a": "b"},\n\n{"a": "\xff"}]', "rows.json:3: a byte is not UTF-8"),
+        (b'[{"a": "b"}\n' + b" " * 100 + b"x", "rows.json:2: not valid JSON: no comma"),
+        (b'[\n{"a": "' + b"b" * 3_000_000 + b'"}]', "rows.json:2: not valid JSON: the item has more than 1 MB"),
+        (b"[" * 100_000, "rows.json:1: not valid JSON: maximum recursion depth"),
+    ],
+)
+def test_what_is_wrong_in_an_array_is_told_with_its_line(tmp_path, monkeypatch, text, reason):
+    monkeypatch.setattr(json_array, "CHUNK", 50)
+    (tmp_path / "rows.json").write_bytes(text)
+    with pytest.raises(DataError, match=reason):
+        list(read_rows(str(tmp_path / "rows.json"), longest=1))
+
+
+def test_a_long_array_takes_the_memory_of_its_items(tmp_path):
+    (tmp_path / "rows.json.gz").write_bytes(gzip.compress(json.dumps([{"prompt": "a" * 1000}] * 50_000).encode()))
+    tracemalloc.start()
+    assert sum(1 for _ in read_rows(str(tmp_path / "rows.json.gz"))) == 50_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * 2**20  # the text has 51 MB
 
 
 @pytest.mark.parametrize(

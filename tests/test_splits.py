@@ -67,11 +67,13 @@ SAME = [
     ("caf\u00e9?", "cafe\u0301?"), ("wo\u200brd", "word"), ("co\u00adoperate", "cooperate"),
     ("\uff21\uff22", "ab"),
     ("\ufb01ne", "fine"), ("Straße", "STRASSE"), ("\u0130stanbul", "i\u0307stanbul"),
-    ("An X-ray!", "an x ray"), ("7 + 3", "7  +  3?"),
+    ("An X-ray!", "an x ray"), ("7 + 3", "7  +  3?"), ("x+1", "x + 1"), ("and/or", "and or"), ("Don't!", "don t"),
+    ("It's caf\u00e9!", "it s cafe\u0301"),
 ]  # fmt: skip
 OTHER = [
     ("7 + 3", "7 - 3"), ("7+3", "7-3"), ("Is C fast?", "Is C++ fast?"), ("Is C fast?", "Is C# fast?"), ("की", "का"),
-    ("কি", "কা"), ("x < y", "x > y"), ("5 €", "5 $"), ("naive", "naïve"),
+    ("কি", "কা"), ("x < y", "x > y"), ("5 €", "5 $"), ("naive", "naïve"), ("x+1", "x-1"), ("p<0.05", "p>0.05"), ("5", "-5"),
+    ("f(x)?", "f'(x)?"), ("a=b", "a!=b"), ("Is A- rare?", "Is A rare?"), ("größer -5", "größer 5"),
 ]  # fmt: skip
 
 

@@ -11,13 +11,14 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import chain, count
+from itertools import chain
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from ftcore.data.json_array import STRICT, JsonArray
 from ftcore.errors import DataError
 
 Row = dict[str, Any]
@@ -163,63 +164,13 @@ def _object(row: object, where: str) -> Row | DataError:
     return row
 
 
-def _json(stream: io.BufferedIOBase, where: str, longest: int) -> Rows:
+def _json(stream: Any, where: str, longest: int) -> Rows:
     """One array of objects. A file that begins with an object is read as JSON lines."""
-    content = stream.read()
-    if content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
-        yield from _jsonl(io.BytesIO(content), where, longest)
+    if stream.peek(1).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+        yield from _jsonl(stream, where, longest)
         return
-    text = _decode_all(content, where)
-    decoder, at, line, counted = json.JSONDecoder(**STRICT), _after_spaces(text, 0), 1, 0
-    if text[at : at + 1] != "[":
-        raise DataError(f"{where} must hold an array of objects, or one object a line.")
-    at = _after_spaces(text, at + 1)
-    for item in count(1):
-        if text[at : at + 1] == "]":
-            break
-        before, line, counted = line, line + text.count("\n", counted, at), at
-        try:
-            row, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else error
-            raise DataError(f"{where}:{line}: not valid JSON: {reason}. The file may be incomplete.") from None
-        place = f"{line}, item {item}" if line == before and item > 1 else str(line)
-        yield place, _object(row, f"{where}:{place}")
-        at = _after_spaces(text, at)
-        if text[at : at + 1] == ",":
-            at = _after_spaces(text, at + 1)
-        elif text[at : at + 1] != "]":
-            raise DataError(f"{where}:{line}: not valid JSON: no comma after this value, or the file ends.")
-    if (rest := _after_spaces(text, at + 1)) < len(text):
-        line = 1 + text.count("\n", 0, rest)
-        raise DataError(
-            f"{where}:{line}: something follows the array. Make one array of it, or one object a line (.jsonl)."
-        )
-
-
-def _after_spaces(text: str, at: int) -> int:
-    while at < len(text) and text[at] in " \t\r\n":
-        at += 1
-    return at
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON value")
-
-
-def _finite(digits: str) -> float:
-    if not isfinite(number := float(digits)):
-        raise ValueError("a number is too large")
-    return number
-
-
-def _once(pairs: list[tuple[str, object]]) -> Row:
-    if len(row := dict(pairs)) < len(pairs):
-        raise ValueError("a key is given twice in one object")
-    return row
-
-
-STRICT: dict[str, Any] = {"parse_constant": _refuse_constant, "parse_float": _finite, "object_pairs_hook": _once}
+    for place, item in JsonArray(stream, where, longest).items():
+        yield place, _object(item, f"{where}:{place}")
 
 
 def _csv(stream: io.BufferedIOBase, where: str, longest: int, delimiter: str = ",") -> Rows:

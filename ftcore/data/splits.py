@@ -13,9 +13,13 @@ from ftcore.data.formats import Row
 
 # A table for ASCII that keeps digits and _, makes letters lower-case and all else a space.
 ASCII_WORDS = bytes(ord(c.lower()) if re.match(r"\w", c) else 32 for c in map(chr, range(128))) + bytes(128)
-# Signs that make another question: between digits (7+3), alone (7 + 3), or at the end of a name (C++).
-SIGNS = r"(?<=\d)[-+*/=<>%^](?=\d)|(?<!\S)[-+*/=<>%^]+(?!\S)|(?<=\w)[+#]+(?!\w)"
-ANY_SIGN, HAS_SIGNS, TOKENS = re.compile(r"[-+*/=<>%^#]"), re.compile(SIGNS), re.compile(SIGNS + r"|[^\s\-+*/=<>%^#]+")
+# Signs that make another question: of arithmetic anywhere (x+1, p<0.05, a!=b); those that also are punctuation between digits
+# (7/3), alone (7 - 3), before a number (-5) or after a name (C#, A-); the ticks of a derivative (f'(x)).
+ANYWHERE, BETWEEN, ALONE = r"!=|[+=<>%^]+", r"(?<=\d)[-*/](?=\d)", r"(?<!\S)[-*/]+(?!\S)"
+BEFORE, AFTER = r"(?<![\w-])-(?=\d)", r"(?<=\w)-(?![\w-])|(?<=\w)#+(?!\w)|(?<=\w)'+(?=\()"
+SIGNS = "|".join([ANYWHERE, BETWEEN, ALONE, BEFORE, AFTER])
+ANY_SIGN, HAS_SIGNS = re.compile(r"[-+*/=<>%^#]|!=|'\("), re.compile(SIGNS)
+TOKENS = re.compile(SIGNS + r"|[^\s\-+*/=<>%^#!'(]+")
 # Texts that have this many words in a row in common are not alike by chance.
 RUN = 13
 # A held-out row is nearly the same as training rows when they have this share of its runs of words.
@@ -99,7 +103,7 @@ class _Kept(dict[int, str]):
 
     def __missing__(self, code: int) -> str:
         character, kind = chr(code), category(chr(code))
-        is_sign = character in "-+*/=<>%^#"
+        is_sign = character in "-+*/=<>%^#!'("
         kept = kind[0] in "LNM" or character == "_" or is_sign
         self[code] = character if kept else "" if kind == "Cf" else f" {character} " if kind[0] == "S" else " "
         return self[code]
