@@ -141,8 +141,18 @@ def test_what_sets_the_longest_length_is_said(fails, rows, longest):
         ("data.max_length=64", "Raise data.max_length.") if longest == 64 else ("has room for 512", "more room.")
     )
     assert limit in message and advice in message and "data.max_lost" not in message
-    assert limit in fails(2, "inspect", *words)
+    assert limit in fails(3, "inspect", *words)
     assert limit in fails(3, *command(path, f"data.max_length={longest}", "data.too_long=drop", "data.leakage=allow"))
+
+
+def test_turns_that_are_all_switched_off_are_told_so(fails, rows):
+    turns = [
+        [{"role": "user", "content": f"{SECRET} {k}"}, {"role": "assistant", "content": "b", "weight": 0}]
+        for k in range(3)
+    ]
+    words = command(rows(*({"messages": messages} for messages in turns)))
+    for verb in ([], ["inspect"]):
+        assert "rows are without a turn that is trained: each of the assistant's turns" in fails(3, *verb, *words)
 
 
 @pytest.mark.parametrize("form", ["texts", "conversations"])

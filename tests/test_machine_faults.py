@@ -159,3 +159,8 @@ def test_a_working_directory_that_is_gone_is_named(fails, tmp_path, monkeypatch)
     monkeypatch.setenv("PWD", str(gone))
     gone.rmdir()
     assert f"working directory does not exist any more ({gone})" in fails(7, *WORDS)
+
+
+@pytest.mark.parametrize("word", ["resume=~nobody/run", "eval run=~nobody/run", "--config-dir=~nobody"])
+def test_a_tilde_before_a_name_that_nobody_has_is_a_part_of_the_path(fails, word):
+    assert "~nobody" in fails(2, *word.split())

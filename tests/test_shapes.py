@@ -171,6 +171,10 @@ def test_values_of_a_column_can_be_named(read):
         ("preference", {"chosen": [ASKED, ANSWERED, ANSWERED], "rejected": [ASKED, BAD]}, "chosen: .*take turns"),
         ("prompt_completion", {"prompt": "Where?", "chosen": "There.", "rejected": "Nowhere."}, "method=dpo trains"),
         ("prompt_completion", {"text": "Over there."}, "method=self_supervised trains"),
+        ("preference", {"chosen": [ASKED, {**ANSWERED, "tool_calls": [{"function": {"name": "f"}}]}, ASKED, ANSWERED],
+                        "rejected": [ASKED, ANSWERED, ASKED, BAD]}, "different conversations"),
+        ("preference", {"prompt": HUMAN, "chosen": " A.\n\nHuman: Why?\n\nAssistant: B.", "rejected": " C."}, "further turns"),
+        ("prompt_completion", {"prompt": HUMAN, "completion": " A.\n\nHuman: Why?"}, "further turns"),
         ("preference", {"chosen": f"{HUMAN} A.\n\nAssistant: B.", "rejected": f"{HUMAN} A.\n\nAssistant: C."}, "take turns"),
     ],
 )  # fmt: skip
@@ -184,6 +188,18 @@ def test_when_every_row_is_bad_the_reason_is_said_instead_of_an_empty_split(read
     rows = [{"messages": [ASKED, ANSWERED, ANSWERED]}] * 3
     with pytest.raises(DataError, match=r"no row can be used. 3 x \(first rows.jsonl:1\) after at most one system"):
         read(*rows, on_bad_row="skip")
+
+
+def test_reasons_that_differ_by_a_place_alone_are_counted_together(read):
+    rows = [{"messages": [ASKED, ANSWERED] * k + [ASKED, {**ANSWERED, "content": ""}]} for k in range(3)]
+    rows += [{"messages": [ASKED, ANSWERED] * k + [ASKED, ASKED]} for k in range(2)]
+    with pytest.raises(DataError, match=r"no row can be used. 3 x .*; 2 x [^;]*; the roles are [^;]*$"):
+        read(*rows, on_bad_row="skip", max_bad_rows=9)
+
+
+def test_rows_that_are_all_switched_off_are_told_so(read):
+    with pytest.raises(DataError, match=r"no row can be used. 2 rows left out: they are switched off \(weight\)"):
+        read(*[{"prompt": "Where?", "completion": "There.", "weight": 0}] * 2)
 
 
 def test_columns_that_are_not_used_are_listed_once(read):
@@ -208,6 +224,27 @@ def test_rows_that_share_an_id_are_told_apart_by_file_and_line(tmp_path):
     records = data(str(tmp_path), test_share=0.0).load("prompt_completion")
     assert [row["id"] for row in records.train] == ["a.jsonl:1", "a.jsonl:2", "b.jsonl:1", "b.jsonl:2"]
     assert "4 rows share their id with another: they are named by file and line" in records.notes
+
+
+def test_files_of_one_name_in_two_splits_are_told_apart(tmp_path):
+    for k, part in enumerate(("one", "two")):
+        (tmp_path / part).mkdir()
+        line = {"prompt": f"Where is {k}?", "chosen": "There.", "rejected": "Nowhere."}
+        (tmp_path / part / "rows.jsonl").write_text(json.dumps(line) + "\n" + json.dumps({**line, "id": 7}) + "\n")
+    splits = {"train": f"{tmp_path}/one/rows.jsonl", "test": f"{tmp_path}/two/rows.jsonl"}
+    for kind in ("preference", "unpaired"):
+        records = data(splits=splits).load(kind)
+        rows = [*records.train, *records.test]
+        assert len({row["id"] for row in rows}) == len(rows) == {"preference": 4, "unpaired": 8}[kind]
+        assert (
+            records.train[0]["where"] == "rows.jsonl:1" and records.test[0]["where"] == f"{tmp_path}/two/rows.jsonl:1"
+        )
+
+
+def test_pairs_that_share_an_id_give_good_and_bad_answers_with_ids_of_their_own(read):
+    rows = [{"id": 7, "prompt": f"Where is {k}?", "chosen": "There.", "rejected": "Nowhere."} for k in range(2)]
+    ids = [row["id"] for row in read(*rows, kind="unpaired").train]
+    assert ids == ["rows.jsonl:1", "rows.jsonl:1/2", "rows.jsonl:2", "rows.jsonl:2/2"]
 
 
 def test_a_template_names_file_and_line_of_a_row_without_its_column(read):

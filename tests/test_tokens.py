@@ -212,6 +212,15 @@ def test_a_template_that_cannot_show_the_conversation_is_a_clear_error(tokenizer
         enc.prompt_completions([conversation(CONVERSATION)])
 
 
+def test_what_a_template_says_of_private_rows_is_not_shown(tokenizer, monkeypatch):
+    enc = encoder(tokenizer)
+    tokenizer.chat_template = "{{ raise_exception('no ' ~ messages[1]['content']) }}"
+    monkeypatch.setenv("FTCORE_PRIVATE", "1")
+    with pytest.raises(DataError, match="refuses a conversation of system, user, .*: TemplateError") as error:
+        enc.prompt_completions([conversation(CONVERSATION)])
+    assert CONVERSATION[1]["content"] not in str(error.value)
+
+
 # Pairs, prompts and answers to them.
 
 

@@ -5,6 +5,7 @@ A record type is named by the columns of TRL's dataset formats.
 
 import gc
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -39,6 +40,8 @@ RECORD_TYPES = {
 DERIVED = {"unpaired": "preference", "prompt": "prompt_completion", "text": "prompt_completion"}
 # Columns that a row may have beside the required ones: `messages` stands for prompt and completion.
 OPTIONAL = ("id", "group", "source", "answer", "margin", "messages")
+# What differs from row to row in a reason that makes them bad.
+VARIES = re.compile(r"\d[\d,]*|U\+[0-9A-F]+|the roles are [\w, ]*")
 # Unused columns that a note names.
 LISTED = 10
 
@@ -100,9 +103,12 @@ class Data:
         self._check_columns(record_type)
         files, reader = self._files(record_type), Reader(self, record_type)
         rows: Parts = {part: list(reader.rows(path)) for part in SPLITS if (path := files.get(part))}
+        name_apart(rows, files)
         everything = [row for part in rows.values() for row in part]
-        if not everything and reader.bad:
-            raise DataError(f"{_paths(files['train'])}: no row can be used. {'; '.join(reader.reasons())}.")
+        if not everything:
+            raise DataError(
+                f"{_paths(files['train'])}: no row can be used. {'; '.join(reader.reasons()) or 'There is none'}."
+            )
         if len(reader.equal) > self.max_lost * len(everything):
             raise DataError(
                 f"{reader.equal[0]}: chosen equals rejected, as in {len(reader.equal):,} of {len(everything):,} rows. Correct or "
@@ -242,10 +248,7 @@ class Reader:
         """Shapes that were recognised, columns that are not used, rows that were skipped or are switched off."""
         notes = [f"{file}: read as {shape}" for file, shape in self.shapes.items()]
         notes += self._unused()
-        if self.off:
-            notes.append(
-                f"{self.off:,} rows left out: they are switched off ({', '.join(sorted(SWITCH_COLUMNS & self.seen))})"
-            )
+        notes += self._switched_off()
         if left := sorted(self.keys_of_messages - KNOWN):
             notes.append(f"keys of messages that only a chat template may read: {named(left, LISTED)}")
         if self.equal:
@@ -254,14 +257,23 @@ class Reader:
             )
         if self.bad:
             notes.append(f"{len(self.bad):,} bad rows skipped ({_first_of([where for where, _ in self.bad])})")
-            notes += self.reasons()
+            notes += self._reasons()
         return notes
 
     def reasons(self) -> list[str]:
-        """How often which reason made rows bad, and where first."""
-        first = {reason: where for where, reason in reversed(self.bad)}
-        counts = Counter(reason for _, reason in self.bad)
-        return [f"{count:,} x (first {first[reason]}) {reason.rstrip('.')}" for reason, count in counts.most_common()]
+        """Why rows are left out."""
+        return [*self._reasons(), *self._switched_off()]
+
+    def _reasons(self) -> list[str]:
+        """How often which reason made rows bad, whatever places and roles it names, and where first."""
+        kinds = [VARIES.sub("#", reason) for _, reason in self.bad]
+        first = dict(zip(reversed(kinds), reversed(self.bad), strict=True))
+        counts = Counter(kinds).most_common()
+        return [f"{n:,} x (first {first[kind][0]}) {first[kind][1].rstrip('.')}" for kind, n in counts]
+
+    def _switched_off(self) -> list[str]:
+        switches = ", ".join(sorted(SWITCH_COLUMNS & self.seen))
+        return [f"{self.off:,} rows left out: they are switched off ({switches})"] if self.off else []
 
     def _unused(self) -> list[str]:
         """Columns that are not used: those that look misspelt, and the others, which rewards may read."""
@@ -320,11 +332,26 @@ class Reader:
 
 def distinguish(rows: list[Row]) -> int:
     """Name rows that share their id with another by file and line, and return how many do."""
-    counts = Counter(row["id"] for row in rows)
+    counts, lines = Counter(row["id"] for row in rows), Counter[str]()
     shared = [row for row in rows if counts[row["id"]] > 1]
     for row in shared:
-        row["id"] = row["where"]
+        lines[row["where"]] += 1
+        number = lines[row["where"]]  # a pair gives two rows
+        row["id"] = row["where"] if number == 1 else f"{row['where']}/{number}"
     return len(shared)
+
+
+def name_apart(rows: Parts, files: dict[Split, Paths | None]) -> None:
+    """Name rows of a file that is called like one of an earlier split by the file's whole path."""
+    earlier = set[str]()
+    for part, own in rows.items():
+        names = {row["where"].rpartition(":")[0] for row in own}
+        for row in own if names & earlier else []:
+            where = f"{files_of(files[part] or '')[0]}/{row['where']}"
+            if row["id"] == row["where"]:
+                row["id"] = where
+            row["where"] = where
+        earlier |= names
 
 
 def derive(row: Row, record_type: str) -> list[Row]:

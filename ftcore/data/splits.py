@@ -71,15 +71,17 @@ def leaked(train: list[Row], held_out: list[Row], keys: Keys, columns: tuple[str
 
     Memory grows with the held-out rows, time with both.
     """
-    held = {keys[id(row)]: row for row in held_out}
+    held = {keys[id(row)] for row in held_out}
     runs = {run for row in held_out for run in _runs(row, columns)}
-    trained, same = set[int](), dict[str, tuple[Row, str]]()
+    trained, first = set[int](), dict[bytes, str]()
     for row in train if held else []:
-        if like := held.get(keys[id(row)]):
-            same.setdefault(like["where"], (like, row["where"]))
+        if (key := keys[id(row)]) in held:
+            first.setdefault(key, row["where"])
         trained |= runs.intersection(_runs(row, columns) if runs else ())
-    hits = ((row, [run in trained for run in _runs(row, columns)]) for row in held_out if row["where"] not in same)
-    return list(same.values()), [row for row, found in hits if found and sum(found) >= NEAR * len(found)]
+    same = [(row, first[key]) for row in held_out if (key := keys[id(row)]) in first]
+    others = [row for row in held_out if keys[id(row)] not in first]
+    hits = ((row, [run in trained for run in _runs(row, columns)]) for row in others)
+    return same, [row for row, found in hits if found and sum(found) >= NEAR * len(found)]
 
 
 def normalised(text: str) -> str:

@@ -19,7 +19,8 @@ from ftcore.data.sources import Row
 from ftcore.errors import DataError
 
 TEXTS = ("prompt", "completion", "chosen", "rejected", "text")
-LOST = "left without a trained token"
+# Why a row has no example.
+LOST, UNTRAINED = "left without a trained token", "without a turn that is trained"
 
 
 class Encoder:
@@ -139,14 +140,22 @@ class Encoder:
         return notes
 
     def check_lost(self, rows: int) -> None:
-        """Raise `DataError` when more than `data.max_lost` of `rows` rows were left without a trained token."""
-        lost = self.counts[LOST]
-        if lost and (lost >= rows or lost > self.data.max_lost * rows):
-            others = ", leave long rows out with data.too_long=drop, or raise data.max_lost" if lost < rows else ""
-            raise DataError(
-                f"{lost:,} of {rows:,} training rows are {LOST}: it begins after token {self.max_length}, where rows are cut "
-                f"({self.limit}). {self.more_room}{others}."
+        """Raise `DataError` when more than `data.max_lost` of `rows` rows have nothing to train."""
+        for reason in (LOST, UNTRAINED):
+            if (lost := self.counts[reason]) and (lost >= rows or lost > self.data.max_lost * rows):
+                raise DataError(
+                    f"{lost:,} of {rows:,} training rows are {reason}: {self._lost(reason, all_rows=lost >= rows)}"
+                )
+
+    def _lost(self, reason: str, *, all_rows: bool) -> str:
+        """Why rows have nothing to train, and what to do."""
+        if reason == UNTRAINED:
+            others = "" if all_rows else " Or raise data.max_lost."
+            return (
+                f"each of the assistant's turns is switched off ('weight': 0, 'train': false). Switch one on.{others}"
             )
+        others = "" if all_rows else ", leave long rows out with data.too_long=drop, or raise data.max_lost"
+        return f"it begins after token {self.max_length}, where rows are cut ({self.limit}). {self.more_room}{others}."
 
     def decode(self, sequences: list[list[int]]) -> list[str]:
         """Token ids as text, without control tokens."""
@@ -174,6 +183,9 @@ class Encoder:
 
     def _fitted(self, row: Row, ids: list[int], mask: list[bool]) -> Example | None:
         """The example of a conversation, treated as configured when over the length; None when nothing is left to train."""
+        if not any(mask):
+            self.counts[UNTRAINED] += 1
+            return None
         if truncated := not self._fits(row, ids, self.max_length):
             self.counts["truncated" if self.too_long == "truncate" else "dropped"] += 1
             if self.too_long == "drop":

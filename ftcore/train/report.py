@@ -61,7 +61,9 @@ def _odd(config: Config, job: Job) -> Iterator[str]:
         yield f"method.lr={lr:g}: steps of this size destroy what the model knows; 1e-5 to 1e-3 are usual"
     if (most := job.batches.rows_per_step or 0) > rows:
         yield f"there are {rows:,} training rows, so no step has {most:,}: each step takes all"
-    if (every := config["validate_every"]) and every > steps:
+    if config["validate_every"] and not job.records.validation:
+        yield "validate_every is set and there are no validation rows: set data.validation_share=0.1, or name a file of them"
+    elif (every := config["validate_every"]) and every > steps:
         yield f"validate_every={every:,} is beyond the last of {steps:,} steps: validation comes once, after it"
     if (every := config["checkpoints"]["every"]) and every > steps:
         yield f"checkpoints.every={every:,} is beyond the last of {steps:,} steps: only a signal writes a checkpoint"

@@ -19,7 +19,7 @@ from ftcore.data import Data, Records
 from ftcore.data.examples import Example, Pair, Prompt
 from ftcore.data.records import SPLITS
 from ftcore.data.tokens import TEXTS, Encoder
-from ftcore.errors import ConfigError
+from ftcore.errors import DataError
 from ftcore.files import write_text
 from ftcore.models.foundation import Foundation, architecture_of
 from ftcore.run_folder import Run
@@ -78,7 +78,8 @@ def _tokens(encoder: Encoder, records: Records) -> Tokens:
     kinds: dict[str, Any] = {"text": encoder.texts, "preference": encoder.pairs, "prompt": encoder.prompts}
     rows: Tokens = list(kinds.get(records.type, encoder.prompt_completions)(records.train))
     if not rows:
-        raise ConfigError(
+        encoder.check_lost(len(records.train))
+        raise DataError(
             f"No training row has a token to train on: each is dropped for its length or cut before it ({encoder.limit}). "
             f"{encoder.more_room}."
         )
