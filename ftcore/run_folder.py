@@ -155,7 +155,7 @@ class Run:
     def write_config(self, config: Mapping[str, object]) -> None:
         """Write config.yaml; the one that the run began with is kept beside it."""
         if self.config_file.is_file() and not self._first_config.is_file():
-            self.config_file.replace(self._first_config)
+            write_text(self._first_config, self.config_file.read_text(encoding="utf-8"))
         write_text(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))
         self.__dict__.pop("config", None)
 

@@ -47,12 +47,22 @@ def losses_per_token(random):
     return by_row(before, tokens), by_row(after, tokens), -0.2
 
 
+def perplexities(random):
+    before, after, truth = losses_per_token(random)
+    mean = math.exp(sum(before["sums"][0]) / sum(before["counts"][0]))
+    return (
+        {**before, "exponential": True},
+        {**after, "exponential": True},
+        mean * math.expm1(truth),
+    )  # the change relative to what was seen
+
+
 def answers(random):
     kinds = random.choice(4, size=80, p=[0.4, 0.25, 0.1, 0.25])  # both wrong, gained, lost, both right
     return by_row(kinds >= 2), by_row((kinds == 1) | (kinds == 3)), 0.15
 
 
-@pytest.mark.parametrize("world", [normal_rewards, skewed_rewards, losses_per_token, answers])
+@pytest.mark.parametrize("world", [normal_rewards, skewed_rewards, losses_per_token, perplexities, answers])
 def test_95_of_100_intervals_hold_the_true_difference(monkeypatch, world):
     monkeypatch.setattr(intervals, "DRAWS", (600, 600))
     random, worlds, held = np.random.default_rng(1), 600, 0
@@ -72,6 +82,20 @@ def test_equal_models_are_seldom_told_apart(monkeypatch, world):
         moved = np.array(second["sums"][0]) - truth * np.array(second["counts"][0])
         decided += interval([first], [by_row(moved, first["counts"][0])], "higher")["verdict"] != "not decided"
     assert decided / worlds < 0.05 + 3 * math.sqrt(0.05 * 0.95 / worlds)
+
+
+def test_a_perplexity_falls_by_less_than_all_of_itself():
+    random = np.random.default_rng(0)
+    before = random.exponential(4, 30)
+    found = interval([by_row(before, exponential=True)], [by_row(before / 20, exponential=True)], "lower")
+    assert -math.exp(before.mean()) < found["low"] < found["high"] < 0 and found["verdict"] == "better"
+    seeds = [by_row(before, exponential=True), by_row(before + 1, exponential=True)]
+    first = np.mean([math.exp(before.mean()), math.exp(before.mean() + 1)])
+    same = interval(seeds, seeds[::-1], "lower")
+    assert (
+        same["low"] == same["high"] == 0.0
+        and interval(seeds, [by_row(before * 0, exponential=True)], "lower")["low"] > -first
+    )
 
 
 def test_mcnemar_by_hand():
@@ -247,7 +271,7 @@ def test_the_table_has_interval_verdict_and_rows_that_would_decide_within_100_co
     console = Console(width=100, file=io.StringIO())
     console.print(comparison(base, tuned, found))
     lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
-    assert "│ loss │ 4.000 │ 0.200 │ -95.0% (-97.5 to -92.5) │ better │" in lines
+    assert "│ loss │ 4.000 │ 0.200 │ -3.800 (-3.90 to -3.70) │ better │" in lines
     assert "│ answer accuracy │ 19.6% │ 84.5% │ +64.9% (+57 to +72) │ better │" in lines
     assert "│ perplexity on general text │ 43.55 │ 44.03 │ +1.1% (-0.7 to +2.9) │ not decided (~4,300) │" in lines
     assert "│ margin of rewards │ -0.100 │ 0.200 │ +0.300 (+0.25 to +0.35) │ better │" in lines

@@ -59,7 +59,7 @@ def test_a_run_leaves_what_design_promises(ftcore):
     loss, accuracy = summary["intervals"]["loss"], summary["intervals"]["accuracy"]
     assert loss["low"] <= summary["tuned"]["loss"] - summary["base"]["loss"] <= loss["high"] < 0
     assert (loss["verdict"], loss["rows_needed"], accuracy["verdict"]) == ("better", None, "not decided")
-    assert re.search(r"│ loss .*% \(-\S+ to -\S+\) │ better ", outcome.out)
+    assert re.search(r"│ loss .*-\S+ \(-\S+ to -\S+\) │ better ", outcome.out)
     assert "answer accuracy" in outcome.out and f"chat run={folder}" in outcome.out.replace("\n", "")
 
 

@@ -3,8 +3,8 @@
 Both models were scored on the same rows, so rows are drawn in pairs. A score that is right or wrong on each row: McNemar's exact
 test (McNemar 1947) on the rows that one model alone has right, and the interval of Agresti and Min (2005). Any other score: the
 paired bootstrap (Efron and Tibshirani 1993, chapter 13), which draws rows with replacement and computes the score anew, sums and
-counts apart. Dror et al. (2018, P18-1128) compare both for language processing. Rows are all that is drawn: how another seed
-would have trained is not in these intervals.
+counts apart, and of an exponential, such as perplexity, the ratio. Dror et al. (2018, P18-1128) compare both for language
+processing. Rows are all that is drawn: how another seed would have trained is not in these intervals.
 """
 
 import math
@@ -26,6 +26,7 @@ FEWEST = 6  # rows that can decide: five that all agree have p = 2 / 2^5 > ALPHA
 DRAWS = 1_000, 10_000  # at least, at most
 DRAWN = 5_000_000  # rows in all draws together, between these limits
 AT_ONCE = 1_000_000  # of them in memory
+HIGHEST = 350  # logarithm of a number whose square a float can hold
 
 
 class Score(NamedTuple):
@@ -117,14 +118,18 @@ def _mcnemar(first: list[Score], second: list[Score]) -> _Test:
 
 
 def _bootstrap(first: list[Score], second: list[Score]) -> _Test:
-    rows = len(first[0].sums)
-    difference = float(_differences(first, second, np.ones((1, rows)))[0])
+    rows, once = len(first[0].sums), np.ones((1, len(first[0].sums)))
+    difference = float(_differences(first, second, once)[0])
     drawn = np.concatenate([_differences(first, second, weights) for weights in _draws(rows)])
     wider = _widening(rows)
     low, high = (difference + wider * (float(q) - difference) for q in np.quantile(drawn, [ALPHA / 2, 1 - ALPHA / 2]))
     to_zero = difference - (low if difference > 0 else high)  # from the difference to its limit on the side of zero
     times = to_zero / difference * (to_zero / difference) if difference else None
-    return _Test(low, high, rows >= FEWEST and not low <= 0 <= high, times)
+    decided = rows >= FEWEST and not low <= 0 <= high
+    if first[0].exponential:  # from the limits of the logarithm of the ratio to those of the difference
+        before = math.exp(min(float(_mean(first, once)[0]), HIGHEST))
+        low, high = (before * math.expm1(min(limit, HIGHEST)) for limit in (low, high))
+    return _Test(low, high, decided, times)
 
 
 def _draws(rows: int) -> Iterator[Array]:
@@ -139,14 +144,19 @@ def _draws(rows: int) -> Iterator[Array]:
 
 
 def _differences(first: list[Score], second: list[Score], weights: Array) -> Array:
-    """The difference (D,) of the means in each draw, from how often it has each row (D, R)."""
-    before, after = (np.mean([_values(one, weights) for one in side], axis=0) for side in (first, second))
-    return np.asarray(after - before)
+    """The difference (D,) of the means in each draw, from how often it has each row (D, R).
+
+    Of exponentials, such as perplexity, it is that of the logarithms: a ratio is never below 0, whatever is drawn.
+    """
+    return _mean(second, weights) - _mean(first, weights)
 
 
-def _values(score: Score, weights: Array) -> Array:
-    total = (weights @ score.sums / np.maximum(weights @ score.counts, 1)).sum(1)
-    return np.exp(np.minimum(total, 700)) if score.exponential else total
+def _mean(side: list[Score], weights: Array) -> Array:
+    """The mean (D,) of a side's scores in each draw; of exponentials its logarithm."""
+    totals = np.array([(weights @ one.sums / np.maximum(weights @ one.counts, 1)).sum(1) for one in side])
+    if side[0].exponential:
+        return np.asarray(np.logaddexp.reduce(totals, axis=0) - math.log(len(side)))
+    return np.asarray(totals.mean(axis=0))
 
 
 def _widening(rows: int) -> float:

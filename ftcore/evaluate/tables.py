@@ -15,17 +15,18 @@ from ftcore.run_folder import RowScores, Scores
 class Style(NamedTuple):
     """A score's name in the table, its format, and which way it gets better (None: neither).
 
-    A change of a share is shown as a difference, of other scores as a ratio.
+    A change is shown as a difference, or `relative` to the first model, where its interval is that of a ratio.
     """
 
     label: str
     form: str
     better: Better | None
+    relative: bool = False
 
 
 SCORES = {
     "loss": Style("loss", "{:.3f}", "lower"),
-    "perplexity": Style("perplexity", "{:.2f}", "lower"),
+    "perplexity": Style("perplexity", "{:.2f}", "lower", relative=True),
     "accuracy": Style("answer accuracy", "{:.1%}", "higher"),
     "cloze": Style("cloze accuracy (1 of 4)", "{:.1%}", "higher"),
     "rewards/accuracies": Style("pair accuracy", "{:.1%}", "higher"),
@@ -36,7 +37,7 @@ SCORES = {
     "logps/rejected": Style("log-probability of rejected", "{:.2f}", "lower"),
     "reward": Style("reward of sampled answers", "{:.3f}", "higher"),
     "reward_std": Style("its standard deviation", "{:.3f}", None),
-    "probe_perplexity": Style("perplexity on general text", "{:.2f}", "lower"),
+    "probe_perplexity": Style("perplexity on general text", "{:.2f}", "lower", relative=True),
 }
 # Characters of a text that a table shows.
 SHOWN = 240
@@ -68,19 +69,20 @@ def comparison(
     models = (Column(name, justify="right", overflow="fold") for name in names)
     change = Column("change (95 % interval)", justify="right", no_wrap=True)
     table = Table("", *models, change, "verdict", title=f"{tuned['rows']} held-out rows", title_justify="left")
-    for key, (label, form, _) in SCORES.items():
+    for key, style in SCORES.items():
         a, b, found = base.get(key), tuned.get(key), differences.get(key)
         if a is not None and b is not None:
-            table.add_row(label, form.format(a), form.format(b), _change(a, b, form, found), _verdict(found))
+            shown = (style.form.format(score) for score in (a, b))
+            table.add_row(style.label, *shown, _change(a, b, style, found), _verdict(found))
     if any(one["rows_needed"] for one in differences.values()):
         table.caption = "(~n): about so many rows would decide a difference of this size"
     return table
 
 
-def _change(first: float, second: float, form: str, found: Interval | None) -> str:
+def _change(first: float, second: float, style: Style, found: Interval | None) -> str:
     """The change, and its interval to about two digits of its width."""
-    is_share, is_ratio = form.endswith("%}"), first > 0 and second > 0
-    unit, sign, usual = (0.01, "%", 1) if is_share else (first / 100, "%", 1) if is_ratio else (1.0, "", 3)
+    is_share = style.form.endswith("%}")
+    unit, sign, usual = (0.01, "%", 1) if is_share else (first / 100, "%", 1) if style.relative else (1.0, "", 3)
     if not found:
         return f"{(second - first) / unit:+.{usual}f}{sign}"
     low, high = found["low"] / unit, found["high"] / unit

@@ -117,7 +117,7 @@ def _scores(result: Summary) -> str:
     found = intervals if isinstance(intervals, Mapping) else {}
     columns = ["score", "base", "tuned", *(["interval of the difference"] if found else [])]
     lines = [columns, ["---"] * len(columns)]
-    for key, (label, form, _) in SCORES.items():
+    for key, (label, form, *_) in SCORES.items():
         a, b = base.get(key), tuned.get(key)
         if a is not None and b is not None:
             lines.append([label, form.format(a), form.format(b), *([_interval(found.get(key), form)] if found else [])])
