@@ -210,7 +210,7 @@ def damage(folder: Path) -> dict[str, Any]:
 def processes(folder: Path, times: str) -> dict[str, Any]:
     """Let the second of two processes fail; the run must end within 60 s, with the right exit code and nobody left."""
     right: dict[str, list[float]] = {"raise": [], "kill": [], "hang": []}
-    codes = {"raise": 1, "kill": 5, "hang": 1}
+    codes = {"raise": 1, "kill": 5, "hang": 5}
     for kind in track([kind for kind in right for _ in range(int(times))], "one of two", transient=True):
         words = [*_run_without("hardware", "resume"), "hardware=ddp_2cpu", "hang_timeout=10"]
         environment = os.environ | {"FTCORE_FAULTS": f"{kind} process=1 step=3", "FAULTS_MARK": str(folder)}
@@ -218,7 +218,9 @@ def processes(folder: Path, times: str) -> dict[str, Any]:
         command = [sys.executable, "-m", "ftcore", *words]
         ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         seconds, left = time.monotonic() - started, marked(f"FAULTS_MARK={folder}")
-        named = {"raise": "a fault that was asked for", "kill": "exit code -9", "hang": "Timeout"}[kind] in ended.stderr
+        named = {"raise": "a fault that was asked for", "kill": "exit code -9", "hang": "hang_timeout"}[
+            kind
+        ] in ended.stderr
         if ended.returncode == codes[kind] and named and not left:
             right[kind].append(round(seconds, 1))
     well = all(len(found) == int(times) and max(found) < 60 for found in right.values())

@@ -11,6 +11,23 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent
 SCHEME = "ftcore://"
 
+# How files begin that stand for others -> what they are, and what to do.
+PLACEHOLDERS: tuple[tuple[tuple[bytes, ...], str, str], ...] = (
+    ((b"version https://git-lfs",), "a Git LFS pointer, not the file", "git lfs pull fetches it"),
+    (
+        (b"/annex/objects", b"../.git/annex", b".git/annex"),
+        "a git-annex pointer, not the file",
+        "git annex get fetches it",
+    ),
+    ((b"<!doctype", b"<html", b"<?xml"), "a web page or XML, not data", "download the file itself"),
+)
+
+
+def placeholder(head: bytes) -> str:
+    """What a file is that stands for another, by its first bytes, and what to do; "" when it is the file itself."""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return next((f"{kind}: {advice}" for marks, kind, advice in PLACEHOLDERS if text.startswith(marks)), "")
+
 
 def resources() -> Path:
     """Folder that holds conf/ and recipes/: the packaged copy if present, else the checkout."""

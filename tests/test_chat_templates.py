@@ -21,7 +21,7 @@ SHIPPED = {
     if file.name.endswith(".jinja")
 }
 TEMPLATES = SHIPPED | {"chatml": (PACKAGE / "datasets/chatml.jinja").read_text()}
-MARKS = re.compile(r"<[|\uff5c]?/?[^<>\s'\"{}=]+>|\[/?[A-Z_]+\]")
+MARKS = re.compile(r'<\|"\|>|' r"<[|\uff5c]?/?[^<>\s'\"{}=]+>|\[/?[A-Z_]+\]")
 TOOL = {
     "type": "function",
     "function": {

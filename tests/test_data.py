@@ -359,3 +359,22 @@ def test_a_transcript_in_the_prompt_is_a_conversation(rows):
     with pytest.raises(DataError, match="must take turns"):
         broken = before.replace("\n\nAssistant: Hello.", "")
         data(rows({"prompt": broken, "chosen": " So.", "rejected": " No."}), test_share=0.0).load("preference")
+
+
+@pytest.mark.parametrize(
+    "text", ["a\u200bb", "a\x85b", "a\u2062b", "a\ufff9b", "a\U000e0041b", "\u3164\u2800", "\u180ea"]
+)
+def test_what_prints_nothing_is_refused(rows, text):
+    with pytest.raises(DataError, match="prints nothing|is empty"):
+        data(rows({**GOOD, "prompt": text})).load("prompt_completion")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Wör\u00adter", "नमस्\u200cते", "1\u200f2", "❤\ufe0f", "\U0001f3f4\U000e0067\U000e0062\U000e007f", "한글"],
+)
+def test_what_belongs_to_scripts_and_emoji_is_read(rows, text):
+    other = {"prompt": "Another?", "completion": "Yes."}
+    assert {**GOOD, "prompt": text}.items() <= data(rows({**GOOD, "prompt": text}, other), test_share=0.0).load(
+        "prompt_completion"
+    ).train[0].items()

@@ -277,6 +277,7 @@ def test_a_long_array_takes_the_memory_of_its_items(tmp_path):
     [
         '{"a": "1", "a": "2"}',
         '{"a": "1", "a" : "2"}',
+        '{"a": "1", "a" \t : "2"}',
         '{"a": {"b": 1, "b": 2}}',
         '{"a": [{"b": 1, "b": 2}]}',
         '{"a": 1e999}',
@@ -307,6 +308,9 @@ PLACEHOLDERS = {
     "a .parquet file": b"PAR1" + bytes(40),
     "UTF-16": '{"prompt": "a"}\n'.encode("utf-16"),
     "UTF-16.": '{"prompt": "a"}\n'.encode("utf-16-le"),
+    "UTF-16..": '{"prompt": "a"}\n'.encode("utf-16-be"),
+    "or UTF-32": '{"prompt": "a"}\n'.encode("utf-32"),
+    "or UTF-32.": '{"prompt": "a"}\n'.encode("utf-32-be"),
 }
 
 
@@ -328,6 +332,23 @@ def test_a_damaged_or_missing_archive_is_an_error_of_ours(tmp_path, name):
     (tmp_path / name).write_bytes(packed)
     with pytest.raises(DataError, match=r"cannot be|is a .gz file"):
         read_all(tmp_path / name)
+
+
+def test_a_parquet_file_with_a_column_twice_is_refused(tmp_path):
+    table = pyarrow.table([["a"], ["b"]], names=["prompt", "prompt"])
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match="a column is there twice"):
+        read_all(tmp_path / "rows.parquet")
+
+
+def test_a_pointer_within_an_archive_and_a_link_to_nothing_are_named(tmp_path):
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(PLACEHOLDERS["a Git LFS pointer"]))
+    with pytest.raises(DataError, match="holds a Git LFS pointer"):
+        read_all(tmp_path / "rows.jsonl.gz")
+    (tmp_path / "other.jsonl").symlink_to("../.git/annex/objects/x.jsonl")
+    for path in (tmp_path, tmp_path / "other.jsonl"):
+        with pytest.raises(DataError, match="other.jsonl is a link to a file that is not here"):
+            read_all(path)
 
 
 def test_a_line_without_end_is_refused_in_little_memory(tmp_path):
@@ -377,6 +398,7 @@ SPLIT_NAMES = {
     "rows of no split beside a test": (["rows.jsonl", "testing.jsonl"], (1, 0, 1)),
     "words that only hold a split's name": (["latest.jsonl", "trained.jsonl", "develop.jsonl"], (3, 0, 0)),
     "one split": (["train-0.jsonl", "train-1.jsonl"], (2, 0, 0)),
+    "one word of two": (["TrainData.jsonl", "myTestset.jsonl", "valset.jsonl", "dataset.jsonl"], (1, 1, 1)),
 }
 
 
@@ -386,8 +408,16 @@ def test_files_belong_to_the_split_that_their_names_say(tmp_path, kind):
     for k, name in enumerate(names):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps({"prompt": f"Where is {k}?", "completion": "There."}) + "\n")
-    found = data(str(tmp_path), test_share=0.0).load("prompt_completion")
-    assert (len(found.train), len(found.validation), len(found.test)) == counts
+    for path in (tmp_path, tmp_path / "**/*.jsonl"):
+        found = data(str(path), test_share=0.0).load("prompt_completion")
+        assert (len(found.train), len(found.validation), len(found.test)) == counts
+
+
+def test_a_folder_of_held_out_rows_alone_trains_with_a_word(tmp_path):
+    (tmp_path / "test.jsonl").write_text('{"prompt": "Where?", "completion": "There."}\n')
+    records = data(str(tmp_path), test_share=0.0).load("prompt_completion")
+    assert len(records.train) == 1
+    assert any("by their names all its files are held-out rows (test.jsonl)" in note for note in records.notes)
 
 
 def test_cards_and_licences_are_no_rows_and_what_is_left_out_is_named(tmp_path):

@@ -137,6 +137,8 @@ def test_values_of_a_column_can_be_named(read):
     row = {"prompt": "Where?", "completion": "There.", "label": "good"}
     (found,) = read(row, kind="unpaired", values={"label": {"good": True, "bad": False}}).train
     assert found["label"] is True
+    (found,) = read({**row, "label": 1}, kind="unpaired", values={"label": {1: False, 2: True}}).train
+    assert found["label"] is False
 
 
 @pytest.mark.parametrize(
@@ -205,6 +207,11 @@ def test_rows_that_are_all_switched_off_are_told_so(read):
 def test_columns_that_are_not_used_are_listed_once(read):
     rows = [{"prompt": f"Where is {k}?", "completion": "There.", "score": 1, "split_name": "a"} for k in range(3)]
     assert read(*rows).notes == ("columns that are not used: score, split_name",)
+
+
+def test_what_belongs_to_a_conversation_is_not_used_beside_a_plain_text(read):
+    rows = [{"text": f"Where is {k}?", "system": "Be brief.", "tools": [{"name": "f"}]} for k in range(3)]
+    assert read(*rows, kind="text").notes == ("columns that are not used: system, tools",)
 
 
 def test_mapping_one_column_leaves_a_known_shape_known(read):

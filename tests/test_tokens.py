@@ -212,6 +212,18 @@ def test_a_template_that_cannot_show_the_conversation_is_a_clear_error(tokenizer
         enc.prompt_completions([conversation(CONVERSATION)])
 
 
+def test_marks_around_thoughts_that_the_tokenizer_does_not_have_are_refused(tokenizer):
+    enc = encoder(tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['reasoning_content'] %}<|think|>{{ m['reasoning_content'] }}"
+        "<|/think|>{% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    )
+    plain = [{"role": "user", "content": "What is <|think|>?"}, {"role": "assistant", "content": "A bone."}]
+    enc.prompt_completions([conversation(plain)])  # what a row says is text
+    with pytest.raises(DataError, match=r"writes <\|/think\|>, <\|think\|>, and the tokenizer has no such token"):
+        enc.prompt_completions([conversation([plain[0], {**plain[1], "reasoning_content": "Hard."}])])
+
+
 def test_what_a_template_says_of_private_rows_is_not_shown(tokenizer, monkeypatch):
     enc = encoder(tokenizer)
     tokenizer.chat_template = "{{ raise_exception('no ' ~ messages[1]['content']) }}"

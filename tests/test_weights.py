@@ -90,6 +90,28 @@ def test_a_weight_that_is_missing_is_an_error(fails, folder):
     assert "model.norm.weight" in message
 
 
+@pytest.mark.parametrize(("change", "reason"), [
+    ({"num_hidden_layers": 1}, "the weights have more layers than config.json says: model.layers.1."),
+    ({}, "holds integers where weights belong"),
+])  # fmt: skip
+def test_weights_of_another_depth_or_kind_are_refused(fails, folder, change, reason):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    if not change:
+        tensors = {name: (value * 9).to(torch.int8) for name, value in load_file(folder / "model.safetensors").items()}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert reason in fails(4, "model=tiny", "logger=none", f"model.path={folder}", "model.random_weights=false")
+
+
+def test_a_pointer_instead_of_weights_or_template_is_named(fails, folder):
+    pointer = folder / "pointer"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:44\nsize 2\n")
+    words = ["model=tiny", "logger=none", "max_steps=1"]
+    assert "is a Git LFS pointer" in fails(4, *words, f"model.chat_template={pointer}")
+    pointer.replace(folder / "model.safetensors")
+    assert "is a Git LFS pointer" in fails(4, *words, f"model.path={folder}", "model.random_weights=false")
+
+
 def test_no_hub_is_one_paragraph_that_says_what_to_do(fails):
     message = fails(4, "model=qwen3_0_6b", "logger=none", "model.path=nobody/nothing")
     assert "model=smollm2_135m" in message

@@ -6,6 +6,7 @@ rendered for each conversation, see turns.py.
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from itertools import chain
@@ -77,6 +78,7 @@ class ChatTemplate:
         if not tools and is_plain(messages) and (scaffold := self.scaffold(roles_of(messages))).blind:
             return self._filled(scaffold, given, trained)
         turns = self._turns(given, self.speller.mark(tools))
+        self._check_written(turns.text, messages, tools)
         self.shortened += turns.is_shortened
         return Conversation(turns.text, turns.places, trained, turns.ends)
 
@@ -145,12 +147,25 @@ class ChatTemplate:
             parts, [match[1] == "trimmed" for match in FOUND.finditer(watched)], FOUND.split(watched)[::3] == parts
         )
 
+    def _check_written(self, text: str, messages: list[Message], tools: list[Message] | None) -> None:
+        """Raise `DataError` when control tokens that the tokenizer does not have stand around calls, thoughts or tools."""
+        if marks := {mark for mark in MARK.findall(text) if mark not in self.known}:
+            said = repr((messages, tools))
+            self._refuse(mark for mark in marks if text.count(mark) > said.count(mark))
+
     def _check_marks(self, parts: list[str], roles: tuple[str, ...]) -> None:
         """Raise `DataError` when the template writes control tokens that the tokenizer does not have."""
-        known = self.tokenizer.get_vocab()
         after = [END_MARK.match(parts[k + 1]) for k, role in enumerate(roles) if role == "assistant"]
         marks = [*MARK.findall("".join(parts)), *(found[1] for found in after if found)]
-        if unknown := sorted({mark for mark in marks if mark not in known}):
+        self._refuse(mark for mark in marks if mark not in self.known)
+
+    @cached_property
+    def known(self) -> dict[str, int]:
+        """The vocabulary."""
+        return self.tokenizer.get_vocab()
+
+    def _refuse(self, marks: Iterable[str]) -> None:
+        if unknown := sorted({*marks}):
             tokens = ",".join(f'"{mark}"' for mark in unknown)
             raise DataError(
                 f"The chat template writes {', '.join(unknown)}, and the tokenizer has no such token: it would be plain text, "

@@ -17,9 +17,15 @@ MEANT = {"", "completion", "label", "text", *SIDES, *CONTEXT, *SWITCH_COLUMNS}
 MEANT.update(column for shape in SHAPES for column in (*shape.columns, *shape.others))
 # Methods by columns of rows that other methods do not take.
 FITS = {"method=dpo": {"prompt", "chosen", "rejected"}, "method=self_supervised": {"text"}}
-# Characters that print nothing: controls of ASCII other than tab and line breaks, spaces without width, marks of direction. Those
-# that join or part letters (U+200C, U+200D) belong to Persian, Indian scripts and emoji.
-INVISIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b\u2060\ufeff\u202a-\u202e\u2066-\u2069]")
+# Characters that print nothing: controls other than tab and line breaks, spaces and operators without width, marks that turn the
+# direction, of notes, and tags, which spell words that only a model reads. What joins or parts letters, a word at a line's end
+# or emoji (U+00AD, U+200C to U+200F, U+FE0F, the tags of flags) belongs to texts.
+INVISIBLE = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u180e\u200b\u2060-\u2064\ufeff\u202a-\u202e\u2066-\u206f\ufff9-\ufffb]"
+    "|(?<![\U0001f3f4\U000e0020-\U000e007f])[\U000e0000-\U000e007f]"
+)
+# Letters without a shape, and joiners: a text of these alone is empty.
+SHAPELESS = re.compile("[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u200c-\u200f\u2800\u3164\ufe00-\ufe0f\uffa0]")
 
 
 def check_row(row: Row, required: tuple[str, ...], columns: dict[str, str], raw: Row) -> None:
@@ -64,7 +70,7 @@ def _problem(column: str, value: object) -> str:
     kind, wanted = (bool, "true or false, 1 or 0, or named by data.values") if column == "label" else (str, "text")
     if not isinstance(value, kind):
         return f"must be {wanted}, not {'null' if value is None else type(value).__name__}"
-    return "" if not isinstance(value, str) or INVISIBLE.sub("", value).strip() else "is empty"
+    return "" if not isinstance(value, str) or SHAPELESS.sub("", INVISIBLE.sub("", value)).strip() else "is empty"
 
 
 def check_characters(row: Row, required: tuple[str, ...]) -> None:

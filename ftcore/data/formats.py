@@ -20,19 +20,13 @@ import orjson
 
 from ftcore.data.json_array import STRICT, JsonArray
 from ftcore.errors import DataError
+from ftcore.files import placeholder
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[int | str, Row | DataError]]
-# How files begin that stand for others -> what they are, and what to do.
-PLACEHOLDERS: tuple[tuple[tuple[bytes, ...], str, str], ...] = (
-    ((b"version https://git-lfs",), "a Git LFS pointer, not the file", "git lfs pull fetches it"),
-    (
-        (b"/annex/objects", b"../.git/annex", b".git/annex"),
-        "a git-annex pointer, not the file",
-        "git annex get fetches it",
-    ),
-    ((b"<!doctype", b"<html", b"<?xml"), "a web page or XML, not data", "download the file itself"),
-)
+# A key and its colon with something between them.
+APART = re.compile(rb'"\s+:')
+HEAD = 512  # bytes that tell what a file is
 # First bytes -> the ending of such a file.
 ARCHIVES = {
     b"PK\x03\x04": ".zip", b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"PAR1": ".parquet", b"BZh": ".bz2",
@@ -51,6 +45,8 @@ def read_file(file: Path, longest: int = 64) -> Rows:
     check_content(file, packed=file.suffix in (".gz", ".zst"))
     try:
         with _opened(file) as stream:
+            if stands_for := placeholder(stream.peek(HEAD)):
+                raise DataError(f"{file} holds {stands_for}.")
             yield from reader(stream, str(file), longest * 2**20)
     except DataError:
         raise
@@ -66,13 +62,12 @@ def read_file(file: Path, longest: int = 64) -> Rows:
 def check_content(file: Path, *, packed: bool = False) -> None:
     """Raise `DataError` for a file that stands for another one, or is of another kind than its name says."""
     with file.open("rb") as stream:
-        head = stream.read(512)
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for marks, kind, advice in PLACEHOLDERS:
-        if text.startswith(marks):
-            raise DataError(f"{file} is {kind}: {advice}.")
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or (len(head) > 3 and not any(head[1::2]) and any(head)):
-        raise DataError(f"{file} is UTF-16. Save the file as UTF-8.")
+        head = stream.read(HEAD)
+    if stands_for := placeholder(head):
+        raise DataError(f"{file} is {stands_for}.")
+    wide = len(head) > 3 and any(head) and not (any(head[1::2]) and any(head[::2]))
+    if wide or head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
+        raise DataError(f"{file} is UTF-16 or UTF-32. Save the file as UTF-8.")
     found = next((kind for magic, kind in ARCHIVES.items() if head.startswith(magic)), None)
     if found and not packed and found != format_of(file):
         raise DataError(f"{file} is a {found} file by its first bytes, not what its ending says. Rename or unpack it.")
@@ -83,7 +78,7 @@ def format_of(file: Path) -> str:
     return Path(file.name.removesuffix(".gz").removesuffix(".zst")).suffix.lower()
 
 
-def _opened(file: Path) -> io.BufferedIOBase:
+def _opened(file: Path) -> Any:  # binary files that can peek
     if file.suffix == ".gz":
         return gzip.open(file, "rb")
     if file.suffix == ".zst":
@@ -110,7 +105,7 @@ def _jsonl(stream: io.BufferedIOBase, where: str, longest: int) -> Rows:
         except orjson.JSONDecodeError:
             row = None
         # As many names as keys: no name is there twice. A closer look takes five times as long.
-        if type(row) is dict and line.count(b'":') == _keys(row) and b'" :' not in line and b'"\t:' not in line:
+        if type(row) is dict and line.count(b'":') == _keys(row) and not APART.search(line):
             yield number, row
         elif unusual := _unusual(line, f"{where}:{number}", first=number == 1):
             yield number, unusual
@@ -209,7 +204,10 @@ def _parquet(stream: io.BufferedIOBase, where: str, longest: int) -> Rows:
     from pyarrow import ArrowException, parquet
 
     try:
-        batches = parquet.ParquetFile(stream).iter_batches(1000)
+        file = parquet.ParquetFile(stream)
+        if len({*(names := file.schema_arrow.names)}) < len(names):
+            raise DataError(f"{where}: a column is there twice.")
+        batches = file.iter_batches(1000)
         rows = (row for batch in batches for row in batch.to_pylist())
         for number, row in enumerate(rows, 1):
             yield number, row if _is_finite(row) else DataError(f"{where}:{number}: a number is not finite.")

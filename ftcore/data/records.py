@@ -21,7 +21,19 @@ from ftcore.data.checks import check_characters, check_row, named
 from ftcore.data.columns import UNTYPED, columns_in, filled, typed_columns
 from ftcore.data.messages import KNOWN
 from ftcore.data.shapes import CONTEXT, SHAPES, SWITCH_COLUMNS, is_on, read, spoken
-from ftcore.data.sources import SPLITS, Hub, Paths, Row, Split, files_of, left_out, read_hub, read_rows, split_files
+from ftcore.data.sources import (
+    SPLITS,
+    Hub,
+    Paths,
+    Row,
+    Split,
+    files_of,
+    held_out_by_name,
+    left_out,
+    read_hub,
+    read_rows,
+    split_files,
+)
 from ftcore.data.splits import Keys, leaked, question_keys, repeated, split
 from ftcore.errors import DataError
 from ftcore.files import resources
@@ -172,6 +184,10 @@ class Data:
         if split_files(self.path):
             named = ", ".join(f"{part} ({len(files_of(path)[1])})" for part in SPLITS if (path := files[part]))
             notes.append(f"{self.path}: its files {named} are the splits")
+        elif held_out := held_out_by_name(self.path):
+            notes.append(
+                f"{self.path}: by their names all its files are held-out rows ({_first_of(held_out)}), and they train"
+            )
         if left := left_out(self.path, read):
             notes.append(f"{self.path}: {len(left):,} files are not read ({_first_of(left)})")
         return notes
@@ -221,7 +237,8 @@ class Reader:
         names = data.columns or (theirs["columns"] if theirs else {})
         self.columns = {target: filled(source) for target, source in names.items()}
         self.mapped = {*names, *(found for source in names.values() for found in columns_in(source))}
-        self.values = data.values or (theirs["values"] if theirs else {})
+        values = data.values or (theirs["values"] if theirs else {})
+        self.values = {column: {str(key): value for key, value in names.items()} for column, names in values.items()}
         self.bad: list[tuple[str, str]] = []  # where, reason
         self.off = 0
         self.keys_of_messages: set[str] = set()
@@ -277,7 +294,8 @@ class Reader:
 
     def _unused(self) -> list[str]:
         """Columns that are not used: those that look misspelt, and the others, which rewards may read."""
-        known = {*self.required, *OPTIONAL, *CONTEXT, *SWITCH_COLUMNS, "kto_tag"}
+        known = {*self.required, *OPTIONAL, *SWITCH_COLUMNS, "kto_tag"}
+        known |= CONTEXT if self.keys_of_messages else set()  # a plain text has no system message
         known |= {
             column
             for shape in SHAPES

@@ -103,12 +103,13 @@ def files_of(path: Paths) -> tuple[Path, list[Path]]:
     root = Path(resolve(path))
     if root.is_file():
         return root.parent, [root]
-    if root.is_symlink():
-        raise DataError(f"{root} is a link to a file that is not here. If it is git-annex's: git annex get.")
+    check_link(root)
     if root.is_dir():
         files = rows_below(root)
         if not files:
             raise DataError(f"{root} holds no file that can be read ({', '.join(READERS)}, also .gz or .zst).")
+        for file in files:
+            check_link(file)
         return root, files
     files = sorted(file for name in glob.glob(str(root), recursive=True) if (file := Path(name)).is_file())
     if not files:
@@ -116,22 +117,45 @@ def files_of(path: Paths) -> tuple[Path, list[Path]]:
     return Path(*takewhile(lambda part: not glob.has_magic(part), root.parts)), files
 
 
+def check_link(file: Path) -> None:
+    """Raise `DataError` for a link to what is not here."""
+    if file.is_symlink() and not file.exists():
+        raise DataError(f"{file} is a link to a file that is not here. If it is git-annex's: git annex get.")
+
+
 def split_files(path: str) -> dict[Split, Paths | None]:
-    """The files of a folder by the split that their names say, as train-00000.parquet or test/a.jsonl.
+    """The files of a folder or pattern by the split that their names say, as train-00000.parquet or test/a.jsonl.
 
     {} unless some are held out and others train. Where none is named for training, those of no split are.
     """
-    root = Path(resolve(path))
-    if not root.is_dir():
+    if not is_many(path):
         return {}
+    root, files = files_of(path)
     named: dict[Split | None, list[str]] = {None: [], "train": [], "validation": [], "test": []}
-    for file in rows_below(root):
+    for file in files:
         named[_split_of(file.relative_to(root))].append(str(file))
     train = named["train"] or named[None]
     if not train or not (named["validation"] or named["test"]):
         return {}
     found = {"train": train, "validation": named["validation"], "test": named["test"]}
     return {split: (str(root), *found[split]) if found[split] else None for split in SPLITS}
+
+
+def is_many(path: str) -> bool:
+    """Whether a path stands for several files: a folder or a pattern."""
+    root = Path(resolve(path))
+    return root.is_dir() or (not root.is_file() and glob.has_magic(str(root)))
+
+
+def held_out_by_name(path: str) -> list[str]:
+    """The names of all files of a folder or pattern if each says that its rows are held out, else none."""
+    if not is_many(path):
+        return []
+    root, files = files_of(path)
+    names = [file.relative_to(root) for file in files]
+    return (
+        [name.as_posix() for name in names] if all(_split_of(name) in ("validation", "test") for name in names) else []
+    )
 
 
 def left_out(path: Paths, used: list[Paths]) -> list[str]:
@@ -155,7 +179,8 @@ def rows_below(root: Path) -> list[Path]:
 def _split_of(file: Path) -> Split | None:
     """The split that a file's name says, or else the nearest folder's."""
     for part in (file.name, *reversed(file.parent.parts)):
-        words = re.split(r"[^a-z]+", part.lower())
+        words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", part)]
+        words += [word.removesuffix("set").removesuffix("data") for word in words]
         if found := [split for split in SPLITS if not WORDS_OF[split].isdisjoint(words)]:
             return found[0]
     return None

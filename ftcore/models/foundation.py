@@ -5,8 +5,9 @@ pickles, no remote code.
 """
 
 import copy
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from ftcore.config.build import build, locate
 from ftcore.config.check import earlier_problems
 from ftcore.console import stderr
 from ftcore.errors import ModelError, model_errors, printable
-from ftcore.files import resolve
+from ftcore.files import placeholder, resolve
 from ftcore.kernels.frozen_blocks import ActivationCache, cache_activations
 from ftcore.models.base_name import Base
 from ftcore.models.blocks import transformer_blocks
@@ -212,7 +213,22 @@ def _load_network(folder: Path, architecture: str, dtype: Dtype, random: bool, o
     values = network.named_parameters() if network.device.type != "meta" else ()
     if wrong := [name for name, value in values if not value.isfinite().all()]:
         raise ModelError(f"{folder}: {len(wrong)} weights hold NaN or infinity: {', '.join(wrong[:5])}.")
+    _check_depth(folder, network, report["unexpected_keys"])
     return network, _new_modules(folder, report, score_layers)
+
+
+def _check_depth(folder: Path, network: Any, left: Iterable[str]) -> None:
+    """Raise `ModelError` when weights are left over that belong to further layers."""
+    known = {_in_any_layer(name) for name in network.state_dict()}
+    if deeper := sorted(name for name in left if _in_any_layer(name) in known):
+        raise ModelError(
+            f"{folder}: the weights have more layers than config.json says: {printable(', '.join(deeper[:3]))} ..."
+        )
+
+
+def _in_any_layer(name: str) -> str:
+    """The name of a weight without the number of its layer."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "#", name)
 
 
 def _new_modules(folder: Path, report: dict[str, Any], score_layers: list[str]) -> list[str]:
@@ -321,6 +337,8 @@ def _prepare(tokenizer: PreTrainedTokenizerBase, network: Any, chat_template: st
         file = Path(resolve(chat_template))
         if not file.is_file():
             raise ModelError(f"model.chat_template: there is no file {file}.")
+        if stands_for := placeholder(file.read_bytes()[:512]):
+            raise ModelError(f"model.chat_template: {file} is {stands_for}.")
         tokenizer.chat_template = file.read_text(encoding="utf-8")
     if tokenizer.eos_token_id is None and (network.can_generate() or tokenizer.mask_token_id is None):
         raise ModelError("The tokenizer has no end-of-text token, so a trained model could never stop.")

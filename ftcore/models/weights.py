@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from ftcore.console import stderr
 from ftcore.errors import ModelError, model_errors
-from ftcore.files import home, resolve, sha256, short_hash, whole_file, write_text
+from ftcore.files import home, placeholder, resolve, sha256, short_hash, whole_file, write_text
 from ftcore.models.config_file import check_config
 from ftcore.run_folder import Run
 from ftcore.settings import Model, Package, Place
@@ -218,9 +218,17 @@ def _manifest(folder: Path) -> dict[str, str]:
 def check_length(file: Path) -> None:
     """Compare a file's length with the one that its safetensors header gives; an interrupted download is shorter."""
     with model_errors(file, " as a safetensors file"), file.open("rb") as content:
+        if stands_for := placeholder(content.read(512)):
+            raise ModelError(f"{file} is {stands_for}.")
+        content.seek(0)
         size = int.from_bytes(content.read(8), "little")
         header = json.loads(content.read(min(size, 100_000_000)))
         expected = 8 + size + max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+    integers = [name for name, entry in header.items() if name.endswith(".weight") and entry["dtype"][0] in "IU"]
+    if integers:
+        raise ModelError(
+            f"{file} holds integers where weights belong ({integers[0]}): give the model that is not quantised."
+        )
     if (found := file.stat().st_size) != expected:
         raise ModelError(f"{file} has {found:,} bytes and should have {expected:,}: copy or download it again.")
 

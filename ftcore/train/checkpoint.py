@@ -66,8 +66,10 @@ def problem(folder: Path) -> str:
             if _checksum(folder / name) != checksum:
                 return f"{name} has changed"
         assert isinstance(read_state(folder), dict)
-        for file in folder.glob("process-*.safetensors"):
-            with safe_open(file, "pt"):
+        shards = {file.name for file in folder.glob("process-*.safetensors")}
+        assert shards and shards == {f"process-{rank}.safetensors" for rank in range(len(shards))}
+        for shard in shards:
+            with safe_open(folder / shard, "pt"):
                 pass
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
