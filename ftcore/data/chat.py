@@ -189,7 +189,7 @@ class ChatTemplate:
 
 def roles_of(messages: list[Message]) -> tuple[str, ...]:
     """Who speaks, message by message."""
-    return tuple(message["role"] for message in messages)
+    return tuple([message["role"] for message in messages])
 
 
 def is_plain(messages: list[Message]) -> bool:

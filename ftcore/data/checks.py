@@ -70,7 +70,13 @@ def _problem(column: str, value: object) -> str:
     kind, wanted = (bool, "true or false, 1 or 0, or named by data.values") if column == "label" else (str, "text")
     if not isinstance(value, kind):
         return f"must be {wanted}, not {'null' if value is None else type(value).__name__}"
-    return "" if not isinstance(value, str) or SHAPELESS.sub("", INVISIBLE.sub("", value)).strip() else "is empty"
+    return "is empty" if isinstance(value, str) and _is_empty(value) else ""
+
+
+def _is_empty(text: str) -> bool:
+    if text[:1].isalnum() and text[0].isascii():  # almost every text, and quickly told
+        return False
+    return not SHAPELESS.sub("", INVISIBLE.sub("", text)).strip()
 
 
 def check_characters(row: Row, required: tuple[str, ...]) -> None:
@@ -78,7 +84,7 @@ def check_characters(row: Row, required: tuple[str, ...]) -> None:
     texts = [(column, row[column]) for column in required if column != "label"]
     texts += [(f"message {k}", message["content"]) for k, message in enumerate(row.get("messages", ()), 1)]
     for name, text in texts:
-        if found := INVISIBLE.search(text):
+        if not text.isprintable() and (found := INVISIBLE.search(text)):
             raise DataError(
                 f"{row['where']}: {name} holds a character that prints nothing (U+{ord(found[0]):04X}) at character "
                 f"{found.start() + 1}. Remove it, or keep such text with data.control_characters=allow."

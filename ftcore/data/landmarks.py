@@ -30,10 +30,10 @@ class Landmarks:
         found: list[Encoded | None] = [None] * len(conversations)
         if not self.controls:
             return found
-        roles = [
-            None if given else _plain_roles(messages) for messages, given in zip(conversations, tools, strict=True)
-        ]
-        quick = [(k, spoken) for k, spoken in enumerate(roles) if spoken and self.parts(spoken)]
+        quick = list[tuple[int, tuple[str, ...]]]()
+        for k, (messages, given) in enumerate(zip(conversations, tools, strict=True)):
+            if not given and is_plain(messages) and self.parts(spoken := roles_of(messages)):
+                quick.append((k, spoken))
         texts = [self.template.scaffold(spoken).written(conversations[k]) for k, spoken in quick]
         for (k, spoken), text, ids in zip(quick, texts, self._tokens(texts), strict=True):
             if text.isascii() or not (START in text or END in text):
@@ -84,7 +84,3 @@ class Landmarks:
         parts = self._tokens(scaffold.parts)
         exact = [self.whole.decode(part, skip_special_tokens=False) for part in parts] == scaffold.parts
         return parts if scaffold.blind and exact and all(part and part[0] in self.controls for part in parts) else []
-
-
-def _plain_roles(messages: list[Message]) -> tuple[str, ...] | None:
-    return roles_of(messages) if is_plain(messages) else None

@@ -23,6 +23,8 @@ CONTEXT = {"system", "history", "tools", "functions"}
 REFUSED = {
     "images", "image", "audio", "audios", "video", "videos", "documents", "files", "chat_template_kwargs", "train_detail",
 }  # fmt: skip
+# Rows without these that have our columns are plain.
+SPECIAL = CONTEXT | REFUSED | {"messages"}
 SWITCH_COLUMNS = {"weight", "train", "trainable", "masked"}
 # Names of a question and its answer in an item of `history` (ms-swift, Firefly, Belle).
 EXCHANGES = (("query", "response"), ("prompt", "response"), ("question", "answer"), ("human", "assistant"))
@@ -47,11 +49,13 @@ def read(row: Row, where: str, required: tuple[str, ...]) -> tuple[str, Row]:
 
     Raises `DataError` when it has the columns of a shape and not what belongs in them, or something that cannot be used.
     """
+    plain = all(isinstance(row.get(c), str | bool) for c in required) and not _is_transcript(row.get("prompt"))
+    if plain and SPECIAL.isdisjoint(row):
+        return "", row
     if used := sorted(column for column in _among(REFUSED, row) if row[column] not in NOTHING):
         raise DataError(
             f"{where}: column {used[0]!r} holds what ftcore cannot train on. Remove the row, or the column."
         )
-    plain = all(isinstance(row.get(c), str | bool) for c in required) and not _is_transcript(row.get("prompt"))
     if plain and "messages" not in row and not any(row[column] not in NOTHING for column in _among(CONTEXT, row)):
         return "", row
     for shape in [OURS] if plain and "messages" not in row else SHAPES:

@@ -18,7 +18,7 @@ ASCII_WORDS = bytes(ord(c.lower()) if re.match(r"\w", c) else 32 for c in map(ch
 ANYWHERE, BETWEEN, ALONE = r"!=|[+=<>%^]+", r"(?<=\d)[-*/](?=\d)", r"(?<!\S)[-*/]+(?!\S)"
 BEFORE, AFTER = r"(?<![\w-])-(?=\d)", r"(?<=\w)-(?![\w-])|(?<=\w)#+(?!\w)|(?<=\w)'+(?=\()"
 SIGNS = "|".join([ANYWHERE, BETWEEN, ALONE, BEFORE, AFTER])
-ANY_SIGN, HAS_SIGNS = re.compile(r"[-+*/=<>%^#]|!=|'\("), re.compile(SIGNS)
+ANY_SIGN, HAS_SIGNS = re.compile(r"[-+*/=<>%^#(]"), re.compile(SIGNS)
 TOKENS = re.compile(SIGNS + r"|[^\s\-+*/=<>%^#!'(]+")
 # Texts that have this many words in a row in common are not alike by chance.
 RUN = 13
