@@ -105,7 +105,8 @@ def _jsonl(stream: io.BufferedIOBase, where: str, longest: int) -> Rows:
         except orjson.JSONDecodeError:
             row = None
         # As many names as keys: no name is there twice. A closer look takes five times as long.
-        if type(row) is dict and line.count(b'":') == _keys(row) and not _is_apart(line):
+        names = line.count(b'":')
+        if type(row) is dict and (names == len(row) or names == _keys(row)) and not _is_apart(line):
             yield number, row
         elif unusual := _unusual(line, f"{where}:{number}", first=number == 1):
             yield number, unusual
