@@ -72,8 +72,8 @@ class Landmarks:
             return set()
         tokens = self.template.tokenizer.added_tokens_decoder.items()
         found = {number: token for number, token in tokens if self.template.control.fullmatch(token.content)}
-        # Some take the spaces around them, which may be a content's.
-        return set() if any(token.lstrip or token.rstrip for token in found.values()) else {*found}
+        # Some take the spaces around them, which may be a content's, or stand alone only.
+        return set() if any(t.lstrip or t.rstrip or t.single_word for t in found.values()) else {*found}
 
     def _parts(self, roles: tuple[str, ...]) -> list[list[int]]:
         """Ids of what the template writes around the contents of these roles; [] when they cannot be landmarks."""
