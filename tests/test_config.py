@@ -63,6 +63,8 @@ PATHS = {name: ["data.path=x.jsonl"] for name in ("jsonl", "own_jsonl", "qlora_8
         (["patience=2"], 2, ["keep_best=val/loss"]),
         (["trian"], 2, ["did you mean 'train'"]),
         (["verb=evall"], 2, ["did you mean 'eval'"]),
+        (["model=tiny", "chat"], 2, ["'chat' is a verb: it comes first"]),
+        (["eval", "chat"], 2, ["'chat' is a verb", "there is one"]),
         (["--multi"], 2, ["--cfg job"]),
         (["--config-dir=/missing"], 2, ["--config-dir=/missing is not a folder"]),
         (["inspect", "jsn=true"], 2, ["inspect has no argument 'jsn'", "did you mean 'json'"]),

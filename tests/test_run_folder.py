@@ -30,6 +30,17 @@ def test_base_weights_that_were_swapped_are_refused(fails, swapped, verb):
     assert "other base weights" in message and "model.safetensors" in message
 
 
+def test_weights_whose_config_says_another_model_are_refused(ftcore, fails, tmp_path):
+    folder = ftcore(*WORDS, "adapter=full", "name=base").folder / "model"
+    tuned = ftcore(*WORDS, f"model.path={folder}", "model.random_weights=false", "name=tuned").folder
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"transformers_version": "9.9"}))
+    assert ftcore("eval", f"run={tuned}").status == 0
+    (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
+    message = fails(4, "eval", f"run={tuned}")
+    assert "other base weights" in message and "config.json" in message
+
+
 def test_swapped_base_weights_are_refused_as_foundation_and_on_resume(fails, swapped):
     assert "other base weights" in fails(4, *WORDS, f"model.path={swapped}")
     (swapped / "summary.json").unlink()

@@ -173,6 +173,8 @@ def test_values_of_a_column_can_be_named(read):
         ("preference", {"chosen": [ASKED, ANSWERED, ANSWERED], "rejected": [ASKED, BAD]}, "chosen: .*take turns"),
         ("prompt_completion", {"prompt": "Where?", "chosen": "There.", "rejected": "Nowhere."}, "method=dpo trains"),
         ("prompt_completion", {"text": "Over there."}, "method=self_supervised trains"),
+        *(("prompt_completion", {"messages": [ASKED, {**ANSWERED, key: value}]}, f"message 2 has the key '{key}', which may hold")
+          for key, value in [("thought", "Hm."), ("analysis", "Hm."), ("tool_plan", "Look."), ("learn", 0), ("loss_mask", 0)]),
         ("preference", {"chosen": [ASKED, {**ANSWERED, "tool_calls": [{"function": {"name": "f"}}]}, ASKED, ANSWERED],
                         "rejected": [ASKED, ANSWERED, ASKED, BAD]}, "different conversations"),
         ("preference", {"prompt": HUMAN, "chosen": " A.\n\nHuman: Why?\n\nAssistant: B.", "rejected": " C."}, "further turns"),

@@ -38,6 +38,8 @@ def read_line(words: list[str]) -> Line:
             given.append(f"verb={verb}")
         elif word.startswith("-"):
             _read_flag(line, word, rest)
+        elif verb in VERBS:
+            raise ConfigError(f"{verb!r} is a verb: it comes first, python -m ftcore {verb} ..., and there is one.")
         elif "=" not in verb:
             raise ConfigError(
                 f"{verb!r} is neither a verb nor key=value{closest(verb, VERBS)} Verbs: {', '.join(VERBS)}."

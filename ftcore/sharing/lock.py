@@ -17,7 +17,7 @@ from ftcore.data.sources import Row, files_of
 from ftcore.errors import ConfigError, ModelError
 from ftcore.files import expanded, resolve, sha256, write_json
 from ftcore.machine.provenance import MadeWith, made_with
-from ftcore.models.weights import weights_folder, weights_hashes
+from ftcore.models.weights import CONFIG, weights_folder, weights_hashes
 from ftcore.run_folder import Run, Scores, Summary
 from ftcore.settings import Config, Model
 from ftcore.sharing.places import own_places
@@ -84,7 +84,9 @@ def _model_facts(model: Model) -> ModelFacts:
     folder = run.model if run else weights_folder(model)
     return {
         "revision": folder.name if folder.parent.name == "snapshots" else None,  # in the hub's cache
-        "weights": weights_hashes(model),
+        "weights": {
+            name: found for name, found in weights_hashes(model).items() if name != CONFIG or model["random_weights"]
+        },
         "tokenizer": _digest([sha256(folder / name) for name in VOCABULARIES if (folder / name).is_file()]),
         "chat_template": _digest(_template(folder, model["chat_template"])),
     }
