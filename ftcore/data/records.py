@@ -118,14 +118,9 @@ class Data:
         name_apart(rows, files)
         everything = [row for part in rows.values() for row in part]
         if not everything:
-            raise DataError(
-                f"{_paths(files['train'])}: no row can be used. {'; '.join(reader.reasons()) or 'There is none'}."
-            )
-        if len(reader.equal) > self.max_lost * len(everything):
-            raise DataError(
-                f"{reader.equal[0]}: chosen equals rejected, as in {len(reader.equal):,} of {len(everything):,} rows. Correct or "
-                "remove them, or raise data.max_lost."
-            )
+            reasons = "; ".join(reader.reasons()) or "There is none"
+            raise DataError(f"{_paths(files['train'])}: no row can be used. {reasons}.")
+        reader.check_equal(len(everything))
         shared, keys = distinguish(everything), question_keys(everything)
         if "test" not in rows:
             rows["train"], rows["test"] = split(rows["train"], keys, self.test_share, min)
@@ -260,6 +255,14 @@ class Reader:
                 if len(self.bad) > self.data.max_bad_rows:
                     limit = f"data.max_bad_rows={self.data.max_bad_rows}"
                     raise DataError(f"{error} It is bad row {len(self.bad)}; {limit}.") from None
+
+    def check_equal(self, rows: int) -> None:
+        """Raise `DataError` when more than `data.max_lost` of all rows are pairs of two equal answers."""
+        if len(self.equal) > self.data.max_lost * rows:
+            raise DataError(
+                f"{self.equal[0]}: chosen equals rejected, as in {len(self.equal):,} of {rows:,} rows. Correct or remove them, or "
+                "raise data.max_lost."
+            )
 
     def notes(self) -> list[str]:
         """Shapes that were recognised, columns that are not used, rows that were skipped or are switched off."""
