@@ -260,8 +260,8 @@ class Reader:
         """Raise `DataError` when more than `data.max_lost` of all rows are pairs of two equal answers."""
         if len(self.equal) > self.data.max_lost * rows:
             raise DataError(
-                f"{self.equal[0]}: chosen equals rejected, as in {len(self.equal):,} of {rows:,} rows. Correct or remove them, or "
-                "raise data.max_lost."
+                f"{self.equal[0]}: chosen equals rejected, as in {len(self.equal):,} of {rows:,} rows. Correct or remove them, "
+                "or raise data.max_lost."
             )
 
     def notes(self) -> list[str]:
