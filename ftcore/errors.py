@@ -7,7 +7,7 @@ import os
 import sysconfig
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -112,7 +112,9 @@ def described(error: BaseException) -> str:
         frame for frame in frames if not frame.filename.startswith(OTHERS) and "site-packages" not in frame.filename
     ]
     where = f" at {Path(theirs[-1].filename).name}:{theirs[-1].lineno}" if theirs else ""
-    message = "" if is_private() else " ".join(str(error).split())[:SHOWN]
+    message = ""
+    with suppress(Exception):  # what a user's exception says of itself is their code too
+        message = "" if is_private() else " ".join(str(error).split())[:SHOWN]
     return f"{type(error).__name__}{where}{f': {message}' if message else ''}"
 
 

@@ -4,7 +4,9 @@ import csv
 import gzip
 import io
 import json
+import os
 import tracemalloc
+from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow
@@ -411,6 +413,11 @@ def test_files_belong_to_the_split_that_their_names_say(tmp_path, kind):
     for path in (tmp_path, tmp_path / "**/*.jsonl"):
         found = data(str(path), test_share=0.0).load("prompt_completion")
         assert (len(found.train), len(found.validation), len(found.test)) == counts
+
+
+def test_a_file_whose_name_is_no_text_is_read(tmp_path):
+    Path(os.fsdecode(bytes(tmp_path) + b"/a\xff.jsonl")).write_text('{"prompt": "Where?", "completion": "There."}\n')
+    assert [where for where, _ in read_all(tmp_path)] == ["a\ufffd.jsonl:1"]
 
 
 def test_a_folder_of_held_out_rows_alone_trains_with_a_word(tmp_path):

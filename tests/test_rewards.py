@@ -1,6 +1,7 @@
 """Reward functions by hand-computed values, and every way in which one can fail, through the real worker process."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ftcore.errors import ConfigError, RewardError
+from ftcore.errors import ConfigError, RewardError, described
 from ftcore.rewards.functions import FUNCTIONS, check_reward, locate_reward
 from ftcore.rewards.worker import Rewards
 from tests.conftest import FAST
@@ -433,3 +434,15 @@ def test_what_a_private_reward_starts_or_writes_is_not_shown(ftcore, tmp_path, m
     outcome = ftcore(*FAST, *words, "max_steps=1", "evaluate.enabled=false")
     assert outcome.status == 0, outcome.err
     assert "SECRET" not in outcome.out + outcome.err + "".join(capfd.readouterr())
+
+
+class Wordless(Exception):
+    def __str__(self):
+        raise ValueError
+
+
+def test_an_exception_that_cannot_be_shown_is_named():
+    try:
+        raise Wordless
+    except Wordless as error:
+        assert re.fullmatch(r"Wordless at test_rewards.py:\d+", described(error))

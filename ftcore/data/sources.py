@@ -1,6 +1,7 @@
 """Where rows come from: a file, a folder, a pattern of names, or a data set of the Hugging Face hub."""
 
 import glob
+import os
 import re
 from collections.abc import Iterator
 from itertools import chain, takewhile
@@ -51,7 +52,8 @@ def read_rows(path: Paths, longest: int = 64) -> Iterator[tuple[str, Row | DataE
     Raises `DataError` when there is no file or no row, or when the rest of a file cannot be read.
     """
     root, files = files_of(path)
-    names = {file: file.relative_to(root).as_posix() for file in files}
+    # A name may hold bytes that are no text, which no results could be written with.
+    names = {file: os.fsencode(file.relative_to(root)).decode(errors="replace") for file in files}
     rows = ((f"{names[file]}:{line}", row) for file in files for line, row in read_file(file, longest))
     first = next(rows, None)
     if first is None:
