@@ -436,13 +436,13 @@ def test_what_a_private_reward_starts_or_writes_is_not_shown(ftcore, tmp_path, m
     assert "SECRET" not in outcome.out + outcome.err + "".join(capfd.readouterr())
 
 
-class Wordless(Exception):
+class WordlessError(Exception):
     def __str__(self):
         raise ValueError
 
 
 def test_an_exception_that_cannot_be_shown_is_named():
     try:
-        raise Wordless
-    except Wordless as error:
-        assert re.fullmatch(r"Wordless at test_rewards.py:\d+", described(error))
+        raise WordlessError
+    except WordlessError as error:
+        assert re.fullmatch(r"WordlessError at test_rewards.py:\d+", described(error))
