@@ -35,8 +35,9 @@ from ftcore.models.sharding import full_tensor, shard, sync_gradients, unsharded
 
 B = TypeVar("B", bound=Batch)
 # Ranges of config parameters.
-Positive = Annotated[float, Gt(0), Le(10**12)]  # a float32 holds it, and its square
-NonNegative = Annotated[float, Ge(0), Le(10**12)]
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Clip = Annotated[float, Gt(0), Le(1e30)]  # of float32 numbers, which hold no larger one
 Fraction = Annotated[float, Ge(0), Le(1)]
 PositiveFraction = Annotated[float, Gt(0), Le(1)]
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from ftcore.data.layouts import Batch
 from ftcore.data.sources import Row
 from ftcore.data.steps import Draw
-from ftcore.methods.base import Fraction, Positive, PositiveFraction, Term, metrics
+from ftcore.methods.base import Clip, Fraction, Positive, PositiveFraction, Term, metrics
 from ftcore.methods.losses import clipped_policy_loss, kl_estimate
 from ftcore.methods.online import OnlineMethod, Rollouts, Sample, equal_rewards
 from ftcore.methods.reward_model import RewardModel
@@ -42,7 +42,7 @@ class GRPO(OnlineMethod):
     ratio: Literal["token", "sequence_mean", "sequence"]
     aggregate: Literal["tokens", "sequences", "budget"]
     clip_low: PositiveFraction
-    clip_high: Positive
+    clip_high: Clip
     max_resamples: Annotated[int, Ge(0)]
     rewards: list[str]
     reward_weights: list[float]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ftcore.data.layouts import Batch
 from ftcore.data.sources import Row
-from ftcore.methods.base import Fraction, NonNegative, Positive, PositiveFraction, Term, metrics
+from ftcore.methods.base import Clip, Fraction, NonNegative, Positive, PositiveFraction, Term, metrics
 from ftcore.methods.losses import clipped_policy_loss, clipped_value_loss, generalized_advantages, whitened
 from ftcore.methods.online import OnlineMethod, Rollouts, Sample, set_per_token
 from ftcore.methods.reward_model import RewardModel
@@ -29,7 +29,7 @@ class RLHF(OnlineMethod):
     reward_model: PathOfWeights
     stages: dict[str, list[str]]
     clip: PositiveFraction
-    value_clip: Positive
+    value_clip: Clip
     value_weight: Positive
     gamma: PositiveFraction
     lam: Fraction
