@@ -11,6 +11,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent
 SCHEME = "ftcore://"
 
+HEAD = 512  # bytes that tell what a file is
 # How files begin that stand for others -> what they are, and what to do.
 PLACEHOLDERS: tuple[tuple[tuple[bytes, ...], str, str], ...] = (
     ((b"version https://git-lfs",), "a Git LFS pointer, not the file", "git lfs pull fetches it"),
@@ -109,6 +110,11 @@ def sha256(file: Path) -> str:
     """Hex SHA-256 of a file."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def json_hash(content: object) -> str:
+    """SHA-256 of a value as JSON, its keys sorted."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def short_hash(content: object) -> str:

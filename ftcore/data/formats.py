@@ -20,13 +20,12 @@ import orjson
 
 from ftcore.data.json_array import STRICT, JsonArray
 from ftcore.errors import DataError
-from ftcore.files import placeholder
+from ftcore.files import HEAD, placeholder
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[int | str, Row | DataError]]
 # A key and its colon with something between them.
 APART = re.compile(rb'"\s+:')
-HEAD = 512  # bytes that tell what a file is
 # First bytes -> the ending of such a file.
 ARCHIVES = {
     b"PK\x03\x04": ".zip", b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"PAR1": ".parquet", b"BZh": ".bz2",

@@ -32,7 +32,7 @@ KNOWN = {"role", "content", "tool_calls", "tool_call_id", "name", "trained", *TH
 # Keys of a message that change what it says or how it counts, in ways that ftcore does not have.
 REFUSED = ("images", "image", "audio", "audios", "video", "videos", "train_detail", "loss_scale")
 # What looks like another name of a thought, or of a switch.
-MEANT = re.compile(
+SUSPECT = re.compile(
     r"think|thought|reason|rationale|analysis|scratchpad|tool_plan|weight|train|loss|mask|learn|ignore|skip"
 )
 TEXT_PARTS = ("text", "input_text", "output_text")
@@ -94,7 +94,9 @@ def _message(raw: Message, where: str) -> Message:
     if used := [key for key in REFUSED if raw.get(key) not in (None, [], "")]:
         raise DataError(f"{where} has {used[0]!r}, which ftcore cannot train on. Remove the row, or the key.")
     known = {*KNOWN, *SWITCHES, *INVERSE}
-    if other := [key for key in raw.keys() - known if MEANT.search(key.lower()) and raw[key] not in (None, [], "", {})]:
+    if other := [
+        key for key in raw.keys() - known if SUSPECT.search(key.lower()) and raw[key] not in (None, [], "", {})
+    ]:
         raise DataError(
             f"{where} has the key {min(other)!r}, which may hold a thought or a switch: rename it to one of "
             f"{', '.join((*THOUGHTS, *SWITCHES, *INVERSE))}, or remove it."

@@ -115,7 +115,8 @@ class Data:
         self._check_columns(record_type)
         files, reader = self._files(record_type), Reader(self, record_type)
         rows: Parts = {part: list(reader.rows(path)) for part in SPLITS if (path := files.get(part))}
-        name_apart(rows, files)
+        if not reader.hub:
+            name_apart(rows, files)
         everything = [row for part in rows.values() for row in part]
         if not everything:
             reasons = "; ".join(reader.reasons()) or "There is none"
@@ -367,8 +368,9 @@ def name_apart(rows: Parts, files: dict[Split, Paths | None]) -> None:
     earlier = set[str]()
     for part, own in rows.items():
         names = {row["where"].rpartition(":")[0] for row in own}
-        for row in own if names & earlier else []:
-            where = f"{files_of(files[part] or '')[0]}/{row['where']}"
+        folder = files_of(path)[0] if names & earlier and (path := files[part]) else None
+        for row in own if folder else []:
+            where = f"{folder}/{row['where']}"
             if row["id"] == row["where"]:
                 row["id"] = where
             row["where"] = where

@@ -22,7 +22,7 @@ from ftcore.config.build import build, locate
 from ftcore.config.check import earlier_problems
 from ftcore.console import stderr
 from ftcore.errors import ModelError, model_errors, printable
-from ftcore.files import placeholder, resolve
+from ftcore.files import HEAD, placeholder, resolve
 from ftcore.kernels.frozen_blocks import ActivationCache, cache_activations
 from ftcore.models.base_name import Base
 from ftcore.models.blocks import transformer_blocks
@@ -337,7 +337,7 @@ def _prepare(tokenizer: PreTrainedTokenizerBase, network: Any, chat_template: st
         file = Path(resolve(chat_template))
         if not file.is_file():
             raise ModelError(f"model.chat_template: there is no file {file}.")
-        if stands_for := placeholder(file.read_bytes()[:512]):
+        if stands_for := placeholder(file.read_bytes()[:HEAD]):
             raise ModelError(f"model.chat_template: {file} is {stands_for}.")
         tokenizer.chat_template = file.read_text(encoding="utf-8")
     if tokenizer.eos_token_id is None and (network.can_generate() or tokenizer.mask_token_id is None):

@@ -3,7 +3,6 @@
 They are kept under FTCORE_HOME/models. A folder appears there only when complete, with the SHA-256 of its weights.
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -19,7 +18,7 @@ from filelock import FileLock
 
 from ftcore.console import stderr
 from ftcore.errors import ModelError, model_errors
-from ftcore.files import home, placeholder, resolve, sha256, short_hash, whole_file, write_text
+from ftcore.files import HEAD, home, json_hash, placeholder, resolve, sha256, short_hash, whole_file, write_text
 from ftcore.models.config_file import check_config
 from ftcore.run_folder import Run
 from ftcore.settings import Model, Package, Place
@@ -58,10 +57,8 @@ def weights_hashes(model: Model) -> dict[str, str]:
     cached = home() / "hashes" / f"{short_hash([str(folder), _file_stamps(folder)])}.json"
     with suppress(OSError, ValueError):
         return dict(json.loads(cached.read_text()))
-    known, files = (
-        _manifest(folder),
-        [] if model["random_weights"] and not run else sorted(folder.glob("*.safetensors")),
-    )
+    known, is_drawn = _manifest(folder), model["random_weights"] and not run
+    files = [] if is_drawn else sorted(folder.glob("*.safetensors"))
     hashes = {file.name: known.get(file.name) or sha256(file) for file in files}
     if not run:
         hashes[CONFIG] = _hash_of_config(folder / CONFIG)
@@ -226,7 +223,7 @@ def _manifest(folder: Path) -> dict[str, str]:
 def check_length(file: Path) -> None:
     """Compare a file's length with the one that its safetensors header gives; an interrupted download is shorter."""
     with model_errors(file, " as a safetensors file"), file.open("rb") as content:
-        if stands_for := placeholder(content.read(512)):
+        if stands_for := placeholder(content.read(HEAD)):
             raise ModelError(f"{file} is {stands_for}.")
         content.seek(0)
         size = int.from_bytes(content.read(8), "little")
@@ -245,7 +242,7 @@ def _hash_of_config(file: Path) -> str:
     """SHA-256 of what a config.json says of the model, whoever wrote it."""
     with model_errors(file):
         said = {k: v for k, v in json.loads(file.read_text(encoding="utf-8")).items() if k not in WRITERS}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    return json_hash(said)
 
 
 def _file_stamps(folder: Path) -> list[Stamp]:

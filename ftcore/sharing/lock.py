@@ -4,7 +4,6 @@ Versions, machine, weights, tokenizer, chat template and rows are held by name a
 weight. It may come from anywhere, so it is read as data of a known shape.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from ftcore.config.tree import flatten
 from ftcore.data.records import Records
 from ftcore.data.sources import Row, files_of
 from ftcore.errors import ConfigError, ModelError
-from ftcore.files import expanded, resolve, sha256, write_json
+from ftcore.files import expanded, json_hash, resolve, sha256, write_json
 from ftcore.machine.provenance import MadeWith, made_with
 from ftcore.models.weights import CONFIG, weights_folder, weights_hashes
 from ftcore.run_folder import Run, Scores, Summary
@@ -117,7 +116,7 @@ def _file_facts(path: str) -> dict[str, object]:
 
 
 def _digest(value: object) -> str | None:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest() if value else None
+    return json_hash(value) if value else None
 
 
 def write_lock(file: Path, found: Facts, summary: Summary, recipe: Path) -> None:

@@ -25,6 +25,7 @@ from ftcore.config.tree import flatten
 from ftcore.console import stderr, typed
 from ftcore.data.layouts import in_batches
 from ftcore.errors import ConfigError
+from ftcore.files import expanded
 from ftcore.machine.processes import rank_and_world
 from ftcore.run_folder import Run, keep_lines
 from ftcore.settings import Role
@@ -274,5 +275,5 @@ def has_key() -> bool:
     """Whether there is a key for W&B's server, in the environment or in the netrc file."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    netrc = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    netrc = expanded(os.environ.get("NETRC") or "~/.netrc")
     return netrc.is_file() and "wandb" in netrc.read_text(errors="ignore")
