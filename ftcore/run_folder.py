@@ -72,7 +72,6 @@ class Run:
         self.folder = expanded(folder)
         self.model = self.folder / "model"
         self.checkpoints = self.folder / "checkpoints"
-        self.best_weights = self.checkpoints / "best.safetensors"
         self.base_scores = self.folder / "base.json"
         self.ledger = self.folder / "ledger.parquet"
         self.profile_table = self.folder / "profile.txt"
@@ -109,6 +108,10 @@ class Run:
         """The run with a model that a path is the folder of; None when it is none."""
         run = cls(path) if isinstance(path, str) else None
         return run if run and run.model.is_dir() and run.config_file.is_file() else None
+
+    def best_weights(self, step: int) -> Path:
+        """Folder of the trained weights of the best validation, which was at `step`."""
+        return self.checkpoints / f"best-{step:08d}"
 
     @property
     def begun(self) -> bool:

@@ -139,6 +139,7 @@ class Hardware(TypedDict):
     devices: int
     num_nodes: int
     strategy: Strategy
+    replicas: int
     precision: Precision
     activation_checkpointing: bool | Literal["auto"]
     compile: bool
@@ -277,13 +278,17 @@ class Config(TypedDict):
 
 @dataclass(frozen=True)
 class Machine:
-    """The devices of a run, after `auto` is resolved: `devices` on each of `num_nodes` machines, with one process each."""
+    """The devices of a run, after `auto` is resolved: `devices` on each of `num_nodes` machines, with one process each.
+
+    `replicas`: copies of a sharded model.
+    """
 
     accelerator: Literal["cpu", "gpu"]
     devices: int
     num_nodes: int
     strategy: Strategy
     precision: Precision
+    replicas: int = 1
 
     @property
     def processes(self) -> int:

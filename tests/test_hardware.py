@@ -6,7 +6,7 @@ from ftcore.errors import ConfigError, HardwareError
 from ftcore.machine import hardware
 from ftcore.machine.hardware import find_machine, micro_batch
 
-CPU = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "single", "precision": "32-true"}
+CPU = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "single", "replicas": 1, "precision": "32-true"}
 CPU |= {"activation_checkpointing": False, "compile": False, "slurm": None}
 
 
@@ -35,6 +35,9 @@ def test_options_become_the_machine_that_is_there():
         ({"devices": 2}, ConfigError),
         ({"precision": "16-mixed"}, HardwareError),
         ({"strategy": "fsdp"}, ConfigError),
+        ({"strategy": "fsdp", "devices": 6, "replicas": 4}, ConfigError),
+        ({"strategy": "fsdp", "devices": 2, "replicas": 2}, ConfigError),
+        ({"strategy": "ddp", "devices": 4, "replicas": 2}, ConfigError),
         ({"strategy": "fsdp", "devices": 2, "precision": "16-mixed"}, ConfigError),
     ],
 )

@@ -19,6 +19,8 @@ from tests.conftest import FAST, latest
 
 WORDS = [*FAST, "hardware=cpu", "adapter.dropout=0.1", "global_batch_size=8", "max_steps=8", "checkpoints.every=2"]
 MORE = ["retention.every=2", "validate_every=3", "keep_best=val/loss", "data.validation_share=0.1", "ledger=true"]
+# What the first process writes.
+OWN = "shard-00001-model-00001-of-00001.safetensors"
 METHODS = {
     "sft": MORE,
     "reward": [],
@@ -89,12 +91,12 @@ def test_a_folder_that_is_no_run_cannot_be_gone_on_with(fails, name):
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(ftcore, stops):
     stops("raise step=6", *WORDS)
     (folder,) = ftcore("--help").folder.parent.glob("*")
-    newest = folder / "checkpoints" / "step-00000004" / "process-0.safetensors"
+    newest = folder / "checkpoints" / "step-00000004" / OWN
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
     outcome = ftcore(*WORDS, "resume=auto")
-    assert "step-00000004 is damaged (process-0.safetensors has changed)" in outcome.err
+    assert f"step-00000004 is damaged ({OWN} has changed)" in outcome.err
     assert "Going on after step 2 of 8" in outcome.out
     assert left(outcome) == left(ftcore(*WORDS, "name=whole"))
 
@@ -116,11 +118,14 @@ def test_damage_of_any_file_is_seen(tmp_path, hurt):
 
 
 def test_what_the_disk_refuses_is_named_and_the_checkpoint_before_stays(tmp_path):
-    checkpoint.write(tmp_path / "checkpoints", 1, {}, {"step": 1}, keep=1)
+    checkpoint.write(tmp_path / "checkpoints", 1, {"weight/a": torch.zeros(5)}, {"step": 1}, keep=1)
     before, limits = checkpoint.newest(tmp_path / "checkpoints"), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
     try:
-        with pytest.raises(StorageError, match=r"not written: File too large \(.*process-0.safetensors\).* are free"):
+        with pytest.raises(
+            StorageError,
+            match=r"not written: File too large \(.*step-00000002\).* are free",
+        ):
             checkpoint.write(tmp_path / "checkpoints", 2, {"weight/a": torch.zeros(50, 50)}, {"step": 2}, keep=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -161,7 +161,8 @@ def test_the_best_validation_becomes_the_model_and_patience_stops(ftcore):
     validations = {line["step"]: line["val/loss"] for line in outcome.metrics if "val/loss" in line}
     best = min(validations, key=validations.get)
     assert outcome.summary["steps"] == best + 2 < 12
-    kept = load_file(outcome.folder / "checkpoints" / "best.safetensors")
+    (file,) = (outcome.folder / "checkpoints" / f"best-{best:08d}").iterdir()
+    kept = load_file(file)
     model = load_file(outcome.folder / "model" / "model.safetensors")
     assert torch.equal(model["model.norm.weight"], kept["model.norm.weight"])
 

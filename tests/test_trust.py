@@ -572,6 +572,10 @@ def test_scores_are_not_written_outside_of_a_run(run, attempt, tmp_path):
     assert not list(tmp_path.rglob("elsewhere*"))
 
 
+# What the first process writes of a checkpoint.
+OWN_TENSORS = "shard-00001-model-00001-of-00001.safetensors"
+
+
 def spoil_checkpoint(folder, name, content):
     """Put a pickle into a checkpoint, with the right size and checksum in the manifest."""
     (folder / name).write_bytes(content)
@@ -582,8 +586,8 @@ CHECKPOINTS = {
     "a pickled state": lambda f: spoil_checkpoint(f, "state.json", PICKLE),
     "a state of another kind": lambda f: spoil_checkpoint(f, "state.json", b"[]"),
     "a pickled manifest": lambda f: (f / "manifest.json").write_bytes(PICKLE),
-    "pickled tensors": lambda f: spoil_checkpoint(f, "process-0.safetensors", PICKLE),
-    "tensors of another header": lambda f: spoil_checkpoint(f, "process-0.safetensors", unsafetensors(b"{}", 1 << 62)),
+    "pickled tensors": lambda f: spoil_checkpoint(f, OWN_TENSORS, PICKLE),
+    "tensors of another header": lambda f: spoil_checkpoint(f, OWN_TENSORS, unsafetensors(b"{}", 1 << 62)),
     "pickles beside": lambda f: [torch_pickle(f / name) for name in ("optimizer.pt", "trainer_state.ckpt", "process-1.bin")],
     "a manifest of files above": lambda f: changed(f / "manifest.json", **{"../../../../evil.py": [1, 1]}),
 }  # fmt: skip

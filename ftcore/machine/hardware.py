@@ -34,6 +34,7 @@ def find_machine(
     devices: Annotated[int, Ge(1)],
     num_nodes: Annotated[int, Ge(1)],
     strategy: Strategy,
+    replicas: Annotated[int, Ge(1)],
     precision: Annotated[Precision, Role("result")],
     activation_checkpointing: bool | Literal["auto"],
     compile: bool,
@@ -56,11 +57,16 @@ def find_machine(
         raise ConfigError(f"hardware.devices={devices} and num_nodes={num_nodes} need hardware.strategy=ddp or fsdp.")
     if strategy == "fsdp" and devices * num_nodes == 1:
         raise ConfigError("hardware.strategy=fsdp needs several processes: set hardware.devices, or strategy=single.")
+    if replicas > 1 and (strategy != "fsdp" or (devices * num_nodes) % replicas or devices * num_nodes == replicas):
+        raise ConfigError(
+            f"hardware.replicas={replicas} copies of a model need strategy=fsdp and at least two processes each: "
+            f"hardware.devices x hardware.num_nodes = {devices * num_nodes}."
+        )
     if strategy == "fsdp" and precision == "16-mixed":
         raise ConfigError("hardware.precision=16-mixed does not go with strategy=fsdp: use bf16-mixed.")
     if precision == "16-mixed" and accelerator == "cpu":
         raise HardwareError("hardware.precision=16-mixed needs a GPU. On a CPU use 32-true (exact) or bf16-mixed.")
-    return Machine(accelerator, devices, num_nodes, strategy, precision)
+    return Machine(accelerator, devices, num_nodes, strategy, precision, replicas)
 
 
 def keep_freed_memory() -> None:

@@ -7,7 +7,7 @@ over the whole optimizer step, so micro-batches, accumulation and processes neve
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, dataclass_transform
 
@@ -31,7 +31,7 @@ from ftcore.methods.losses import token_kl
 from ftcore.models.foundation import Foundation, takes_any_mask
 from ftcore.models.logprobs import logits_at, row_numbers, row_sums, sequence_sums
 from ftcore.models.reference import ReferenceSums, content_hash
-from ftcore.models.sharding import full_tensor, shard, sync_gradients, unsharded
+from ftcore.models.sharding import full_tensor, shard, sum_over_copies, unsharded
 
 B = TypeVar("B", bound=Batch)
 # Ranges of config parameters.
@@ -125,8 +125,8 @@ class Method(Configured, Generic[E, B]):
     record_type: ClassVar[str]
     # Whether the loss compares with the base model, whose weights are then kept.
     has_reference: ClassVar[bool] = False
-    # Whether the network sees the same sequences in every epoch.
-    rows_recur = True
+    # Whether it trains on its own completions: the network then sees no sequence again.
+    samples: ClassVar[bool] = False
     # For methods that sample: completions per prompt, and optimizer steps on each set of them.
     group_size = updates = 1
 
@@ -202,29 +202,31 @@ class Method(Configured, Generic[E, B]):
 
     def rows_of_step(self, draw: Draw, random: np.random.Generator) -> list[E]:
         """`prepare` in the precision that the step will have."""
-        with self.unsharded_and_eager(), self.trainer.precision_plugin.forward_context():
+        with self._between_steps(), self.trainer.precision_plugin.forward_context():
             return self.prepare(draw, random)
+
+    def _between_steps(self) -> AbstractContextManager[object]:
+        """For drawing rows and validating: only methods that sample need all weights there."""
+        return self.unsharded_and_eager() if self.samples else torch.compiler.set_stance("force_eager")
 
     def configure_model(self) -> None:
         """Shard the weights if the strategy asks for it."""
-        if self.device_mesh:
-            mesh, device = self.device_mesh["data_parallel"], self.trainer.strategy.root_device
-            for network in self._networks():
-                shard(network, mesh, device, self.trainer.precision_plugin.precision)
+        shard(self.networks(), self.trainer.strategy.root_device, self.trainer.precision == "bf16-mixed")
 
-    def _networks(self) -> list[torch.nn.Module]:
+    def networks(self) -> list[torch.nn.Module]:
+        """All networks that the method computes with."""
         return [*self.children(), *filter(None, [self.foundation.frozen_copy])]
 
     @contextmanager
     def unsharded_and_eager(self) -> Iterator[None]:
-        """All weights in every process and nothing compiled: for everything outside training, where shapes vary."""
-        with unsharded(self._networks()), torch.compiler.set_stance("force_eager"):
+        """All weights in every process and nothing compiled: where each has its own number of forward passes."""
+        with unsharded(self.networks()), torch.compiler.set_stance("force_eager"):
             yield
 
     def on_train_batch_start(self, batch: B, batch_idx: int) -> None:
-        """Sum gradients over processes only in the last micro-batch of a step."""
+        """Sum gradients over copies of a sharded model only in the last micro-batch of a step."""
         for network in self.children():
-            sync_gradients(network, (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0)
+            sum_over_copies(network, (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0)
 
     @property
     def predicts_tokens(self) -> bool:
@@ -325,7 +327,7 @@ class Method(Configured, Generic[E, B]):
 
     def validation_step(self, batch: B, batch_idx: int) -> None:
         """Sum each term over the validation rows."""
-        with self.unsharded_and_eager():
+        with self._between_steps():
             self.validation.add(self.validation_terms(batch))
 
     def on_validation_epoch_end(self) -> None:

@@ -63,7 +63,7 @@ class GRPO(OnlineMethod):
         """Weighted sum of the reward functions, plus the reward model's score if there is one."""
         totals, parts = self.functions.score([row["prompt"] for row in rows], texts, ids, rows)
         if self.scorer:
-            scores = self.scorer.score(rows, texts, self.context.micro_batch_size, self.network.device)
+            scores = self.model_scores(rows, texts)
             pairs = zip(totals, scores, strict=True)
             totals = [None if total is None else total + self.reward_model_weight * score for total, score in pairs]
             parts["reward_model"] = list(scores)

@@ -23,6 +23,7 @@ from ftcore.kernels.packed_weights import packed_weights
 from ftcore.machine.hardware import memory_of
 from ftcore.machine.processes import rank_and_world, shared_out
 from ftcore.methods.base import ByRow, HeldOut, Method, NonNegative, Positive, PositiveFraction, Term
+from ftcore.methods.reward_model import RewardModel
 from ftcore.models.logprobs import completion_logps
 from ftcore.rewards.functions import Scored
 from ftcore.rollout.sample import Completion, generate, sample
@@ -61,7 +62,7 @@ class OnlineMethod(Method[Sample, Rollouts]):
     """Base class of methods that learn from completions which the policy samples."""
 
     record_type = "prompt"
-    rows_recur = False
+    samples = True
     # Which lists of `Sample.per_token` the loss reads from a batch.
     per_token_names: ClassVar[tuple[str, ...]]
 
@@ -77,6 +78,7 @@ class OnlineMethod(Method[Sample, Rollouts]):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.silent_steps: int | None = 0  # the first steps that taught nothing; None once one did, or it was said
+        self.scorer: RewardModel | None = None  # in methods that have one
         self.foundation.disable_dropout()
         if self.beta:
             self.foundation.keep_base()
@@ -92,6 +94,10 @@ class OnlineMethod(Method[Sample, Rollouts]):
         raise NotImplementedError
 
     # The base class does the rest.
+
+    def networks(self) -> list[torch.nn.Module]:
+        """Also the reward model's."""
+        return [*super().networks(), *([self.scorer.network] if self.scorer else [])]
 
     def encode(self, rows: list[Row]) -> list[Prompt]:
         """Prompts with room for a completion."""
@@ -145,6 +151,11 @@ class OnlineMethod(Method[Sample, Rollouts]):
             f"{why}. Look at the rewards, raise method.max_new_tokens, method.temperature or method.group_size, or choose "
             "prompts that are answered right sometimes."
         )
+
+    def model_scores(self, rows: list[Row], texts: list[str]) -> list[float]:
+        """The reward model's score of each completion."""
+        assert self.scorer
+        return self.scorer.score(rows, texts, self.context.micro_batch_size, self.network.device)
 
     def sample_groups(self, prompts: list[Prompt], random: np.random.Generator) -> list[list[Sample]]:
         """A group of samples for each prompt. All processes share the work and get all groups."""

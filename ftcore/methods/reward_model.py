@@ -38,7 +38,8 @@ class RewardModel:
     @torch.no_grad()
     def score(self, rows: list[Row], completions: list[str], batch_size: int, device: torch.device) -> list[float]:
         """Score of each completion after its row's prompt, as if it had ended there."""
-        self.network.to(device)
+        if self.network.device != device:  # in shares it is there, and must not move
+            self.network.to(device)
         examples = [self.encoder.answered(row, text) for row, text in zip(rows, completions, strict=True)]
         batches = [pad(part, self.encoder.tokenizer.pad_token_id or 0) for part in in_batches(examples, batch_size)]
         scores = [sequence_scores(self.network, move_data_to_device(batch, device)) for batch in batches]

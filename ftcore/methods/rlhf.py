@@ -45,7 +45,7 @@ class RLHF(OnlineMethod):
 
     def compute_rewards(self, rows: list[Row], texts: list[str], ids: list[list[int]]) -> Scored:
         """Scores of the reward model."""
-        return list(self.scorer.score(rows, texts, self.context.micro_batch_size, self.network.device)), {}
+        return list(self.model_scores(rows, texts)), {}
 
     @torch.no_grad()
     def compute_per_token(self, samples: list[Sample], batch: Batch) -> None:

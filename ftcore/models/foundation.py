@@ -15,15 +15,20 @@ from typing import Any, Protocol, cast
 
 import torch
 import transformers
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.core_model_loading import revert_weight_conversion
 
 from ftcore.config.build import build, locate
 from ftcore.config.check import earlier_problems
 from ftcore.console import stderr
 from ftcore.errors import ModelError, model_errors, printable
-from ftcore.files import HEAD, placeholder, resolve
+from ftcore.files import HEAD, placeholder, resolve, to_json, write_text
 from ftcore.kernels.frozen_blocks import ActivationCache, cache_activations
+from ftcore.machine.processes import rank_and_world
+from ftcore.models import sharding
 from ftcore.models.base_name import Base
 from ftcore.models.blocks import transformer_blocks
 from ftcore.models.config_file import below_one, check_config, check_signs
@@ -131,7 +136,7 @@ def with_control_tokens(foundation: Foundation, tokens: tuple[str, ...]) -> Foun
     if (highest := _highest_id(tokenizer)) >= network.get_input_embeddings().num_embeddings:
         with torch.random.fork_rng():
             torch.manual_seed(0)  # the same embeddings whenever the run is loaded again
-            network.resize_token_embeddings(highest + 1, mean_resizing=network.device.type != "meta")
+            network.resize_token_embeddings(highest + 1)
     new = (tokenizer.get_vocab()[token] for token in added)
     return replace(foundation, new_tokens=(*foundation.new_tokens, *new))
 
@@ -153,6 +158,12 @@ def merged(foundation: Foundation) -> Foundation:
     """The foundation with its adapter, if any, merged into the weights."""
     if not foundation.has_adapter:
         return foundation
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for layer in foundation.network.modules():
+        if isinstance(layer, BaseTunerLayer):
+            with sharding.whole(layer):
+                layer.merge()
     return replace(foundation, network=foundation.network.merge_and_unload(), merged_run=True)
 
 
@@ -200,18 +211,19 @@ def _load_network(folder: Path, architecture: str, dtype: Dtype, random: bool, o
     score_layers = SCORE_LAYERS if architecture == "SequenceClassification" else []
     if random:
         drawn_as = None if dtype == "auto" else getattr(torch, dtype)
-        return auto_class.from_config(**options, dtype=drawn_as), score_layers[:1]
-    if torch.get_default_device().type == "meta":  # another process has the values
-        options["device_map"] = "meta"
+        network = auto_class.from_config(**options, dtype=drawn_as)
+        sharding.cut(network)
+        return network, score_layers[:1]
+    with torch.device("meta"):
+        network_class = sharding.born_in_shares(type(auto_class.from_config(**options)))
     options |= {"dtype": dtype, "output_loading_info": True}
     try:
-        network, report = auto_class.from_pretrained(folder, **options)
+        network, report = network_class.from_pretrained(folder, **options)
     except RuntimeError:  # other shapes: the meta device names them and needs no memory for what config.json says
         options |= {"device_map": "meta", "ignore_mismatched_sizes": True}
         _new_modules(folder, auto_class.from_pretrained(folder, **options)[1], score_layers)
         raise
-    values = network.named_parameters() if network.device.type != "meta" else ()
-    if wrong := [name for name, value in values if not value.isfinite().all()]:
+    if wrong := [name for name, value in network.named_parameters() if not sharding.local(value).isfinite().all()]:
         raise ModelError(f"{folder}: {len(wrong)} weights hold NaN or infinity: {', '.join(wrong[:5])}.")
     _check_depth(folder, network, report["unexpected_keys"])
     return network, _new_modules(folder, report, score_layers)
@@ -309,8 +321,10 @@ def _with_score_layer(foundation: Foundation) -> Foundation:
     trunk, config = foundation.network.base_model, copy.deepcopy(foundation.network.config)
     config.num_labels = 1
     _set_pad_token(foundation.tokenizer, config)
-    network = transformers.AutoModelForSequenceClassification.from_config(config, dtype=trunk.dtype)
-    network.base_model.load_state_dict(trunk.state_dict())
+    with torch.device("meta"):
+        network = transformers.AutoModelForSequenceClassification.from_config(config, dtype=trunk.dtype)
+    setattr(network, network.base_model_prefix, trunk)
+    network._init_weights(network.get_submodule(SCORE_LAYERS[0]).to_empty(device="cpu"))
     return Foundation(network, foundation.tokenizer, merged_run=True, new_modules=(SCORE_LAYERS[0],))
 
 
@@ -362,15 +376,18 @@ def _four_bit() -> BitsAndBytesConfig:
 def save_model(foundation: Foundation, folder: Path, base: Base, card: str) -> None:
     """Write the adapter or the full model, with its tokenizer and card, in Hugging Face layout, complete or not at all.
 
-    An adapter names its `base` as others can find it. Files are as readable as their folder.
+    An adapter names its `base` as others can find it. Files are as readable as their folder. Every process must call this; the
+    first one writes.
     """
     if foundation.merged_run:  # an adapter alone would name the weights before the earlier run as its base
         foundation = merged(foundation)
-    partial = folder.with_name(folder.name + ".partial")
+    partial, first = folder.with_name(folder.name + ".partial"), rank_and_world()[0] == 0
     if foundation.has_adapter:
-        settings = foundation.network.active_peft_config
-        settings.base_model_name_or_path, settings.revision = base.name, base.revision
-    foundation.network.save_pretrained(partial, **({"save_embedding_layers": False} if foundation.has_adapter else {}))
+        _write_adapter(foundation, partial, base, first)
+    else:
+        _write_weights(foundation.network, partial, first)
+    if not first:
+        return
     foundation.tokenizer.save_pretrained(partial)
     (partial / "README.md").write_text(card, encoding="utf-8")
     for file in partial.glob("*.safetensors"):
@@ -378,6 +395,41 @@ def save_model(foundation: Foundation, folder: Path, base: Base, card: str) -> N
             file.chmod(0o666 & partial.stat().st_mode)  # safetensors lets only the owner read them
     shutil.rmtree(folder, ignore_errors=True)  # left by a run that was stopped right after this
     partial.rename(folder)
+
+
+def _write_adapter(foundation: Foundation, folder: Path, base: Base, first: bool) -> None:
+    """Write what trained beside the frozen weights."""
+    network = foundation.network
+    settings = network.active_peft_config
+    settings.base_model_name_or_path, settings.revision = base.name, base.revision
+    trained = {
+        name: sharding.full_tensor(value.detach()) for name, value in network.named_parameters() if value.requires_grad
+    }
+    if first:
+        network.save_pretrained(folder, state_dict=trained, save_embedding_layers=False)
+
+
+def _write_weights(network: Any, folder: Path, first: bool) -> None:
+    """Write a model's files one after the other, so that no process ever holds more than one of them whole."""
+    once = dict[int, tuple[str, torch.Tensor]]()
+    for name, value in network.state_dict(keep_vars=True).items():
+        once.setdefault(id(value), (name, value.detach()))  # tied weights by their first name
+    state = revert_weight_conversion(network, dict(once.values()))
+    sizes = {name: torch.empty(value.shape, dtype=value.dtype, device="meta") for name, value in state.items()}
+    plan = split_torch_state_dict_into_shards(sizes)
+    if first:
+        network.save_pretrained(folder, state_dict={})  # what goes with the weights
+    for file, names in plan.filename_to_tensors.items():
+        values = {}
+        for name in names:
+            value = sharding.full_tensor(state[name])
+            if first:
+                values[name] = value.cpu().contiguous()
+        if first:
+            save_file(values, folder / file, metadata={"format": "pt"})
+    if first and plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        write_text(folder / "model.safetensors.index.json", to_json(index))
 
 
 # Architectures that a test has shown to give answers that share a prompt the log-probabilities that they have alone.

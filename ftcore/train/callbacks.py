@@ -4,6 +4,7 @@ import faulthandler
 import math
 import os
 import resource
+import shutil
 import sys
 import threading
 import time
@@ -13,17 +14,15 @@ import torch
 from lightning import Trainer
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import RichProgressBar
-from safetensors.torch import load_file, save_file
 
 from ftcore.console import console, stderr
 from ftcore.data.examples import Example
 from ftcore.errors import ConfigError, HardwareError, paragraph
 from ftcore.evaluate.score import probe_perplexity
-from ftcore.files import whole_file
 from ftcore.methods.base import Method
-from ftcore.models.sharding import full_tensor, sharded_like
 from ftcore.run_folder import Run
 from ftcore.settings import Retention
+from ftcore.train import tensors
 
 
 class ProgressBar(RichProgressBar):
@@ -163,16 +162,17 @@ class KeepBest(Callback):
     """
 
     def __init__(self, run: Run, key: str, patience: int | None) -> None:
-        self.file, self.key, self.patience, self.waited = run.best_weights, key, patience, 0
+        self.run, self.key, self.patience, self.waited = run, key, patience, 0
         self.best: float | None = None
+        self.step = 0  # that `best` is of
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the best value and the number of validations since."""
-        return {"best": self.best, "waited": self.waited}
+        """What a checkpoint keeps: the best value, its step and the number of validations since."""
+        return {"best": self.best, "step": self.step, "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what a checkpoint kept."""
-        self.best, self.waited = state["best"], state["waited"]
+        self.best, self.step, self.waited = state["best"], state["step"], state["waited"]
 
     def on_validation_end(self, trainer: Trainer, method: Method) -> None:
         """Save when the metric is lower than ever before."""
@@ -182,23 +182,24 @@ class KeepBest(Callback):
             raise ConfigError(f"keep_best={self.key}: validation gives no such metric. It gives: {metrics}.")
         self.waited += 1
         if self.best is None or value < self.best:
-            self.best, self.waited = float(value), 0
-            trained = named_trained(method.network)
-            weights = {name: full_tensor(parameter.detach()).contiguous() for name, parameter in trained.items()}
+            self.best, self.step, self.waited = float(value), trainer.global_step, 0
+            tensors.write_whole(self.run.best_weights(self.step), _values(method))
             if trainer.is_global_zero:
-                with whole_file(self.file) as beside:
-                    save_file(weights, beside)
+                for older in self.run.checkpoints.glob("best-*"):
+                    if older != self.run.best_weights(self.step):
+                        shutil.rmtree(older, ignore_errors=True)
         if self.patience and self.waited >= self.patience:
             trainer.should_stop = True
 
     @torch.no_grad()
     def on_train_end(self, trainer: Trainer, method: Method) -> None:
         """Load the best weights."""
-        trainer.strategy.barrier()
         if self.best is not None:
-            weights = load_file(self.file)
-            for name, parameter in named_trained(method.network).items():
-                parameter.copy_(sharded_like(weights[name], parameter))
+            tensors.read(self.run.best_weights(self.step), _values(method))
+
+
+def _values(method: Method) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach() for name, parameter in named_trained(method.network).items()}
 
 
 def named_trained(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

@@ -1,12 +1,11 @@
 """Checkpoints: complete or not there, checked when they are read, and enough to resume as if nothing had happened.
 
-A checkpoint is a folder checkpoints/step-<k>: state.json, a safetensors file of each process, and manifest.json with the size and
+A checkpoint is a folder checkpoints/step-<k>: state.json, safetensors files of the processes, and manifest.json with the size and
 checksum of each file, written last. All of it is written to a hidden folder, flushed to the disk and then renamed. It holds the
 weights that train (a frozen base is loaded again), AdamW's moments, every process's random states and the progress of the run;
 the order of rows and the schedule follow from that. Nothing is pickled.
 """
 
-import errno
 import json
 import os
 import random
@@ -21,15 +20,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from ftcore.console import stderr
 from ftcore.errors import StorageError
 from ftcore.machine.processes import gathered, rank_and_world
-from ftcore.models.sharding import sharded_like
+from ftcore.models.sharding import local
+from ftcore.train import tensors
 
 State = dict[str, Any]
 Files = dict[str, list[int]]  # name -> size in bytes, checksum
@@ -66,11 +64,7 @@ def problem(folder: Path) -> str:
             if _checksum(folder / name) != checksum:
                 return f"{name} has changed"
         assert isinstance(read_state(folder), dict)
-        shards = {file.name for file in folder.glob("process-*.safetensors")}
-        assert shards and shards == {f"process-{rank}.safetensors" for rank in range(len(shards))}
-        for shard in shards:
-            with safe_open(folder / shard, "pt"):
-                pass
+        assert tensors.names(folder)
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except (ValueError, TypeError, AssertionError, RecursionError, SafetensorError):
@@ -83,14 +77,14 @@ def read_state(folder: Path) -> State:
     return json.loads((folder / STATE).read_text())
 
 
-def write(checkpoints: Path, step: int, tensors: dict[str, Tensor], state: State, keep: int) -> None:
+def write(checkpoints: Path, step: int, values: dict[str, Tensor], state: State, keep: int) -> None:
     """Write checkpoint `step` with this process's tensors and the first process's state, then remove the oldest beyond `keep`.
 
     Called in every process. Raises `StorageError` in all of them when one of them could not write; older checkpoints stay.
     """
     target = checkpoints / f"step-{step:08d}"
-    if errors := _write(target, tensors, state):
-        size, free = sum(tensor.nbytes for tensor in tensors.values()), shutil.disk_usage(checkpoints.parent).free
+    if errors := _write(target, values, state):
+        size, free = sum(local(value).nbytes for value in values.values()), shutil.disk_usage(checkpoints.parent).free
         raise StorageError(
             f"Checkpoint {target} was not written: {errors[0]}. A process needs {size:,} bytes, {free:,} are free. Older "
             "checkpoints are still there."
@@ -100,7 +94,7 @@ def write(checkpoints: Path, step: int, tensors: dict[str, Tensor], state: State
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(target: Path, tensors: dict[str, Tensor], state: State) -> list[str]:
+def _write(target: Path, values: dict[str, Tensor], state: State) -> list[str]:
     """Write all files beside `target`, then rename. Returns, in every process, what went wrong in any of them."""
     rank, _ = rank_and_world()
     partial, own, errors = target.with_name(f".{target.name}"), Files(), list[str]()
@@ -110,7 +104,7 @@ def _write(target: Path, tensors: dict[str, Tensor], state: State) -> list[str]:
             partial.mkdir(parents=True)
     gathered(None)  # now the folder is there
     with _noted(errors):
-        own = write_own(partial, rank, tensors, state)
+        own = write_own(partial, rank, values, state)
     parts = gathered((own, errors))
     errors = [error for _, part in parts for error in part]
     if rank == 0:
@@ -130,21 +124,16 @@ def _noted(errors: list[str]) -> Iterator[None]:
         errors.append(f"{error.strerror or error} ({error.filename})" if error.filename else str(error))
 
 
-def write_own(partial: Path, rank: int, tensors: dict[str, Tensor], state: State) -> Files:
-    """Write this process's tensors, and in the first process the state. Raises `OSError`, also instead of safetensors' error."""
-    file = partial / f"process-{rank}.safetensors"
-    try:
-        save_file(tensors, file)
-    except SafetensorError as error:
-        reason = str(error).rpartition("I/O error: ")[2].partition(" (os error")[0]
-        raise OSError(errno.EIO, reason, str(file)) from None
-    with suppress(OSError):  # some file systems have no permissions
-        file.chmod(0o666 & partial.stat().st_mode)  # safetensors lets only the owner read its files
-    files = {file.name: _flushed(file)}
+def write_own(partial: Path, rank: int, values: dict[str, Tensor], state: State) -> Files:
+    """Write this process's tensors, and in the first process the state. Raises `OSError`."""
+    files = tensors.write(partial, values)
+    for file in files:
+        with suppress(OSError):  # some file systems have no permissions
+            file.chmod(0o666 & partial.stat().st_mode)
     if rank == 0:
         (partial / STATE).write_text(json.dumps(state))
-        files[STATE] = _flushed(partial / STATE)
-    return files
+        files.append(partial / STATE)
+    return {file.name: _flushed(file) for file in files}
 
 
 def _flushed(file: Path) -> list[int]:
@@ -185,42 +174,32 @@ def _checksum(file: Path) -> int:
 
 
 def training_tensors(parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The trained weights, their optimizer state and the random states that this process saves.
-
-    Every process saves its shards and random states; what is not sharded is saved by the first process.
-    """
-    rank, _ = rank_and_world()
+    """The trained weights and their optimizer state, the same in every process or its shards; and its random states."""
     found = {f"weight/{name}": parameter.detach() for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
         found |= {f"{key}/{name}": value for key, value in optimizer.state.get(parameter, {}).items()}
-    own = {name: value for name, value in found.items() if rank == 0 or isinstance(value, DTensor)}
-    local = {name: value.to_local() if isinstance(value, DTensor) else value for name, value in own.items()}
-    return {name: value.contiguous() for name, value in local.items()} | _random_states()
+    return found | _random_states(rank_and_world()[0])
 
 
 @torch.no_grad()
 def load_tensors(folder: Path, parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
     """Restore weights, optimizer state and random states from a checkpoint, also one of another number of processes."""
-    rank, _ = rank_and_world()
-    count = len(list(folder.glob("process-*.safetensors")))
-    files = [safe_open(folder / f"process-{k}.safetensors", "pt") for k in range(count)]
-    names = [set(file.keys()) for file in files]
-
-    def full(name: str) -> Tensor:
-        shards = [file.get_tensor(name) for file, own in zip(files, names, strict=True) if name in own]
-        return torch.cat(shards) if len(shards) > 1 else shards[0]
-
-    kinds = sorted({name.partition("/")[0] for name in names[0]} - {"weight", "random", "step"})
+    saved = tensors.names(folder)
+    kinds = sorted({name.partition("/")[0] for name in saved} - {"weight", "random", "step"})
+    into = {f"weight/{name}": parameter.detach() for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
-        parameter.copy_(sharded_like(full(f"weight/{name}"), parameter))
-        if f"step/{name}" in names[0]:
-            state = {kind: sharded_like(full(f"{kind}/{name}"), parameter) for kind in kinds}
-            optimizer.state[parameter] = {**state, "step": full(f"step/{name}")}
-    own = files[rank % count]
-    _set_random_states({name: own.get_tensor(name) for name in own.keys() if name.startswith("random/")})  # noqa: SIM118
+        if f"step/{name}" in saved:
+            steps = torch.zeros((), device=parameter.device if optimizer.defaults["fused"] else "cpu")
+            optimizer.state[parameter] = {"step": steps, **{kind: torch.zeros_like(parameter) for kind in kinds}}
+            into |= {f"{key}/{name}": value for key, value in optimizer.state[parameter].items()}
+    count = len({name.split("/")[1] for name in saved if name.startswith("random/")})
+    own = {name: value for name, value in _random_states(rank_and_world()[0] % count).items() if name in saved}
+    tensors.read(folder, {**into, **own})
+    _set_random_states({name.rpartition("/")[2]: value for name, value in own.items()})
 
 
-def _random_states() -> dict[str, Tensor]:
+def _random_states(process: int) -> dict[str, Tensor]:
+    """Those of this process, named as those of number `process`."""
     numpy: Any = np.random.get_state()
     states = {
         "torch": torch.get_rng_state(),
@@ -229,13 +208,13 @@ def _random_states() -> dict[str, Tensor]:
     }
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
-    return {f"random/{name}": state for name, state in states.items()}
+    return {f"random/{process}/{name}": state for name, state in states.items()}
 
 
 def _set_random_states(states: dict[str, Tensor]) -> None:
-    torch.set_rng_state(states["random/torch"])
-    *keys, position = states["random/numpy"].tolist()
+    torch.set_rng_state(states["torch"])
+    *keys, position = states["numpy"].tolist()
     np.random.set_state(("MT19937", np.array(keys, np.uint32), position, 0, 0.0))
-    random.setstate((3, tuple(states["random/python"].tolist()), None))
-    if torch.cuda.is_available() and "random/cuda" in states:
-        torch.cuda.set_rng_state(states["random/cuda"])
+    random.setstate((3, tuple(states["python"].tolist()), None))
+    if torch.cuda.is_available() and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"])

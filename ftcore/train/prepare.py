@@ -48,7 +48,8 @@ def prepare(config: Config, resolved: Resolved, records: Records | None = None) 
     data = build(config["data"], Data)
     records = records or data.load(locate(config["method"], Method).record_type)
 
-    method = _load_method(config, resolved, data)
+    with sharding.in_shares(resolved.machine):
+        method = _load_method(config, resolved, data)
     method.encoder.check_template(records.train[:CHECKED])
     # Examples are cached under a hash of the method's own settings: those that all methods share do not change them.
     train = stored(records.train, method.encode, method.encoder, own_settings(config["method"]))
@@ -66,7 +67,7 @@ def prepare(config: Config, resolved: Resolved, records: Records | None = None) 
 
 def _load_method(config: Config, resolved: Resolved, data: Data) -> Method:
     """Load the foundation, add the adapter and build the method on it, in training mode."""
-    foundation, kind = _load_foundation(config, resolved), locate(config["method"], Method)
+    foundation, kind = _load_foundation(config), locate(config["method"], Method)
     context = RunContext(
         micro_batch_size=resolved.micro_batch_size,
         max_bad_steps=config["max_bad_steps"],
@@ -78,22 +79,21 @@ def _load_method(config: Config, resolved: Resolved, data: Data) -> Method:
     _tune(method.network.train(), config["hardware"])
     # Outputs of frozen blocks are cached where the same rows come again and every process has all weights.
     unsharded = resolved.machine.strategy != "fsdp" and not config["hardware"]["compile"]
-    if foundation.keep_activations_gb and method.rows_recur and unsharded:
+    if foundation.keep_activations_gb and not method.samples and unsharded:
         name = f"{base_key(config, resolved)}-{foundation.frozen_blocks}"
         foundation.cache_activations(home() / "activations" / name)
     return method
 
 
-def _load_foundation(config: Config, resolved: Resolved) -> Foundation:
-    """The network with its adapter. In a sharded run only the first process loads the weights."""
-    if config["adapter"].get("load_in_4bit") and resolved.machine.strategy == "fsdp":
+def _load_foundation(config: Config) -> Foundation:
+    """The network with its adapter."""
+    if config["adapter"].get("load_in_4bit") and config["hardware"]["strategy"] == "fsdp":
         raise ConfigError("adapter=qlora cannot be sharded: use hardware.strategy=ddp, or adapter=lora.")
     lightning.seed_everything(config["seed"], verbose=False)
-    with sharding.without_storage(resolved.machine):
-        foundation = foundation_of(config)
-        # Again, so that an adapter's weights do not depend on how the model loads.
-        lightning.seed_everything(config["seed"], verbose=False)
-        return build(config["adapter"], Foundation, foundation)
+    foundation = foundation_of(config)
+    # Again, so that an adapter's weights do not depend on how the model loads.
+    lightning.seed_everything(config["seed"], verbose=False)
+    return build(config["adapter"], Foundation, foundation)
 
 
 def _tune(network: Any, hardware: Hardware) -> None:

@@ -78,11 +78,7 @@ def run(
         trainer.fit(job.method, job.batches, job.validation)
     except torch.OutOfMemoryError:
         raise OutOfMemory(_out_of_memory(job)) from None
-    sharding.assemble(job.method.network)
-
-    if trainer.is_global_zero:
-        figures = _figures(job, steps, compare, started)  # before adapters are merged for saving
-        _end(config, run, job, compare, figures, loggers)
+    _end(config, run, job, compare, _figures(job, steps, compare, started), loggers)
     if failure := _failure(job, compare):
         raise NumericalError(failure)
 
@@ -90,15 +86,16 @@ def run(
 def _end(
     config: Config, run: Run, job: Job, compare: BeforeAfter, figures: dict[str, object], loggers: list[Logger]
 ) -> None:
-    """Save the model, write and report what the run gave."""
+    """Save the model, which takes all processes; the first writes and reports what the run gave."""
     samples, failure = side_by_side(compare.base.answers, compare.tuned.answers), _failure(job, compare)
     shown = spread(samples, config["evaluate"]["samples"])
     head = {"name": config["name"], **compare.scores(), **figures, **({"failure": failure} if failure else {})}
     summary = {**head, "made_with": made_with(config), "samples": shown}
     foundation, base = job.method.foundation, base_of(config["model"])
     save_model(foundation, run.model, base, model_card(config, summary, foundation, base))
-    run.finish(summary, samples, compare.tuned.by_row)
-    report.finish(config, run, summary, samples, loggers)
+    if job.batches.rank == 0:
+        run.finish(summary, samples, compare.tuned.by_row)
+        report.finish(config, run, summary, samples, loggers)
 
 
 def _failure(job: Job, compare: BeforeAfter) -> str:
