@@ -1,6 +1,7 @@
 """What survives: runs killed at random moments, killed in a save, damaged on the disk, failing in one of two processes.
 
     python benchmarks/faults.py kills sft 50      # kill -9 at 50 random moments, resume, compare the weights to the bit
+    python benchmarks/faults.py kills sft 20 fsdp_2cpu    # the same of all processes of a run whose model is in shares
     python benchmarks/faults.py saves 200         # kill -9 at 200 random moments of writing checkpoints
     python benchmarks/faults.py damage            # every file of the newest checkpoint cut, deleted, or one bit of it turned
     python benchmarks/faults.py processes 10      # one of two processes raises, is killed or hangs, 10 times each
@@ -70,6 +71,7 @@ def forked(work: Callable[[], int], folder: Path) -> int:
     sys.stdout.flush()
     if child := os.fork():
         return child
+    os.setpgid(0, 0)  # what it starts is killed with it
     os.chdir(folder)
     with open("output", "a") as output, redirect_stdout(output), redirect_stderr(output):
         os.dup2(output.fileno(), 1), os.dup2(output.fileno(), 2)
@@ -83,12 +85,12 @@ def kill_after(child: int, seconds: float) -> bool:
         if os.waitpid(child, os.WNOHANG)[0]:
             return False
         time.sleep(0.001)
-    os.kill(child, signal.SIGKILL)
+    os.killpg(child, signal.SIGKILL)
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
-def kills(folder: Path, method: str, times: str) -> dict[str, Any]:
-    """Kill a run at a random moment, go on with it, and compare what it saves with that of a run nobody killed."""
+def kills(folder: Path, method: str, times: str, hardware: str = "cpu") -> dict[str, Any]:
+    """Kill all processes of a run at a random moment, go on with it, and compare what it saves with that of a run nobody killed."""
     import torch
 
     import ftcore.train.run  # noqa: F401 (once, for all the runs)
@@ -96,7 +98,7 @@ def kills(folder: Path, method: str, times: str) -> dict[str, Any]:
 
     torch.set_num_threads(1)  # threads do not survive a fork
     os.environ["FTCORE_HOME"] = str(folder / "home")
-    words = [*RUN, f"method={method}", *METHODS[method]]
+    words = [*_run_without("hardware"), f"hardware={hardware}", f"method={method}", *METHODS[method]]
 
     def train(name: str) -> int:
         place = folder / name
@@ -141,9 +143,9 @@ def tensors(step: int) -> dict[str, Any]:
 def saves(folder: Path, times: str) -> dict[str, Any]:
     """Kill a process that does nothing but write checkpoints; the newest whole one must be there and be what was written."""
     import torch
-    from safetensors import safe_open
 
     from ftcore.train import checkpoint
+    from ftcore.train import tensors as stored
 
     checkpoints = folder / "checkpoints"
     torch.set_num_threads(1)  # threads do not survive a fork
@@ -164,9 +166,9 @@ def saves(folder: Path, times: str) -> dict[str, Any]:
         with redirect_stderr(io.StringIO()):
             found = checkpoint.newest(checkpoints)
         if found:
-            with safe_open(found / "process-0.safetensors", "pt") as file:
-                step = checkpoint.read_state(found)["step"]
-                loadable += all(file.get_tensor(name).eq(step).all() for name in file.keys())  # noqa: SIM118
+            step, values = checkpoint.read_state(found)["step"], tensors(0)
+            stored.read(found, values)
+            loadable += all(value.eq(step).all() for value in values.values())
     other = os.stat(tempfile.gettempdir()).st_dev != os.stat(folder).st_dev
     return {
         "well": loadable == int(times),

@@ -20,7 +20,7 @@ def observed_rank(config, resolved, folder, start, ours):
 
     from ftcore.machine.processes import rank_and_world
 
-    sizes, live, peaks, rank = {}, {}, [0], []
+    sizes, live, peaks, rank, whole_gradients = {}, {}, [0], [], [0]
     to_unsharded, to_sharded = FSDPParamGroup._to_unsharded, FSDPParamGroup._to_sharded
 
     def gather(self):
@@ -30,6 +30,7 @@ def observed_rank(config, resolved, folder, start, ours):
         rank[:] = [rank_and_world()[0]]
 
     def free(self):
+        whole_gradients[0] += any(one.unsharded_accumulated_grad is not None for one in self.fsdp_params)
         to_sharded(self)
         live.pop(id(self), None)
 
@@ -39,7 +40,7 @@ def observed_rank(config, resolved, folder, start, ours):
         run_rank(config, resolved, folder, start, ours)
     finally:
         file = Path(folder) / f"gathered-{rank[0] if rank else 'none'}.json"
-        file.write_text(json.dumps({"groups": sorted(sizes.values()), "peak": peaks[0]}))
+        file.write_text(json.dumps({"groups": [*sizes.values()], "peak": peaks[0], "whole_gradients": whole_gradients[0]}))
 
 
 def of_no_file(load):

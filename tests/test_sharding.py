@@ -88,7 +88,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("method", "adapter", "processes"), CASES)
-def test_no_training_step_gathers_the_model(ftcore, monkeypatch, deep, method, adapter, processes):
+def test_no_training_step_gathers_the_model_or_keeps_whole_gradients(ftcore, monkeypatch, deep, method, adapter, processes):
     monkeypatch.setattr(launch, "run_rank", observed_rank)
     machine = ["hardware=fsdp_2cpu", f"hardware.devices={processes}", "micro_batch_size=1"]
     words = [*WORDS, *deep, *machine, f"method={method}", f"adapter={adapter}", "max_steps=3", "evaluate.enabled=false"]
@@ -102,6 +102,7 @@ def test_no_training_step_gathers_the_model(ftcore, monkeypatch, deep, method, a
         (block, _), *_ = Counter(note["groups"]).most_common()
         around = sum(note["groups"]) - 6 * networks * block
         assert note["peak"] <= around + 2 * block < sum(note["groups"])
+        assert not note["whole_gradients"]  # of the four micro-batches of a step
 
 
 @pytest.mark.slow
