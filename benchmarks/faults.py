@@ -90,7 +90,7 @@ def kill_after(child: int, seconds: float) -> bool:
 
 
 def kills(folder: Path, method: str, times: str, hardware: str = "cpu") -> dict[str, Any]:
-    """Kill all processes of a run at a random moment, go on with it, and compare what it saves with that of a run nobody killed."""
+    """Kill all processes of a run at a random moment, go on, and compare what is saved with that of a run nobody killed."""
     import torch
 
     import ftcore.train.run  # noqa: F401 (once, for all the runs)

@@ -40,7 +40,9 @@ def observed_rank(config, resolved, folder, start, ours):
         run_rank(config, resolved, folder, start, ours)
     finally:
         file = Path(folder) / f"gathered-{rank[0] if rank else 'none'}.json"
-        file.write_text(json.dumps({"groups": [*sizes.values()], "peak": peaks[0], "whole_gradients": whole_gradients[0]}))
+        file.write_text(
+            json.dumps({"groups": [*sizes.values()], "peak": peaks[0], "whole_gradients": whole_gradients[0]})
+        )
 
 
 def of_no_file(load):

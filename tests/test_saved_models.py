@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ftcore.files import PACKAGE
+from ftcore.models import saving
+from ftcore.models.foundation import Foundation
 from tests.conftest import FAST
 
 WORDS = [*FAST, "max_steps=1", "evaluate.enabled=false", "retention.weight=0"]
@@ -133,3 +135,17 @@ def test_the_card_of_private_rows_names_no_data(ftcore, tmp_path):
 def test_weights_have_the_mode_that_the_umask_gives(ftcore):
     file = trained(ftcore) / "model/adapter_model.safetensors"
     assert file.stat().st_mode & 0o077 == (file.parent / "adapter_config.json").stat().st_mode & 0o077
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_large_model_is_written_in_several_files_that_transformers_reads(ftcore, base, tmp_path, monkeypatch, tied):
+    monkeypatch.setattr(saving, "LARGEST", "200KB")
+    config = AutoConfig.from_pretrained(base, tie_word_embeddings=tied)
+    network = AutoModelForCausalLM.from_config(config)
+    saving.save_model(Foundation(network, AutoTokenizer.from_pretrained(base)), tmp_path / "model", None, "")
+    files = sorted((tmp_path / "model").glob("*.safetensors"))
+    assert len(files) > 2 and all(file.stat().st_size < 600_000 for file in files)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert all(map(torch.equal, network.state_dict().values(), again.state_dict().values()))
+    names = {name for file in files for name in load_file(file)}
+    assert ("lm_head.weight" in names) == (not tied)

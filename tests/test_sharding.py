@@ -88,7 +88,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(("method", "adapter", "processes"), CASES)
-def test_no_training_step_gathers_the_model_or_keeps_whole_gradients(ftcore, monkeypatch, deep, method, adapter, processes):
+def test_no_training_step_gathers_the_model_or_keeps_whole_gradients(
+    ftcore, monkeypatch, deep, method, adapter, processes
+):
     monkeypatch.setattr(launch, "run_rank", observed_rank)
     machine = ["hardware=fsdp_2cpu", f"hardware.devices={processes}", "micro_batch_size=1"]
     words = [*WORDS, *deep, *machine, f"method={method}", f"adapter={adapter}", "max_steps=3", "evaluate.enabled=false"]

@@ -6,30 +6,24 @@ pickles, no remote code.
 
 import copy
 import re
-import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
 import transformers
-from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
-from transformers.core_model_loading import revert_weight_conversion
 
 from ftcore.config.build import build, locate
 from ftcore.config.check import earlier_problems
 from ftcore.console import stderr
 from ftcore.errors import ModelError, model_errors, printable
-from ftcore.files import HEAD, placeholder, resolve, to_json, write_text
+from ftcore.files import HEAD, placeholder, resolve
 from ftcore.kernels.frozen_blocks import ActivationCache, cache_activations
-from ftcore.machine.processes import rank_and_world
 from ftcore.models import sharding
-from ftcore.models.base_name import Base
 from ftcore.models.blocks import transformer_blocks
 from ftcore.models.config_file import below_one, check_config, check_signs
 from ftcore.models.saved_adapter import load_adapter
@@ -371,65 +365,6 @@ def _four_bit() -> BitsAndBytesConfig:
             "adapter=qlora needs a CUDA device and bitsandbytes (pip install 'ftcore[qlora]'). Without them use adapter=lora."
         )
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
-
-
-def save_model(foundation: Foundation, folder: Path, base: Base, card: str) -> None:
-    """Write the adapter or the full model, with its tokenizer and card, in Hugging Face layout, complete or not at all.
-
-    An adapter names its `base` as others can find it. Files are as readable as their folder. Every process must call this; the
-    first one writes.
-    """
-    if foundation.merged_run:  # an adapter alone would name the weights before the earlier run as its base
-        foundation = merged(foundation)
-    partial, first = folder.with_name(folder.name + ".partial"), rank_and_world()[0] == 0
-    if foundation.has_adapter:
-        _write_adapter(foundation, partial, base, first)
-    else:
-        _write_weights(foundation.network, partial, first)
-    if not first:
-        return
-    foundation.tokenizer.save_pretrained(partial)
-    (partial / "README.md").write_text(card, encoding="utf-8")
-    for file in partial.glob("*.safetensors"):
-        with suppress(OSError):  # some file systems have no permissions
-            file.chmod(0o666 & partial.stat().st_mode)  # safetensors lets only the owner read them
-    shutil.rmtree(folder, ignore_errors=True)  # left by a run that was stopped right after this
-    partial.rename(folder)
-
-
-def _write_adapter(foundation: Foundation, folder: Path, base: Base, first: bool) -> None:
-    """Write what trained beside the frozen weights."""
-    network = foundation.network
-    settings = network.active_peft_config
-    settings.base_model_name_or_path, settings.revision = base.name, base.revision
-    trained = {
-        name: sharding.full_tensor(value.detach()) for name, value in network.named_parameters() if value.requires_grad
-    }
-    if first:
-        network.save_pretrained(folder, state_dict=trained, save_embedding_layers=False)
-
-
-def _write_weights(network: Any, folder: Path, first: bool) -> None:
-    """Write a model's files one after the other, so that no process ever holds more than one of them whole."""
-    once = dict[int, tuple[str, torch.Tensor]]()
-    for name, value in network.state_dict(keep_vars=True).items():
-        once.setdefault(id(value), (name, value.detach()))  # tied weights by their first name
-    state = revert_weight_conversion(network, dict(once.values()))
-    sizes = {name: torch.empty(value.shape, dtype=value.dtype, device="meta") for name, value in state.items()}
-    plan = split_torch_state_dict_into_shards(sizes)
-    if first:
-        network.save_pretrained(folder, state_dict={})  # what goes with the weights
-    for file, names in plan.filename_to_tensors.items():
-        values = {}
-        for name in names:
-            value = sharding.full_tensor(state[name])
-            if first:
-                values[name] = value.cpu().contiguous()
-        if first:
-            save_file(values, folder / file, metadata={"format": "pt"})
-    if first and plan.is_sharded:
-        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        write_text(folder / "model.safetensors.index.json", to_json(index))
 
 
 # Architectures that a test has shown to give answers that share a prompt the log-probabilities that they have alone.

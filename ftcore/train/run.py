@@ -20,7 +20,7 @@ from ftcore.machine.hardware import keep_freed_memory, smaller
 from ftcore.machine.provenance import made_with
 from ftcore.models import sharding
 from ftcore.models.base_name import base_of
-from ftcore.models.foundation import save_model
+from ftcore.models.saving import save_model
 from ftcore.run_folder import Run
 from ftcore.settings import Config, Resolved
 from ftcore.train import faults, report

@@ -20,7 +20,8 @@ from ftcore.evaluate.score import Measured, changes, score
 from ftcore.evaluate.tables import comparison, intervals, samples_table, side_by_side
 from ftcore.methods.base import HeldOut, Method, RunContext
 from ftcore.models.base_name import base_of
-from ftcore.models.foundation import Foundation, foundation_of, load_base, load_run, merged, save_model
+from ftcore.models.foundation import Foundation, foundation_of, load_base, load_run, merged
+from ftcore.models.saving import save_model
 from ftcore.rollout.sample import generate
 from ftcore.run_folder import Run
 from ftcore.settings import Config, Machine
