@@ -7,7 +7,7 @@ pickles, no remote code.
 import copy
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -93,10 +93,15 @@ class Foundation:
     @contextmanager
     def untrained_view(self) -> Iterator[Any]:
         """`base_view` before the first step, when weights without an adapter are still the base's own."""
-        # Leaving an inner view must not switch the adapter on again.
-        on = any(getattr(module, "disable_adapters", None) is False for module in self.network.modules())
-        with self.network.disable_adapter() if on else nullcontext():
+        # Not by peft's own context: it also freezes the adapter, and FSDP2 settles the formats of gradients by what trains.
+        layers = [module for module in self.network.modules() if getattr(module, "disable_adapters", None) is False]
+        for layer in layers:
+            layer._disable_adapters = True
+        try:
             yield self.network
+        finally:
+            for layer in layers:
+                layer._disable_adapters = False
 
     def disable_dropout(self) -> None:
         """Switch off the network's own dropout, so that no noise enters log-probabilities that are compared.
@@ -110,7 +115,10 @@ class Foundation:
     def keep_base(self) -> None:
         """Make `base_view` possible: copy the weights unless an adapter leaves them untouched."""
         if not self.has_adapter and self.frozen_copy is None:
-            self.frozen_copy = copy.deepcopy(self.network).requires_grad_(False).eval()
+            values = {
+                id(value): torch.nn.Parameter(value.detach().clone(), False) for value in self.network.parameters()
+            }
+            self.frozen_copy = copy.deepcopy(self.network, values).eval()
 
     def cache_activations(self, folder: Path) -> None:
         """Cache the outputs of all networks' frozen blocks in `folder`, if they are the same every time."""
