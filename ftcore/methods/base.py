@@ -181,6 +181,10 @@ class Method(Configured, Generic[E, B]):
         """What to train on in a step: by default the rows of one draw. `random` is the same in every process."""
         return draw()
 
+    def deal(self, rows: list[E], processes: list[int]) -> list[E]:
+        """The arranged rows of a step with what this process needs of them; `processes` says which trains on each."""
+        return rows
+
     def encode_text(self, rows: list[Row], length: int | None = None) -> list[Example]:
         """Turn plain text into examples, for the probe and the retention term."""
         return self.encoder.texts(rows, length)

@@ -86,7 +86,8 @@ class GRPO(OnlineMethod):
         for group in groups:
             rewards = [one.reward for one in group if one.reward is not None]  # all: the others are not usable
             for one, value in zip(group, advantages(rewards, self.advantage), strict=True):
-                one.per_token["advantages"] = [value] * one.trained
+                if one.per_token:
+                    one.per_token["advantages"] = np.full(one.trained, value, np.float32)
         return [one for group in groups for one in group]
 
     def loss(self, batch: Rollouts) -> dict[str, Term]:
