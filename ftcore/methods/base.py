@@ -197,6 +197,10 @@ class Method(Configured, Generic[E, B]):
         """Terms to average over validation rows."""
         return self.loss(batch)
 
+    def held_out_rows(self, examples: list[E]) -> list[E]:
+        """All held-out rows with what their loss needs of each other, before they are cut into batches."""
+        return examples
+
     def held_out_terms(self, examples: list[E]) -> dict[str, Term]:
         """Terms to average over held-out rows, by row where they can be told apart."""
         batch = self.to_device(self.collate(examples))
