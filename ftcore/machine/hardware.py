@@ -4,6 +4,7 @@ Everything here comes before a model is loaded, and nothing imports torch on a m
 """
 
 import ctypes
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -72,6 +73,14 @@ def keep_freed_memory() -> None:
     with suppress(AttributeError, OSError):
         for option in (mmap_threshold, trim_threshold, top_pad):
             ctypes.CDLL(None).mallopt(*option)
+
+
+def free_memory() -> None:
+    """Give the memory of what nothing refers to any more back to the devices."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()  # nothing happens where CUDA was not used
 
 
 @contextmanager

@@ -78,6 +78,8 @@ def run(
         trainer.fit(job.method, job.batches, job.validation)
     except torch.OutOfMemoryError:
         raise OutOfMemory(_out_of_memory(job)) from None
+    finally:
+        checkpoints.restore_handlers()
     sharding.assemble(job.method.network)
 
     if trainer.is_global_zero:
