@@ -5,6 +5,7 @@ Everything here comes before a model is loaded, and nothing imports torch on a m
 
 import ctypes
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -62,6 +63,14 @@ def find_machine(
     if precision == "16-mixed" and accelerator == "cpu":
         raise HardwareError("hardware.precision=16-mixed needs a GPU. On a CPU use 32-true (exact) or bf16-mixed.")
     return Machine(accelerator, devices, num_nodes, strategy, precision)
+
+
+def use_own_device(machine: Machine) -> None:
+    """Make this process's GPU the current one: 4-bit weights are loaded to it at once, and objects are sent through it."""
+    if machine.accelerator == "gpu":
+        import torch
+
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def keep_freed_memory() -> None:
