@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from ftcore.data.tokens import Encoder
+from ftcore.rollout.cache import roomy_cache
 
 
 @dataclass(slots=True)
@@ -53,7 +54,7 @@ def sample(
     chances, ends = torch.zeros(draws.shape, device=device), torch.tensor(end_ids, device=device)
     # 2. Compute each prompt once, then repeat its logits (B, V), keys and values for the rows of its group.
     ids, mask = _left_padded(prompts, pad_id, device)  # (B, T)
-    cache = DynamicCache(config=network.config.get_text_config())
+    cache = roomy_cache(network.config, max_new_tokens)
     logits = _last_logits(network, ids, mask, cache).repeat_interleave(group_size, 0)
     cache.batch_repeat_interleave(group_size)
     mask = mask.repeat_interleave(group_size, 0)
@@ -91,9 +92,9 @@ def generate(network: Any, encoder: Encoder, prompts: list[list[int]], max_new_t
         max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad_id, eos_token_id=encoder.end_ids(network)
     )
     # Not synced: each process has all weights here and its own rows, so none waits for the others.
-    output = network.generate(
-        input_ids, attention_mask=mask, generation_config=config, synced_gpus=False
-    )  # (B, T + new)
+    options = {"generation_config": config, "synced_gpus": False}
+    cache = roomy_cache(network.config, max_new_tokens)
+    output = network.generate(input_ids, attention_mask=mask, past_key_values=cache, **options)  # (B, T + new)
     return encoder.decode(output[:, input_ids.shape[1] :].tolist())
 
 
