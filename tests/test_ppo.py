@@ -18,9 +18,9 @@ from ftcore.config.compose import load_config
 from ftcore.data.steps import TrainBatches
 from ftcore.methods.base import Method
 from ftcore.methods.losses import clipped_policy_loss, clipped_value_loss, generalized_advantages, moments, whitened
-from ftcore.methods.online import Sample, whole
 from ftcore.methods.rlhf import RLHF
 from ftcore.models.foundation import Foundation
+from ftcore.rollout.samples import Sample, whole
 from tests.test_losses import network
 
 REWARDS, VALUES = [-0.1, 0.3, -0.2, 1.5], [0.4, -0.3, 0.8, 0.2]
@@ -276,7 +276,7 @@ def test_right_after_sampling_ratios_are_one_and_value_errors_are_the_advantages
 
 def as_process(monkeypatch, rank):
     """This process is number `rank` of two."""
-    for module in ("ftcore.machine.processes", "ftcore.methods.online"):
+    for module in ("ftcore.machine.processes", "ftcore.rollout.samples"):
         monkeypatch.setattr(f"{module}.rank_and_world", lambda: (rank, 2))
 
 
@@ -305,7 +305,7 @@ def test_each_process_gets_the_samples_it_trains_on(rlhf, monkeypatch):
             return [parts[rank] for parts in sent.values()]
 
         as_process(monkeypatch, rank)
-        monkeypatch.setattr("ftcore.methods.online.dealt", exchanged)
+        monkeypatch.setattr("ftcore.rollout.samples.dealt", exchanged)
         found = rlhf.deal([one if k in has else one.outline() for k, one in enumerate(made)], [0, 1, 1])
     assert sent == {0: [{}, {2: made[2]}], 1: [{}, {}]}
     assert found[1:] == made[1:]

@@ -23,11 +23,12 @@ from ftcore.data.sources import Row
 from ftcore.data.steps import Draw
 from ftcore.methods.base import Clip, Fraction, Positive, PositiveFraction, Term, metrics
 from ftcore.methods.losses import clipped_policy_loss, kl_estimate
-from ftcore.methods.online import OnlineMethod, Rollouts, Sample, equal_rewards
+from ftcore.methods.online import OnlineMethod, Rollouts
 from ftcore.methods.reward_model import RewardModel
 from ftcore.models.logprobs import row_numbers, row_sums, token_outputs
 from ftcore.rewards.functions import Scored
 from ftcore.rewards.worker import Rewards
+from ftcore.rollout.samples import Sample, equal_rewards
 from ftcore.settings import PathOfWeights
 
 Advantage = Literal["group", "group_no_std", "rloo", "reinforce"]

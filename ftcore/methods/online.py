@@ -6,7 +6,6 @@ numbers go to one other process at most, that which trains on them.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Annotated, Any, ClassVar, cast
 
@@ -16,46 +15,19 @@ from annotated_types import Ge
 from torch import Tensor
 
 from ftcore.console import console
-from ftcore.data.examples import Example, Prompt
-from ftcore.data.layouts import Batch, in_batches, is_shared
+from ftcore.data.examples import Prompt
+from ftcore.data.layouts import Batch, in_batches
 from ftcore.data.sources import Row
 from ftcore.data.steps import Draw
 from ftcore.kernels.packed_weights import packed_weights
 from ftcore.machine.hardware import memory_of
-from ftcore.machine.processes import dealt, gathered, rank_and_world, shared_out
+from ftcore.machine.processes import gathered, rank_and_world, shared_out
 from ftcore.methods.base import ByRow, HeldOut, Method, NonNegative, Positive, PositiveFraction, Term
 from ftcore.models.logprobs import completion_logps
 from ftcore.rewards.functions import Scored
 from ftcore.rollout.sample import Completion, generate, sample
+from ftcore.rollout.samples import Sample, dealt_samples, equal_rewards, in_batch_order, set_per_token, whole
 from ftcore.timing import part
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample(Example):
-    """A prompt with a sampled completion, `truncated` if that was cut before it ended.
-
-    `reward` is None where the completion is excluded, `parts` are the values it is made of, and `per_token` holds arrays (T,)
-    with one number for each of the `trained` tokens of the completion. In a process that does not have it whole, a sample is
-    an outline, without tokens and without numbers per token.
-    """
-
-    length: int
-    trained: int
-    reward: float | None
-    parts: dict[str, float | None]
-    per_token: dict[str, np.ndarray]
-
-    def __len__(self) -> int:
-        return self.length
-
-    def outline(self) -> "Sample":
-        """What all processes know of the sample."""
-        return replace(self, input_ids=[], completion_mask=[], per_token={})
-
-
-def whole(samples: Iterable[Sample]) -> list[Sample]:
-    """Those of the samples that this process has whole."""
-    return [one for one in samples if one.per_token]
 
 
 class Rollouts(Batch, total=False):
@@ -175,12 +147,8 @@ class OnlineMethod(Method[Sample, Rollouts]):
         return groups
 
     def deal(self, rows: list[Sample], processes: list[int]) -> list[Sample]:
-        """The rows, those whole that this process trains on; `processes` says which trains on each."""
-        had, (rank, world) = {k: one for k, one in enumerate(rows) if one.per_token}, rank_and_world()
-        away = [{k: one for k, one in had.items() if processes[k] == number != rank} for number in range(world)]
-        for received in dealt(away):
-            had |= received
-        return [had.get(k, one) for k, one in enumerate(rows)]
+        """The rows, whole where this process trains on them; `processes` says which trains on each."""
+        return dealt_samples(rows, processes)
 
     def usable(self, groups: list[list[Sample]]) -> list[list[Sample]]:
         """The groups without the samples that cannot be trained on."""
@@ -289,23 +257,6 @@ class OnlineMethod(Method[Sample, Rollouts]):
         rewards, _ = self.compute_rewards(batch["rows"], texts, self.encoder.contents(texts))
         numbers = [reward for reward in rewards if reward is not None]
         return {"reward": Term(torch.tensor(float(sum(numbers))), len(numbers), "sequences", -1.0)}
-
-
-def set_per_token(samples: list[Sample], name: str, values: Tensor) -> None:
-    """Distribute a batch's values (N,), one per completion token, to its samples."""
-    ends = np.cumsum([one.trained for one in samples], dtype=int)
-    for one, numbers in zip(samples, np.split(values.float().cpu().numpy(), ends)[:-1], strict=True):
-        one.per_token[name] = numbers
-
-
-def in_batch_order(samples: list[Sample], batch: Batch) -> list[Sample]:
-    """The samples in the order of their tokens in a batch."""
-    return [samples[k] for k in batch["order"]] if is_shared(batch) else samples
-
-
-def equal_rewards(group: list[Sample]) -> bool:
-    """Whether all samples of a group have the same reward, so that none stands out."""
-    return len({one.reward for one in group}) <= 1
 
 
 def reward_columns(samples: list[Sample]) -> dict[str, ByRow]:
