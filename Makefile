@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install test processes slow parity lint golden schema data tiny
+.PHONY: help install test processes slow parity gpu lint golden schema data tiny
 
 help:     ## list the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -11,6 +11,8 @@ processes: ## the slow tests that start several processes, about 20 minutes
 	pytest -n 1 -m processes
 parity:   ## losses and gradients beside TRL's
 	pytest -m parity
+gpu:      ## a CUDA device beside the CPU: losses, answers, resuming, memory
+	pytest -n 0 -m gpu
 slow:     ## README commands as written, the real model, and those of several processes
 	pytest -m slow
 lint:     ## ruff and mypy

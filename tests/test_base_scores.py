@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from ftcore.evaluate import score as module
 from ftcore.train import before_after
 from tests.conftest import FAST
 
@@ -82,3 +83,21 @@ def test_no_place_to_keep_them_is_no_failure(ftcore, scored, tmp_path):
     folder.touch()
     assert ftcore(*WORDS).status == 0
     assert scored == 2 * ["base model", "tuned model"]
+
+
+@pytest.mark.parametrize(("rows", "most"), [(40, 5), (200, 25), (3, 1)])
+def test_eight_processes_share_the_rows_evenly(rows, most, monkeypatch):
+    """Batches of 16: three of them would leave five processes idle."""
+    shares = []
+    for rank in range(8):
+        monkeypatch.setattr(module, "rank_and_world", lambda rank=rank: (rank, 8))
+        shares.append([row for batch in module._batches(list(range(rows)), 16, "") for row in batch])
+    assert sorted(row for share in shares for row in share) == list(range(rows))
+    assert max(map(len, shares)) == most
+
+
+def test_scores_do_not_depend_on_which_rows_share_a_batch(ftcore, scored):
+    """KTO's z is a mean over rows."""
+    words = [*FAST, "hardware=cpu", "method=kto", "max_steps=3", "method.lr=0.01", "evaluate.max_rows=7"]
+    one, other = (ftcore(*words, f"evaluate.batch_size={size}").summary["tuned"] for size in (2, 7))
+    assert one["kl"] > 1e-4 and one == pytest.approx(other, abs=1e-5)

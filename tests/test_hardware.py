@@ -1,10 +1,13 @@
 """The machine is checked before anything is loaded, and batch sizes that do not divide print their arithmetic."""
 
 import pytest
+import torch
 
 from ftcore.errors import ConfigError, HardwareError
 from ftcore.machine import hardware
 from ftcore.machine.hardware import find_machine, micro_batch
+from ftcore.settings import Machine, Resolved
+from ftcore.train import run as train_run
 
 CPU = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "single", "replicas": 1, "precision": "32-true"}
 CPU |= {"activation_checkpointing": False, "compile": False, "slurm": None}
@@ -50,3 +53,25 @@ def test_a_machine_with_fewer_gpus_than_asked_for_says_both_numbers(monkeypatch)
     monkeypatch.setattr(hardware, "cuda_devices", lambda: 4)
     with pytest.raises(HardwareError, match="needs 8 CUDA devices per machine and this one has 4"):
         find_machine(**CPU | {"accelerator": "gpu", "devices": 8, "strategy": "ddp"})
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "rank", "expected"), [("gpu", "3", [3, "load"]), ("gpu", None, [0, "load"]), ("cpu", "3", ["load"])]
+)
+def test_each_process_takes_its_own_gpu_before_anything_is_loaded(monkeypatch, accelerator, rank, expected):
+    """Otherwise 4-bit weights of all processes, which are loaded at once, lie on the first."""
+    done = []
+
+    def load(*_):
+        done.append("load")
+        raise InterruptedError
+
+    monkeypatch.setattr(torch.cuda, "set_device", done.append)
+    monkeypatch.setattr(train_run, "prepare", load)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    resolved = Resolved(Machine(accelerator, 4, 1, "ddp", "bf16-true"), micro_batch_size=1, base="")
+    with pytest.raises(InterruptedError):
+        train_run.run({"logger": None}, resolved, None)
+    assert done == expected

@@ -1,10 +1,15 @@
 """A device that is too small: the message has the arithmetic, and micro_batch_size=auto finds one that fits."""
 
+import signal
+import weakref
+
 import pytest
 
 from ftcore.machine.hardware import smaller
 from ftcore.train import faults
 from ftcore.train import prepare as train
+from ftcore.train import run as train_run
+from ftcore.train.resume import SIGNALS
 from tests.conftest import FAST
 
 WORDS = [*FAST, "max_steps=3", "global_batch_size=8", "evaluate.enabled=false", "checkpoints.every=1"]
@@ -48,3 +53,20 @@ def test_auto_finds_a_size_for_several_processes(ftcore, monkeypatch):
     outcome = ftcore(*WORDS, "hardware=ddp_2cpu")
     assert outcome.status == 0, outcome.err
     assert "micro_batch_size=2" in outcome.err and len(outcome.metrics) == 3
+
+
+def test_a_run_that_failed_is_gone_when_the_next_begins(ftcore, monkeypatch):
+    monkeypatch.setenv(faults.VARIABLE, "out_of_memory step=2")
+    made, left, prepare = [], [], train_run.prepare
+
+    def noted(*arguments):
+        left.append([type(part()).__name__ for part in made if part()])
+        job = prepare(*arguments)
+        made.extend(map(weakref.ref, (job.method, job.method.network, job.batches)))
+        return job
+
+    monkeypatch.setattr(train_run, "prepare", noted)
+    handlers = [signal.getsignal(number) for number in SIGNALS]
+    assert ftcore(*WORDS, "hardware=cpu").status == 0
+    assert left == [[], [], [], []]  # 8, 4, 2 and 1 rows
+    assert [signal.getsignal(number) for number in SIGNALS] == handlers

@@ -1,5 +1,8 @@
 """Packed weights: outputs, and so completions and their log-probabilities, are those without; afterwards nothing is left."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -67,3 +70,42 @@ def test_other_precisions_and_large_networks_stay_as_they_are(monkeypatch):
     monkeypatch.setattr(module, "LARGEST", 8 * 8 * 4 - 1)
     with packed_weights(single):
         assert not packs(single)
+
+
+def halved(net, how):
+    """`net` in bfloat16, or under autocast to it, with the context to call it in."""
+    if how == "bf16-true":
+        return net.to(torch.bfloat16), nullcontext()
+    return net, torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("how", ["bf16-true", "bf16-mixed"])
+def test_where_nothing_is_packed_updates_are_merged_and_the_weights_stay_to_the_bit(how):
+    net, context = halved(layer(ours=True).eval(), how)
+    x, before = torch.randn(6, 24), {name: value.clone() for name, value in net.state_dict().items()}
+    x = x.to(next(net.parameters()).dtype)
+    exact = layer(ours=True)(x.float())
+    with context:
+        with packed_weights(net):
+            assert packs(net) == {"base_model.model.0"}
+            got = net(x)
+        assert not packs(net) and got.dtype == torch.bfloat16 == net(x).dtype
+    torch.testing.assert_close(got.float(), exact, atol=0.05, rtol=0.02)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    with context, net.disable_adapter(), packed_weights(net):
+        assert not packs(net)  # nothing to merge
+
+
+def test_weights_of_four_bits_are_not_merged():
+    net = layer(ours=True)
+    base = net.base_model.model[0].base_layer
+    base.weight = nn.Parameter(base.weight.data.to(torch.uint8), requires_grad=False)
+    with packed_weights(net):
+        assert "base_model.model.0" not in packs(net)
+
+
+def test_copies_take_a_quarter_of_a_gpus_memory_at_most(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80))
+    weight = SimpleNamespace(is_cuda=True, device="cuda:0")
+    assert module._most([SimpleNamespace(weight=weight)]) == 20
+    assert module._most([nn.Linear(2, 2)]) == module._most([]) == module.LARGEST

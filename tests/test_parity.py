@@ -25,9 +25,9 @@ from ftcore.methods.base import Method
 from ftcore.methods.grpo import advantages
 from ftcore.methods.kto import Labelled
 from ftcore.methods.losses import log_odds
-from ftcore.methods.online import Sample
 from ftcore.models.foundation import Foundation
 from ftcore.models.logprobs import completion_logps
+from tests.test_ppo import sampled
 
 pytestmark = pytest.mark.parity
 
@@ -302,7 +302,7 @@ def rollouts(method, drift=DRIFT):
     for one, ids, logps, by, advantage in zip(examples(), CHOSEN, now, drift, ADVANTAGES, strict=True):
         old = [logp - by * (0.4 if k % 2 else 1.4) for k, logp in enumerate(logps.tolist())]  # tokens differ, too
         numbers = {"old_logps": old, "advantages": [advantage] * len(ids)}
-        samples.append(Sample(one.id, one.input_ids, one.completion_mask, reward=0.0, parts={}, per_token=numbers))
+        samples.append(sampled(one.id, one.input_ids[: -len(ids)], ids, per_token=numbers))
     method.compute_per_token(samples, method.collate_text(samples))
     return samples
 

@@ -6,8 +6,10 @@ Ouyang et al. 2022 (arXiv:2203.02155), eq. 2, token by token.
 
 import math
 from functools import cache
+from itertools import chain
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,9 +17,10 @@ from ftcore.config.build import build
 from ftcore.config.compose import load_config
 from ftcore.data.steps import TrainBatches
 from ftcore.methods.base import Method
-from ftcore.methods.losses import clipped_policy_loss, clipped_value_loss, generalized_advantages, whitened
-from ftcore.methods.online import Sample
+from ftcore.methods.losses import clipped_policy_loss, clipped_value_loss, generalized_advantages, moments, whitened
+from ftcore.methods.rlhf import RLHF
 from ftcore.models.foundation import Foundation
+from ftcore.rollout.samples import Sample, whole
 from tests.test_losses import network
 
 REWARDS, VALUES = [-0.1, 0.3, -0.2, 1.5], [0.4, -0.3, 0.8, 0.2]
@@ -42,12 +45,12 @@ def whitened_by_definition(numbers):
 @pytest.mark.parametrize("gamma", [1.0, 0.9])
 @pytest.mark.parametrize("lam", [1.0, 0.95, 0.0])
 def test_advantages_are_discounted_sums_of_errors(gamma, lam):
-    found = generalized_advantages(torch.tensor(REWARDS), torch.tensor(VALUES), gamma, lam).tolist()
+    (found,) = generalized_advantages(torch.tensor([REWARDS]), torch.tensor([VALUES]), gamma, lam).tolist()
     assert found == pytest.approx(advantages_by_definition(REWARDS, VALUES, gamma, lam), abs=1e-6)
 
 
 def test_whole_completion_advantages_plus_values_are_the_sums_of_later_rewards():
-    advantages = generalized_advantages(torch.tensor(REWARDS), torch.tensor(VALUES), gamma=1.0, lam=1.0)
+    (advantages,) = generalized_advantages(torch.tensor([REWARDS]), torch.tensor([VALUES]), gamma=1.0, lam=1.0)
     later = [sum(REWARDS[t:]) for t in range(len(REWARDS))]
     assert (advantages + torch.tensor(VALUES)).tolist() == pytest.approx(later, abs=1e-6)
 
@@ -55,15 +58,42 @@ def test_whole_completion_advantages_plus_values_are_the_sums_of_later_rewards()
 def test_values_that_expect_exactly_what_comes_leave_no_advantage():
     later = torch.tensor([sum(REWARDS[t:]) for t in range(len(REWARDS))])
     for lam in (0.0, 0.5, 1.0):
-        found = generalized_advantages(torch.tensor(REWARDS), later, 1.0, lam)
-        torch.testing.assert_close(found, torch.zeros(4), rtol=0, atol=1e-6)
+        found = generalized_advantages(torch.tensor([REWARDS]), later[None], 1.0, lam)
+        torch.testing.assert_close(found, torch.zeros(1, 4), rtol=0, atol=1e-6)
+
+
+def one_completion_at_a_time(rewards, values, gamma, lam):
+    """The recursion of equation 16 over the tokens (T,) of one completion."""
+    following, after, advantages = torch.cat([values[1:], torch.zeros(1)]), torch.zeros(()), torch.zeros(len(rewards))
+    for t in reversed(range(len(rewards))):
+        advantages[t] = after = rewards[t] + gamma * following[t] - values[t] + gamma * lam * after
+    return advantages
+
+
+def test_advantages_of_many_completions_are_those_of_each_alone():
+    random, lengths = torch.Generator().manual_seed(0), [1, 40, 7, 64, 64, 2]
+    alone = [torch.randn(2, length, generator=random) for length in lengths]
+    rewards, values = torch.nn.utils.rnn.pad_sequence([one.T for one in alone], batch_first=True).unbind(2)
+    found = generalized_advantages(rewards, values, 0.99, 0.95)
+    for advantages, length, (own_rewards, own_values) in zip(found, lengths, alone, strict=True):
+        expected = one_completion_at_a_time(own_rewards, own_values, 0.99, 0.95)
+        torch.testing.assert_close(advantages[:length], expected, rtol=0, atol=0)
+        assert not advantages[length:].any()
 
 
 def test_whitened_numbers_have_mean_zero_and_variance_one_and_equal_ones_become_zero():
-    found = whitened(torch.tensor(REWARDS)).tolist()
+    found = whitened(torch.tensor(REWARDS), [moments(torch.tensor(REWARDS))]).tolist()
     assert found == pytest.approx(whitened_by_definition(REWARDS), abs=1e-6)
     assert sum(found) == pytest.approx(0, abs=1e-6) and sum(x * x for x in found) / 4 == pytest.approx(1, abs=1e-6)
-    assert whitened(torch.full((3,), 0.7)).tolist() == pytest.approx([0, 0, 0], abs=1e-3)
+    equal = torch.full((3,), 0.7)
+    assert whitened(equal, [moments(equal)]).tolist() == pytest.approx([0, 0, 0], abs=1e-3)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 3])
+def test_parts_of_a_step_are_whitened_by_the_moments_of_all(cut):
+    parts = torch.tensor(REWARDS).split([cut, 4 - cut])
+    found = torch.cat([whitened(part, [moments(other) for other in parts]) for part in parts])
+    assert found.tolist() == pytest.approx(whitened_by_definition(REWARDS), abs=1e-6)
 
 
 # Clipping.
@@ -162,14 +192,21 @@ def minus(ones, others):
     return [one - other for one, other in zip(ones, others, strict=True)]
 
 
+def sampled(id, prompt, ids, *, per_token, reward=0.0, truncated=False):
+    """A sample whose numbers per token are lists."""
+    whole = (id, prompt + ids, [False] * len(prompt) + [True] * len(ids))
+    sizes = {"length": len(prompt + ids), "trained": len(ids), "truncated": truncated}
+    numbers = {name: np.array(column, np.float32) for name, column in per_token.items()}
+    return Sample(*whole, **sizes, reward=reward, parts={}, per_token=numbers)
+
+
 def samples(method):
     made = []
     for k, (prompt, ids) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
         logps, values = logps_and_values(method, prompt, ids)
         old = minus(logps, DRIFT[k])
         numbers = {"old_logps": old, "ref_logps": minus(old, GAPS[k]), "old_values": minus(values, GROWTH[k])}
-        whole = (str(k), prompt + ids, [False] * len(prompt) + [True] * len(ids))
-        made.append(Sample(*whole, truncated=not FINISHED[k], reward=SCORES[k], parts={}, per_token=numbers))
+        made.append(sampled(str(k), prompt, ids, reward=SCORES[k], truncated=not FINISHED[k], per_token=numbers))
     return made
 
 
@@ -222,7 +259,7 @@ def test_right_after_sampling_ratios_are_one_and_value_errors_are_the_advantages
     now = [logps_and_values(rlhf, prompt, ids) for prompt, ids in zip(PROMPTS, COMPLETIONS, strict=True)]
     for one, (logps, _) in zip(made, now, strict=True):
         one.per_token.clear()
-        one.per_token["old_logps"] = logps
+        one.per_token["old_logps"] = np.array(logps, np.float32)
     rlhf.compute_per_token(made, rlhf.collate_text(made))
     for one, (logps, values) in zip(made, now, strict=True):
         assert one.per_token["ref_logps"] == pytest.approx(logps, abs=1e-5)
@@ -232,3 +269,58 @@ def test_right_after_sampling_ratios_are_one_and_value_errors_are_the_advantages
     assert terms["policy"].total.item() == pytest.approx(0, abs=1e-5)  # minus the sum of whitened advantages
     assert terms["value"].total.item() == pytest.approx(sum(error**2 for error in errors) / 2, abs=1e-5)
     assert terms["clipped"].total == 0
+
+
+# Several processes.
+
+
+def as_process(monkeypatch, rank):
+    """This process is number `rank` of two."""
+    for module in ("ftcore.machine.processes", "ftcore.rollout.samples"):
+        monkeypatch.setattr(f"{module}.rank_and_world", lambda: (rank, 2))
+
+
+def test_other_processes_get_outlines_of_samples(rlhf, monkeypatch):
+    made, sent = samples(rlhf), []
+    others = [[made[1].outline()]]
+    as_process(monkeypatch, 0)
+    monkeypatch.setattr("ftcore.machine.processes.gathered", lambda part: sent.append(part) or [part, others])
+    monkeypatch.setattr(RLHF, "_groups", lambda _, prompts: [[made[0]], [made[2]]])
+    groups = rlhf.sample_groups([None] * 3, np.random.default_rng(0))
+    assert groups == [[made[0]], [made[1].outline()], [made[2]]] and whole(chain(*groups)) == [made[0], made[2]]
+    assert sent == [[[made[0].outline()], [made[2].outline()]]]
+    for one in made:
+        outline = one.outline()
+        assert not outline.input_ids and not outline.per_token and not outline.completion_mask
+        assert (len(outline), outline.trained) == (len(one), one.trained) and rlhf.counts(outline) == rlhf.counts(one)
+
+
+def test_each_process_gets_the_samples_it_trains_on(rlhf, monkeypatch):
+    """Process 0 made samples 0 and 2, process 1 made sample 1; then 0 trains on sample 0 and process 1 on the others."""
+    made, sent = samples(rlhf), {}
+    for rank, has in ((0, {0, 2}), (1, {1})):
+
+        def exchanged(parts, rank=rank):
+            sent[rank] = parts
+            return [parts[rank] for parts in sent.values()]
+
+        as_process(monkeypatch, rank)
+        monkeypatch.setattr("ftcore.rollout.samples.dealt", exchanged)
+        found = rlhf.deal([one if k in has else one.outline() for k, one in enumerate(made)], [0, 1, 1])
+    assert sent == {0: [{}, {2: made[2]}], 1: [{}, {}]}
+    assert found[1:] == made[1:]
+
+
+def test_advantages_of_two_processes_are_those_of_the_whole_step(rlhf, monkeypatch):
+    alone = {one.id: one.per_token for one in rlhf.compute_advantages([[one] for one in samples(rlhf)])}
+    told, made = [], [samples(rlhf), samples(rlhf)]
+    for _ in range(2):  # in the second round each process knows what the other will say
+        for rank, own in enumerate(({"0", "2"}, {"1"})):
+            groups = [[one if one.id in own else one.outline()] for one in made[rank]]
+            monkeypatch.setattr("ftcore.methods.rlhf.gathered", lambda part: told.append(part) or told[:2])
+            found = whole(rlhf.compute_advantages(groups))
+            assert {one.id for one in found} == own
+            if len(told) > 2:
+                for one in found:
+                    for name in ("advantages", "returns"):
+                        assert one.per_token[name] == pytest.approx(alone[one.id][name], abs=1e-6)

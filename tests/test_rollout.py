@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from transformers import DynamicCache
 
 from ftcore.data.examples import Example
 from ftcore.data.layouts import pad
 from ftcore.models.logprobs import completion_logps
+from ftcore.rollout import sample as module
+from ftcore.rollout.cache import RoomyLayer
 from ftcore.rollout.sample import sample
 from tests.test_losses import CAUSAL, network
 
@@ -124,3 +127,26 @@ def test_log_probabilities_of_drawn_tokens_are_the_policys_whatever_top_p(top_p)
         assert completion.logps[0] == pytest.approx(np.log(probabilities[completion.ids[0]]), abs=1e-5)
     if top_p == 1e-6:  # one token is left: greedy
         assert {completion.ids[0] for completion in group} == {int(probabilities.argmax())}
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_a_cache_with_room_changes_no_digit(family, monkeypatch):
+    model = network(family, sharper=10)
+    found = rollouts(model)
+    monkeypatch.setattr(module, "roomy_cache", lambda config, room: DynamicCache(config=config.get_text_config()))
+    for group, expected in zip(found, rollouts(model), strict=True):
+        for one, other in zip(group, expected, strict=True):
+            assert one.ids == other.ids and one.logps.tolist() == other.logps.tolist()
+
+
+def test_a_new_token_copies_no_earlier_one_until_rows_leave():
+    layer = RoomyLayer(room=3)
+    states = torch.randn(2, 1, 4, 8).split([2, 1, 1], dim=2)  # a prompt of two tokens, then two tokens
+    layer.update(states[0], -states[0])
+    first, _ = layer.update(states[1], -states[1])
+    keys, values = layer.update(states[2], -states[2])
+    assert keys.data_ptr() == first.data_ptr() and layer.get_seq_length() == 4
+    assert torch.equal(keys, torch.cat(states, dim=2)) and torch.equal(values, -keys)
+    layer.batch_select_indices(torch.tensor([1]))
+    later, _ = layer.update(states[2][1:], states[2][1:])
+    assert torch.equal(later, torch.cat([*states, states[2]], dim=2)[1:]) and later.data_ptr() != first.data_ptr()

@@ -54,6 +54,7 @@ class TrainBatches(Generic[E]):
         prepare: what to train on in a step, given a function that draws its rows and a random generator that is the same in
             every process (default: the rows).
         arrange: the rows of a step in the order in which micro-batches and processes take them (default: longest first).
+        deal: the rows of a step, given which process trains on each, with what this process needs of them (default: the rows).
         steps: optimizer steps of the run.
         updates: optimizer steps on what one call of `prepare` returned.
         rows_per_step: rows that a step draws (default: `global_batch_size`).
@@ -66,6 +67,7 @@ class TrainBatches(Generic[E]):
     retention: Sequence[Example] = ()
     prepare: Callable[[Draw, np.random.Generator], list[E]] = lambda draw, _: draw()
     arrange: Callable[[list[E]], list[E]] = longest_first
+    deal: Callable[[list[E], list[int]], list[E]] = lambda rows, _: rows
     _: KW_ONLY
     retention_rows: int
     retention_every: int
@@ -101,7 +103,9 @@ class TrainBatches(Generic[E]):
         for step in range(self.first_step, self.steps):
             if step % self.updates == 0:
                 random = np.random.default_rng([self.seed, step, 2])
-                prepared = self.prepare(lambda: self._drawn(next(order), draws), random)
+                prepared = self.arrange(self.prepare(lambda: self._drawn(next(order), draws), random))
+                processes = [k // self.micro_batch_size % self.world_size for k in range(len(prepared))]
+                prepared = self.deal(prepared, processes)
             due = self.retention_rows if self.retention and step % self.retention_every == 0 else 0
             yield from self._micro_batches(prepared, [self.retention[row] for row in islice(general, due)])
 
@@ -116,7 +120,6 @@ class TrainBatches(Generic[E]):
         totals = Counter(retention=sum(example.trained for example in retention))
         for row in rows:
             totals.update(self.counts(row))
-        rows = self.arrange(rows)
         retention_size = ceil(len(retention) / (self.accumulation * self.world_size))
         for k in range(self.rank, self.accumulation * self.world_size, self.world_size):
             own = rows[k * self.micro_batch_size : (k + 1) * self.micro_batch_size]

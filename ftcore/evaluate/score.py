@@ -43,7 +43,8 @@ def score(method: Method, held_out: HeldOut, settings: Evaluate, label: str) -> 
     size = settings["batch_size"]
     with torch.inference_mode():
         answers = _answers(method, held_out, settings, f"{label}: answers")
-        terms = _averages(method.held_out_terms, method.counts, held_out.examples, size, f"{label}: loss")
+        examples = method.held_out_rows(held_out.examples)
+        terms = _averages(method.held_out_terms, method.counts, examples, size, f"{label}: loss")
         more = method.held_out_scores(held_out, size)
         probe = _probe_perplexity(method, held_out.probe, size, f"{label}: probe")
     right = [row["right"] for row in answers]
@@ -127,9 +128,9 @@ def _averages(
 
 
 def _batches(items: list[T], size: int, label: str) -> Iterator[list[T]]:
-    """This process's batches, with a progress bar in the first process."""
+    """Batches of this process's share of the items, with a progress bar in the first process."""
     rank, world = rank_and_world()
-    mine = in_batches(items, size)[rank::world]
+    mine = in_batches(items[rank::world], size)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     disable = rank > 0 or not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=disable) as progress:

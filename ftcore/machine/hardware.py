@@ -4,6 +4,8 @@ Everything here comes before a model is loaded, and nothing imports torch on a m
 """
 
 import ctypes
+import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -69,6 +71,14 @@ def find_machine(
     return Machine(accelerator, devices, num_nodes, strategy, precision, replicas)
 
 
+def use_own_device(machine: Machine) -> None:
+    """Make this process's GPU the current one: 4-bit weights are loaded to it at once, and objects are sent through it."""
+    if machine.accelerator == "gpu":
+        import torch
+
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+
+
 def keep_freed_memory() -> None:
     """Have the C library keep freed memory instead of giving it back (man mallopt; without glibc nothing happens).
 
@@ -78,6 +88,14 @@ def keep_freed_memory() -> None:
     with suppress(AttributeError, OSError):
         for option in (mmap_threshold, trim_threshold, top_pad):
             ctypes.CDLL(None).mallopt(*option)
+
+
+def free_memory() -> None:
+    """Give the memory of what nothing refers to any more back to the devices."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()  # nothing happens where CUDA was not used
 
 
 @contextmanager

@@ -28,15 +28,32 @@ def gathered(part: T) -> list[T]:
     return parts
 
 
-def shared_out(items: Sequence[T], work: Callable[[list[T]], list[R]]) -> list[R]:
+def shared_out(
+    items: Sequence[T], work: Callable[[list[T]], list[R]], to_others: Callable[[R], R] = lambda result: result
+) -> list[R]:
     """`work` on this process's share of `items`; every process gets all results, in the order of the items.
+
+    `to_others`: what the other processes get of a result (default: all of it).
 
     >>> shared_out([1, 2, 3], lambda share: [10 * item for item in share])
     [10, 20, 30]
     """
     rank, world = rank_and_world()
-    parts = [iter(part) for part in gathered(work(list(items[rank::world])))]
+    own = work(list(items[rank::world]))
+    results = gathered([to_others(one) for one in own]) if world > 1 else [own]
+    results[rank] = own
+    parts = [iter(part) for part in results]
     return [next(parts[k % world]) for k in range(len(items))]
+
+
+def dealt(parts: list[T]) -> list[T]:
+    """What each process has for this one, in the order of their numbers: process k gets `parts[k]` of each."""
+    if not dist.is_initialized():
+        return parts
+    received = [parts[:1] for _ in parts]
+    for sender, part in enumerate(received):
+        dist.scatter_object_list(part, parts, sender)
+    return [part[0] for part in received]
 
 
 def in_processes(work: Callable[[int], None], count: int) -> None:

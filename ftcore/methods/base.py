@@ -181,6 +181,10 @@ class Method(Configured, Generic[E, B]):
         """What to train on in a step: by default the rows of one draw. `random` is the same in every process."""
         return draw()
 
+    def deal(self, rows: list[E], processes: list[int]) -> list[E]:
+        """The arranged rows of a step with what this process needs of them; `processes` says which trains on each."""
+        return rows
+
     def encode_text(self, rows: list[Row], length: int | None = None) -> list[Example]:
         """Turn plain text into examples, for the probe and the retention term."""
         return self.encoder.texts(rows, length)
@@ -192,6 +196,10 @@ class Method(Configured, Generic[E, B]):
     def validation_terms(self, batch: B) -> dict[str, Term]:
         """Terms to average over validation rows."""
         return self.loss(batch)
+
+    def held_out_rows(self, examples: list[E]) -> list[E]:
+        """All held-out rows with what their loss needs of each other, before they are cut into batches."""
+        return examples
 
     def held_out_terms(self, examples: list[E]) -> dict[str, Term]:
         """Terms to average over held-out rows, by row where they can be told apart."""

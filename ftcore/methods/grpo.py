@@ -23,11 +23,12 @@ from ftcore.data.sources import Row
 from ftcore.data.steps import Draw
 from ftcore.methods.base import Clip, Fraction, Positive, PositiveFraction, Term, metrics
 from ftcore.methods.losses import clipped_policy_loss, kl_estimate
-from ftcore.methods.online import OnlineMethod, Rollouts, Sample, equal_rewards
+from ftcore.methods.online import OnlineMethod, Rollouts
 from ftcore.methods.reward_model import RewardModel
 from ftcore.models.logprobs import row_numbers, row_sums, token_outputs
 from ftcore.rewards.functions import Scored
 from ftcore.rewards.worker import Rewards
+from ftcore.rollout.samples import Sample, equal_rewards
 from ftcore.settings import PathOfWeights
 
 Advantage = Literal["group", "group_no_std", "rloo", "reinforce"]
@@ -86,7 +87,8 @@ class GRPO(OnlineMethod):
         for group in groups:
             rewards = [one.reward for one in group if one.reward is not None]  # all: the others are not usable
             for one, value in zip(group, advantages(rewards, self.advantage), strict=True):
-                one.per_token["advantages"] = [value] * one.trained
+                if one.per_token:
+                    one.per_token["advantages"] = np.full(one.trained, value, np.float32)
         return [one for group in groups for one in group]
 
     def loss(self, batch: Rollouts) -> dict[str, Term]:

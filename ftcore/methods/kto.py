@@ -63,6 +63,10 @@ class KTO(Method[Labelled, LabelledBatch]):
         z = max(float(torch.cat(ratios).mean()), 0.0)
         return [replace(row, z=z) for row in rows]
 
+    def held_out_rows(self, examples: list[Labelled]) -> list[Labelled]:
+        """The rows with their z, so that no score depends on which of them share a batch."""
+        return self.prepare(lambda: examples, np.random.default_rng(0)) if examples else []
+
     @torch.no_grad()
     def _z_ratios(self, batch: Batch) -> Tensor:
         """Log-ratio (S,) of each answer to the base model, without gradient: z is their mean."""

@@ -57,18 +57,30 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
 
 
 def generalized_advantages(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
-    """Advantages (T,) of one completion: A_t = d_t + gamma lam A_{t+1}, d_t = r_t + gamma V_{t+1} - V_t. V is 0 after the end.
+    """Advantages (S, T): A_t = d_t + gamma lam A_{t+1}, d_t = r_t + gamma V_{t+1} - V_t. V is 0 after the end.
 
-    Schulman et al. 2016, "High-dimensional continuous control using generalized advantage estimation", eq. 16.
+    Both arguments are (S, T), a completion in each row, with zeros after its end. Schulman et al. 2016, "High-dimensional
+    continuous control using generalized advantage estimation", eq. 16.
     """
-    following = torch.cat([values[1:], values.new_zeros(1)])  # (T,): V_{t+1}
-    errors, advantages, last = rewards + gamma * following - values, torch.zeros_like(rewards), rewards.new_zeros(())
-    for t in reversed(range(len(rewards))):
-        last = errors[t] + gamma * lam * last
-        advantages[t] = last
-    return advantages
+    following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)  # (S, T): V_{t+1}
+    advantages = list((rewards + gamma * following - values).unbind(1))  # T times (S,): d_t, from the last on A_t
+    for t in reversed(range(len(advantages) - 1)):
+        advantages[t] = advantages[t] + gamma * lam * advantages[t + 1]
+    return torch.stack(advantages, dim=1)
 
 
-def whitened(values: Tensor) -> Tensor:
-    """Values (N,) with mean 0 and variance 1."""
-    return (values - values.mean()) / (values.var(unbiased=False) + 1e-8).sqrt()
+def moments(values: Tensor) -> Tensor:
+    """Count, mean and variance (3,) of values (N,)."""
+    return torch.stack([torch.tensor(len(values)), values.mean(), values.var(unbiased=False)]).double()
+
+
+def whitened(values: Tensor, parts: list[Tensor]) -> Tensor:
+    """Values (N,) shifted and scaled so that the whole, whose `parts` have these moments, gets mean 0 and variance 1.
+
+    >>> whitened(torch.tensor([1.0, 3.0]), [moments(torch.tensor([1.0, 3.0]))])
+    tensor([-1.,  1.])
+    """
+    counts, means, variances = torch.stack([part for part in parts if part[0]]).unbind(1)  # (K,) each
+    mean = (counts * means).sum() / counts.sum()
+    variance = (counts * (variances + (means - mean) ** 2)).sum() / counts.sum()
+    return (values - mean.float()) / (variance.float() + 1e-8).sqrt()

@@ -1,11 +1,11 @@
 """What methods that learn from their own completions share: rollouts, rewards, and their metrics.
 
-Before each round of updates the policy answers the step's prompts, `group_size` times each. The completions of all processes
-are gathered, so advantages and counts are those of the whole step on any number of processes.
+Before each round of updates the policy answers the step's prompts, `group_size` times each. All processes know the rewards and
+lengths of all completions, so advantages and counts are those of the whole step on any number of processes. Tokens and their
+numbers go to one other process at most, that which trains on them.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Annotated, Any, ClassVar, cast
 
@@ -15,32 +15,20 @@ from annotated_types import Ge
 from torch import Tensor
 
 from ftcore.console import console
-from ftcore.data.examples import Example, Prompt
-from ftcore.data.layouts import Batch, in_batches, is_shared
+from ftcore.data.examples import Prompt
+from ftcore.data.layouts import Batch, in_batches
 from ftcore.data.sources import Row
 from ftcore.data.steps import Draw
 from ftcore.kernels.packed_weights import packed_weights
 from ftcore.machine.hardware import memory_of
-from ftcore.machine.processes import rank_and_world, shared_out
+from ftcore.machine.processes import gathered, rank_and_world, shared_out
 from ftcore.methods.base import ByRow, HeldOut, Method, NonNegative, Positive, PositiveFraction, Term
 from ftcore.methods.reward_model import RewardModel
 from ftcore.models.logprobs import completion_logps
 from ftcore.rewards.functions import Scored
 from ftcore.rollout.sample import Completion, generate, sample
+from ftcore.rollout.samples import Sample, dealt_samples, equal_rewards, in_batch_order, set_per_token, whole
 from ftcore.timing import part
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample(Example):
-    """A prompt with a sampled completion, `truncated` if that was cut before it ended.
-
-    `reward` is None where the completion is excluded, `parts` are the values it is made of, and `per_token` holds lists with
-    one number for each token of the completion.
-    """
-
-    reward: float | None
-    parts: dict[str, float | None]
-    per_token: dict[str, list[float]]
 
 
 class Rollouts(Batch, total=False):
@@ -54,6 +42,7 @@ class Rollouts(Batch, total=False):
     rows: list[Row]  # of prompts to validate on; such a batch has no tensors
 
 
+NO_NUMBERS = np.empty(0, np.float32)
 # Steps without a gradient, at the beginning of a run, after which it is said.
 SILENT_STEPS = 3
 
@@ -90,7 +79,7 @@ class OnlineMethod(Method[Sample, Rollouts]):
         raise NotImplementedError
 
     def compute_advantages(self, groups: list[list[Sample]]) -> list[Sample]:
-        """The samples to train on, with `per_token["advantages"]`."""
+        """The samples to train on, those of this process with `per_token["advantages"]`."""
         raise NotImplementedError
 
     # The base class does the rest.
@@ -113,8 +102,9 @@ class OnlineMethod(Method[Sample, Rollouts]):
             return cast(Rollouts, {"ids": [one.id for one in examples], "rows": [one.row for one in examples]})
         batch = self.collate_text(examples, shared_prompts=True)
         ordered = in_batch_order(examples, batch)
-        columns = {name: [x for one in ordered for x in one.per_token[name]] for name in self.per_token_names}
-        return cast(Rollouts, {**batch, **{name: torch.tensor(values) for name, values in columns.items()}})
+        columns = {name: [one.per_token[name] for one in ordered] or [NO_NUMBERS] for name in self.per_token_names}
+        numbers = {name: torch.from_numpy(np.concatenate(column)) for name, column in columns.items()}
+        return cast(Rollouts, {**batch, **numbers})
 
     def prepare(self, draw: Draw, random: np.random.Generator) -> list[Sample]:
         """Sample completions of the step's prompts, score them and compute their advantages."""
@@ -126,7 +116,7 @@ class OnlineMethod(Method[Sample, Rollouts]):
         """The samples of a step. Says so once when the first steps of a run have taught nothing."""
         if self.silent_steps is None:
             return samples
-        taught = any(any(one.per_token["advantages"]) for one in samples)
+        taught = any(gathered(any(one.per_token["advantages"].any() for one in whole(samples))))
         self.silent_steps = None if taught else self.silent_steps + 1
         steps = self._trainer.max_steps // self.updates if self._trainer else SILENT_STEPS
         if self.silent_steps and self.silent_steps >= min(SILENT_STEPS, max(steps, 1)):
@@ -158,12 +148,18 @@ class OnlineMethod(Method[Sample, Rollouts]):
         return self.scorer.score(rows, texts, self.context.micro_batch_size, self.network.device)
 
     def sample_groups(self, prompts: list[Prompt], random: np.random.Generator) -> list[list[Sample]]:
-        """A group of samples for each prompt. All processes share the work and get all groups."""
+        """A group of samples for each prompt. All processes share the work and get outlines of the others' groups."""
         self.network.eval()
         with memory_of("method.rollout_batch_size", self.rollout_batch_size), part("rollout"):
-            groups = shared_out(_with_seeds(prompts, random), self._groups)
+            groups = shared_out(
+                _with_seeds(prompts, random), self._groups, lambda group: [one.outline() for one in group]
+            )
         self.network.train()
         return groups
+
+    def deal(self, rows: list[Sample], processes: list[int]) -> list[Sample]:
+        """The rows, whole where this process trains on them; `processes` says which trains on each."""
+        return dealt_samples(rows, processes)
 
     def usable(self, groups: list[list[Sample]]) -> list[list[Sample]]:
         """The groups without the samples that cannot be trained on."""
@@ -209,9 +205,16 @@ class OnlineMethod(Method[Sample, Rollouts]):
             rewards, parts = self.compute_rewards(rows, texts, tokens)
         for k, (prompt, done) in enumerate(zip(prompts, completions, strict=True)):
             ids, mask = prompt.input_ids + done.ids, [False] * len(prompt) + [True] * len(done.ids)
-            values, logps = {name: column[k] for name, column in parts.items()}, {"old_logps": done.logps}
             yield Sample(
-                prompt.id, ids, mask, truncated=not done.finished, reward=rewards[k], parts=values, per_token=logps
+                prompt.id,
+                ids,
+                mask,
+                truncated=not done.finished,
+                length=len(ids),
+                trained=len(done.ids),
+                reward=rewards[k],
+                parts={name: column[k] for name, column in parts.items()},
+                per_token={"old_logps": done.logps},
             )
 
     @torch.no_grad()
@@ -221,9 +224,11 @@ class OnlineMethod(Method[Sample, Rollouts]):
         `samples` are in the order of their tokens in `batch`.
         """
         if not self.beta:
-            return set_per_token(samples, "ref_logps", [x for one in samples for x in one.per_token["old_logps"]])
+            for one in samples:
+                one.per_token["ref_logps"] = one.per_token["old_logps"]
+            return
         with self.foundation.base_view() as base:
-            set_per_token(samples, "ref_logps", completion_logps(base, batch, self.temperature).tolist())
+            set_per_token(samples, "ref_logps", completion_logps(base, batch, self.temperature))
 
     def arrange(self, rows: list[Sample]) -> list[Sample]:
         """Samples of the same prompt next to each other, those with the longest first."""
@@ -233,11 +238,11 @@ class OnlineMethod(Method[Sample, Rollouts]):
     def rollout_metrics(self, groups: list[list[Sample]]) -> dict[str, float]:
         """Rewards, KL divergence and lengths of a step's completions."""
         samples = list(chain(*groups))
-        per_token = [one.per_token for one in samples]
-        gaps = [a - b for one in per_token for a, b in zip(one["old_logps"], one["ref_logps"], strict=True)]
+        columns = [(one.per_token["old_logps"], one.per_token["ref_logps"]) for one in whole(samples)]
+        gap = float(sum(np.subtract(old, ref, dtype=np.float64).sum() for old, ref in columns))
         return {
             **reward_means(samples),
-            **({"kl": sum(gaps) / len(samples)} if self.beta else {}),
+            **({"kl": sum(gathered(gap)) / len(samples)} if self.beta else {}),
             "groups/zero_variance": _mean(map(equal_rewards, self.usable(groups))),
             "completions/length": _mean(one.trained for one in samples),
             "completions/unfinished": _mean(one.truncated for one in samples),
@@ -251,7 +256,7 @@ class OnlineMethod(Method[Sample, Rollouts]):
     def held_out_scores(self, held_out: HeldOut, batch_size: int) -> dict[str, ByRow | float | None]:
         """Rewards of one sampled completion for each held-out prompt, with the same seeds for every model."""
         prompts = _with_seeds(held_out.examples, np.random.default_rng(0))
-        samples = shared_out(prompts, lambda mine: self._sampled(mine, 1))
+        samples = shared_out(prompts, lambda mine: self._sampled(mine, 1), Sample.outline)
         return {**reward_means(samples), **reward_columns(samples)} if samples else {}
 
     def validation_terms(self, batch: Rollouts) -> dict[str, Term]:
@@ -263,23 +268,6 @@ class OnlineMethod(Method[Sample, Rollouts]):
         rewards, _ = self.compute_rewards(batch["rows"], texts, self.encoder.contents(texts))
         numbers = [reward for reward in rewards if reward is not None]
         return {"reward": Term(torch.tensor(float(sum(numbers))), len(numbers), "sequences", -1.0)}
-
-
-def set_per_token(samples: list[Sample], name: str, values: list[float]) -> None:
-    """Distribute a batch's values (N,), one per completion token, to its samples."""
-    rest = iter(values)
-    for one in samples:
-        one.per_token[name] = [next(rest) for _ in range(one.trained)]
-
-
-def in_batch_order(samples: list[Sample], batch: Batch) -> list[Sample]:
-    """The samples in the order of their tokens in a batch."""
-    return [samples[k] for k in batch["order"]] if is_shared(batch) else samples
-
-
-def equal_rewards(group: list[Sample]) -> bool:
-    """Whether all samples of a group have the same reward, so that none stands out."""
-    return len({one.reward for one in group}) <= 1
 
 
 def reward_columns(samples: list[Sample]) -> dict[str, ByRow]:

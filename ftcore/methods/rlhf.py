@@ -8,15 +8,18 @@ arXiv:1707.06347). The policy and the reward model are runs of their own (stages
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ftcore.data.layouts import Batch
 from ftcore.data.sources import Row
+from ftcore.machine.processes import gathered
 from ftcore.methods.base import Clip, Fraction, NonNegative, Positive, PositiveFraction, Term, metrics
-from ftcore.methods.losses import clipped_policy_loss, clipped_value_loss, generalized_advantages, whitened
-from ftcore.methods.online import OnlineMethod, Rollouts, Sample, set_per_token
+from ftcore.methods.losses import clipped_policy_loss, clipped_value_loss, generalized_advantages, moments, whitened
+from ftcore.methods.online import OnlineMethod, Rollouts
 from ftcore.methods.reward_model import RewardModel
 from ftcore.models.logprobs import hidden_at, predicted, token_outputs
 from ftcore.rewards.functions import Scored
+from ftcore.rollout.samples import Sample, set_per_token, whole
 from ftcore.settings import PathOfWeights
 
 
@@ -52,24 +55,27 @@ class RLHF(OnlineMethod):
         """Also add the values that the value head predicts before each token."""
         super().compute_per_token(samples, batch)
         hidden = hidden_at(self.network, batch, predicted(batch)[0])  # (N, H)
-        set_per_token(samples, "old_values", self._values(hidden).tolist())
+        set_per_token(samples, "old_values", self._values(hidden))
 
     def compute_advantages(self, groups: list[list[Sample]]) -> list[Sample]:
         """Advantages and returns of each token. The advantages are whitened over the step."""
-        samples, advantages = [one for group in groups for one in group], list[Tensor]()
-        for one in samples:
-            values = torch.tensor(one.per_token["old_values"])  # (T,), of this completion
-            advantages.append(generalized_advantages(self._token_rewards(one), values, self.gamma, self.lam))
-            one.per_token["returns"] = (advantages[-1] + values).tolist()
+        samples = [one for group in groups for one in group]
+        own, advantages = whole(samples), torch.empty(0)
+        if own:
+            values, lengths = _column(own, "old_values"), torch.tensor([one.trained for one in own])
+            there = torch.arange(values.shape[1]) < lengths[:, None]  # (S, T)
+            padded = generalized_advantages(self._token_rewards(own), values, self.gamma, self.lam)
+            advantages = padded[there]
+            set_per_token(own, "returns", (padded + values)[there])
         if samples:
-            set_per_token(samples, "advantages", whitened(torch.cat(advantages)).tolist())
+            set_per_token(own, "advantages", whitened(advantages, gathered(moments(advantages))))
         return samples
 
-    def _token_rewards(self, one: Sample) -> Tensor:
-        """The KL penalty (T,) at each token, plus the score at the last."""
-        rewards = -self.beta * (torch.tensor(one.per_token["old_logps"]) - torch.tensor(one.per_token["ref_logps"]))
-        assert one.reward is not None
-        rewards[-1] += one.reward - self.unfinished_penalty * one.truncated
+    def _token_rewards(self, samples: list[Sample]) -> Tensor:
+        """The KL penalty at each token, plus the score at the last, (S, T) with zeros after it."""
+        rewards = -self.beta * (_column(samples, "old_logps") - _column(samples, "ref_logps"))
+        scores = [(one.reward or 0.0) - self.unfinished_penalty * one.truncated for one in samples]
+        rewards[range(len(samples)), [one.trained - 1 for one in samples]] += torch.tensor(scores)
         return rewards
 
     def _values(self, hidden: Tensor) -> Tensor:
@@ -88,3 +94,8 @@ class RLHF(OnlineMethod):
             "value": Term(value, len(value), "tokens", self.value_weight),
             **metrics("tokens", {"entropy": scores.entropies, "clipped": clipped}),
         }
+
+
+def _column(samples: list[Sample], name: str) -> Tensor:
+    """Numbers per token (S, T) of the samples, with zeros after each one's end."""
+    return pad_sequence([torch.from_numpy(one.per_token[name]) for one in samples], batch_first=True)

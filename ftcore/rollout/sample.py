@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from ftcore.data.tokens import Encoder
+from ftcore.rollout.cache import roomy_cache
 
 
 @dataclass(slots=True)
@@ -23,8 +24,8 @@ class Completion:
     """
 
     ids: list[int]
-    logps: list[float]
-    finished: bool = False
+    logps: np.ndarray
+    finished: bool
 
 
 @torch.no_grad()
@@ -48,32 +49,39 @@ def sample(
     # 1. Draw all random numbers first: (completions, max_new_tokens), group_size completions for each prompt.
     numbers = [np.random.default_rng(seed).random((group_size, max_new_tokens)) for seed in seeds]
     draws = torch.from_numpy(np.concatenate(numbers)).to(device)
-    completions = [Completion([], []) for _ in range(len(prompts) * group_size)]
-    active = torch.arange(len(completions), device=device)  # (B,): the completion of each row of the batch
+    active = torch.arange(len(draws), device=device)  # (B,): the completion of each row of the batch
+    drawn = torch.full(draws.shape, -1, device=device)  # (completions, max_new_tokens): -1 after the end
+    chances, ends = torch.zeros(draws.shape, device=device), torch.tensor(end_ids, device=device)
     # 2. Compute each prompt once, then repeat its logits (B, V), keys and values for the rows of its group.
     ids, mask = _left_padded(prompts, pad_id, device)  # (B, T)
-    cache = DynamicCache(config=network.config.get_text_config())
+    cache = roomy_cache(network.config, max_new_tokens)
     logits = _last_logits(network, ids, mask, cache).repeat_interleave(group_size, 0)
     cache.batch_repeat_interleave(group_size)
     mask = mask.repeat_interleave(group_size, 0)
     for step in range(max_new_tokens):
         # 3. One more token (B,) for each row.
         tokens, logps = _draw(logits, draws[active, step], temperature, top_p)
-        for k, token, logp in zip(active.tolist(), tokens.tolist(), logps.tolist(), strict=True):
-            completions[k].ids.append(token)
-            completions[k].logps.append(logp)
-            completions[k].finished = token in end_ids
-        # 4. Rows that drew an end token leave the batch: B shrinks.
-        going = ~torch.isin(tokens, torch.tensor(end_ids, device=device))
-        if step == max_new_tokens - 1 or not going.any():
+        drawn[active, step], chances[active, step] = tokens, logps
+        if step == max_new_tokens - 1:
             break
-        if not going.all():
+        # 4. Rows that drew an end token leave the batch: B shrinks. The host waits for the device here alone.
+        going = (~torch.isin(tokens, ends)).nonzero()[:, 0]
+        if not len(going):
+            break
+        if len(going) < len(tokens):
             active, tokens, mask = active[going], tokens[going], mask[going]
-            cache.batch_select_indices(going.nonzero()[:, 0])
+            cache.batch_select_indices(going)
         # 5. Logits after the new tokens: T grows by one.
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         logits = _last_logits(network, tokens[:, None], mask, cache)
+    completions = _completions(drawn, chances, end_ids)
     return [completions[k : k + group_size] for k in range(0, len(completions), group_size)]
+
+
+def _completions(drawn: Tensor, logps: Tensor, end_ids: list[int]) -> list[Completion]:
+    """Completions from tokens (C, T), -1 after the end of each, and their log-probabilities (C, T)."""
+    rows = zip((drawn >= 0).sum(1).tolist(), drawn.tolist(), logps.cpu().numpy(), strict=True)
+    return [Completion(ids[:n], row[:n], ids[n - 1] in end_ids) for n, ids, row in rows]
 
 
 def generate(network: Any, encoder: Encoder, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
@@ -84,9 +92,9 @@ def generate(network: Any, encoder: Encoder, prompts: list[list[int]], max_new_t
         max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad_id, eos_token_id=encoder.end_ids(network)
     )
     # Not synced: each process has all weights here and its own rows, so none waits for the others.
-    output = network.generate(
-        input_ids, attention_mask=mask, generation_config=config, synced_gpus=False
-    )  # (B, T + new)
+    options = {"generation_config": config, "synced_gpus": False}
+    cache = roomy_cache(network.config, max_new_tokens)
+    output = network.generate(input_ids, attention_mask=mask, past_key_values=cache, **options)  # (B, T + new)
     return encoder.decode(output[:, input_ids.shape[1] :].tolist())
 
 

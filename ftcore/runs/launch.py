@@ -16,7 +16,7 @@ from ftcore.console import stderr, steady_streams
 from ftcore.data.records import Records
 from ftcore.errors import FtcoreError, HardwareError, OutOfMemory, Stopped, paragraph, storage_errors, traced
 from ftcore.machine import torchrun
-from ftcore.machine.hardware import smaller
+from ftcore.machine.hardware import free_memory, smaller
 from ftcore.machine.isolated import heeded
 from ftcore.run_folder import Run
 from ftcore.settings import Config, Hardware, Resolved
@@ -49,6 +49,7 @@ def launch(config: Config, resolved: Resolved, run: Run, records: Records | None
             else:
                 raise
             stderr.print(f"{error} Going on with {chosen}.")
+        free_memory()  # of the failed run, which the error's traceback held until here
 
 
 def _launch(config: Config, resolved: Resolved, run: Run, records: Records | None) -> None:

@@ -123,6 +123,7 @@ def _train_batches(config: Config, resolved: Resolved, method: Method, examples:
         method.encode_text(general, retention["length"]) if general else [],
         method.rows_of_step,
         method.arrange,
+        method.deal,
         retention_rows=retention["rows"],
         retention_every=retention["every"],
         steps=int(steps),

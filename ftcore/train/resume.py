@@ -106,14 +106,10 @@ class Checkpoints(Callback):
         if number := self._signal_of_any(trainer):
             raise self._stopped(number)
 
-    def teardown(self, trainer: Trainer, method: Method, stage: str) -> None:
-        """Restore the signal handlers."""
+    def restore_handlers(self) -> None:
+        """Restore the signal handlers. Comes after Lightning, which puts back ours, and so would keep all of a failed run."""
         for number, handler in self.earlier_handlers.items():
             signal.signal(number, handler)
-
-    def on_exception(self, trainer: Trainer, method: Method, exception: BaseException) -> None:
-        """The same when training fails."""
-        self.teardown(trainer, method, "fit")
 
     def _save_when_due(self, trainer: Trainer, method: Method) -> None:
         step, number, every = trainer.global_step, self._signal_of_any(trainer), self.settings["every"]

@@ -16,7 +16,7 @@ from ftcore.data.token_cache import lengths
 from ftcore.errors import ConfigError, NumericalError, OutOfMemory
 from ftcore.evaluate.base_scores import scores_file
 from ftcore.evaluate.tables import side_by_side, spread
-from ftcore.machine.hardware import keep_freed_memory, smaller
+from ftcore.machine.hardware import keep_freed_memory, smaller, use_own_device
 from ftcore.machine.provenance import made_with
 from ftcore.models import sharding
 from ftcore.models.base_name import base_of
@@ -52,6 +52,7 @@ def run(
     started = time.perf_counter()
     quiet()
     keep_freed_memory()
+    use_own_device(resolved.machine)
     if config["logger"]:
         check_installed(str(config["logger"]["_target_"]))  # before weights are loaded
     job = prepare(config, resolved, records)
@@ -78,6 +79,8 @@ def run(
         trainer.fit(job.method, job.batches, job.validation)
     except torch.OutOfMemoryError:
         raise OutOfMemory(_out_of_memory(job)) from None
+    finally:
+        checkpoints.restore_handlers()
     _end(config, run, job, compare, _figures(job, steps, compare, started), loggers)
     if failure := _failure(job, compare):
         raise NumericalError(failure)
