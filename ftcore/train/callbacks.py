@@ -86,19 +86,22 @@ class Watchdog(Callback):
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.last, self.ended = seconds, 0.0, threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
 
     def on_train_start(self, *_: Any) -> None:
         """Begin to watch."""
         self.last = time.monotonic()
-        threading.Thread(target=self._watch, daemon=True).start()
+        self.thread.start()
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Start counting again."""
         self.last = time.monotonic()
 
     def on_train_end(self, *_: Any) -> None:
-        """Stop counting: what follows may take any time."""
+        """Stop counting: what follows may take any time. The thread holds all of the run, which ends with it."""
         self.ended.set()
+        if self.thread.is_alive():
+            self.thread.join()
 
     on_validation_batch_start = on_train_batch_start  # type: ignore[assignment]
     on_exception = on_train_end  # type: ignore[assignment]
