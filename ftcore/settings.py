@@ -71,7 +71,6 @@ PathOfWeights = Annotated[str | None, Role(path="weights")]
 Accelerator = Literal["auto", "cpu", "gpu"]
 Strategy = Literal["single", "ddp", "fsdp"]
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 
 
@@ -139,7 +138,7 @@ class Hardware(TypedDict):
     devices: int
     num_nodes: int
     strategy: Strategy
-    precision: Precision
+    precision: Precision | Literal["auto"] | None
     activation_checkpointing: bool | Literal["auto"]
     compile: bool
     slurm: Slurm | None
@@ -165,7 +164,6 @@ class Place(TypedDict):
 class Model(Place):
     """The node of the model group: the parameters of `models.foundation.load_foundation`."""
 
-    dtype: Dtype
     chat_template: str | None
     add_tokens: list[str]
     attention: Attention
@@ -284,6 +282,11 @@ class Machine:
     num_nodes: int
     strategy: Strategy
     precision: Precision
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """The kind of its devices, as torch calls it."""
+        return "cuda" if self.accelerator == "gpu" else "cpu"
 
     @property
     def processes(self) -> int:

@@ -8,6 +8,14 @@ from ftcore.machine.hardware import micro_batch
 from ftcore.settings import Config, Machine, Resolved
 
 
+def settle_precision(config: Config) -> None:
+    """Put the precision that this machine computes in into the config: results are known by it, however it was asked for.
+
+    Raises as `resolve` does.
+    """
+    config["hardware"]["precision"] = resolve(config, {}).machine.precision
+
+
 def resolve(config: Config, hashes: Mapping[str, str]) -> Resolved:
     """The machine, the rows of a forward pass, and the identity of the base weights, whose files have these `hashes`.
 

@@ -13,7 +13,7 @@ from ftcore.models.weights import check_weights, weights_hashes
 from ftcore.run_folder import Run
 from ftcore.runs.folder import run_folder
 from ftcore.runs.launch import check_processes, launch, run_rank
-from ftcore.runs.resolve import resolve
+from ftcore.runs.resolve import resolve, settle_precision
 from ftcore.runs.stages import run_stages
 from ftcore.settings import Config
 
@@ -38,7 +38,7 @@ def train(config: Config, check: Check = lambda *_: None) -> Run | None:
 
 def _run(config: Config, check: Check) -> Run | None:
     """Check rows and weights, choose the run folder, start the processes. Returns None when there is nothing to run."""
-    resolve(config, {})  # what this machine lacks is said before any row is read
+    settle_precision(config)  # first: what this machine lacks is said before any row is read
     records = build(config["data"], Data).load(record_type(config["method"]))
     check_weights(config["model"])
     check(config, records)

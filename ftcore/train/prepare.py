@@ -25,6 +25,7 @@ from ftcore.methods.base import HeldOut, Method, RunContext, own_settings
 from ftcore.models import sharding
 from ftcore.models.blocks import transformer_blocks
 from ftcore.models.foundation import Foundation, foundation_of
+from ftcore.models.precision import cast_weights
 from ftcore.models.reference import ReferenceSums, base_key
 from ftcore.settings import Config, Hardware, Resolved
 
@@ -73,6 +74,7 @@ def _load_method(config: Config, resolved: Resolved, data: Data) -> Method:
         retention_weight=config["retention"]["weight"],
         references=ReferenceSums(home() / "references" / base_key(config, resolved) if kind.has_reference else None),
         row_losses=config["ledger"],
+        precision=resolved.machine.precision,
     )
     method = build(config["method"], Method, foundation, Encoder(foundation.tokenizer, data), context)
     _tune(method.network.train(), config["hardware"])
@@ -93,7 +95,9 @@ def _load_foundation(config: Config, resolved: Resolved) -> Foundation:
         foundation = foundation_of(config)
         # Again, so that an adapter's weights do not depend on how the model loads.
         lightning.seed_everything(config["seed"], verbose=False)
-        return build(config["adapter"], Foundation, foundation)
+        foundation = build(config["adapter"], Foundation, foundation)
+        cast_weights(foundation.network, resolved.machine.precision)
+        return foundation
 
 
 def _tune(network: Any, hardware: Hardware) -> None:

@@ -21,6 +21,7 @@ from ftcore.machine.provenance import made_with
 from ftcore.models import sharding
 from ftcore.models.base_name import base_of
 from ftcore.models.foundation import save_model
+from ftcore.models.precision import forbid_tf32, of_trainer
 from ftcore.run_folder import Run
 from ftcore.settings import Config, Resolved
 from ftcore.train import faults, report
@@ -52,6 +53,7 @@ def run(
     started = time.perf_counter()
     quiet()
     keep_freed_memory()
+    forbid_tf32()
     if config["logger"]:
         check_installed(str(config["logger"]["_target_"]))  # before weights are loaded
     job = prepare(config, resolved, records)
@@ -122,7 +124,7 @@ def _trainer(
         devices=machine.devices,
         num_nodes=machine.num_nodes,
         strategy=strategy,
-        precision=machine.precision,
+        precision=of_trainer(machine.precision),
         max_steps=steps,
         max_epochs=1,  # one pass over batches that know the epochs themselves
         accumulate_grad_batches=accumulation,
