@@ -9,11 +9,9 @@ from ftcore.settings import Config, Machine, Resolved
 
 
 def settle_precision(config: Config) -> None:
-    """Put the precision that this machine computes in into the config: results are known by it, however it was asked for.
-
-    Raises as `resolve` does.
-    """
-    config["hardware"]["precision"] = resolve(config, {}).machine.precision
+    """Put what null and `auto` come to on this machine into the config: results are known by it. Raises as `resolve` does."""
+    if config["hardware"]["precision"] in (None, "auto"):
+        config["hardware"]["precision"] = resolve(config, {}).machine.precision
 
 
 def resolve(config: Config, hashes: Mapping[str, str]) -> Resolved:

@@ -75,7 +75,7 @@ def stage_config(config: Config, name: str, words: list[str]) -> Config:
     # Where its steps cannot be cut into micro-batches of this size, a stage keeps its own.
     if "micro_batch_size" not in keys and size != "auto" and stage["global_batch_size"] % (size * processes) == 0:
         stage["micro_batch_size"] = size
-    settle_precision(stage)  # its words may ask for another machine
+    settle_precision(stage)
     return stage
 
 
@@ -92,6 +92,7 @@ def folder_of(stage: Config) -> Path:
 
 def _make(name: str, stage: Config, words: list[str], folder: Path, dry_run: bool) -> bool:
     """Run a stage unless it is there; whoever comes second waits. Returns whether it is there."""
+    settle(stage, {})  # its words may ask for another machine
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if Run(folder).finished:

@@ -38,9 +38,10 @@ def train(config: Config, check: Check = lambda *_: None) -> Run | None:
 
 def _run(config: Config, check: Check) -> Run | None:
     """Check rows and weights, choose the run folder, start the processes. Returns None when there is nothing to run."""
-    settle_precision(config)  # first: what this machine lacks is said before any row is read
+    resolve(config, {})  # what this machine lacks is said before any row is read
     records = build(config["data"], Data).load(record_type(config["method"]))
     check_weights(config["model"])
+    settle_precision(config)
     check(config, records)
     for key, path in list(files_of_config(config)):  # the run is used from other folders later
         if (local := expanded(path)).exists():
