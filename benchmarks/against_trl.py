@@ -4,8 +4,9 @@
 
 Every measurement is a process of its own. A step's time is from the end of one optimizer step to the end of the next, rollouts
 and data included; the first is left out. Peak memory is that of the whole process. TRL runs without gradient checkpointing, which
-is faster here: `trl` as it comes, `trl_allocator` with ftcore's setting of the C library's allocator; `trl_defaults` is with
-checkpointing. `loop` is the floor, plain PyTorch (loops.py). `litgpt` is measured when it is installed (litgpt_side.py).
+is faster here: `trl` as it comes, `trl_allocator` with ftcore's setting of the C library's allocator, `trl_bf16` with weights and
+matmuls in bf16; `trl_defaults` is with checkpointing. `ftcore_<precision>` is ftcore in another precision than the case's. `loop`
+is the floor, plain PyTorch (loops.py). `litgpt` is measured when it is installed (litgpt_side.py).
 Results: benchmarks/results/<case>.json.
 """
 
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import table
-from cases import CASES, SHARED, STAGES, TRL, Case
+from cases import CASES, PRECISIONS, SHARED, STAGES, TRL, Case
 
 HERE = Path(__file__).parent
 Results = dict[str, list[dict[str, Any]]]
@@ -61,12 +62,13 @@ def _run(side: str, case: Case, folder: Path, steps: int) -> dict[str, Any]:
         import trl_side
 
         return trl_side.run(
-            case, folder, steps, allocator=side == "trl_allocator", checkpointing=side == "trl_defaults"
-        )
-    if side == "ftcore":
+            case, folder, steps, allocator=side == "trl_allocator", checkpointing=side == "trl_defaults",
+            bf16=side == "trl_bf16",
+        )  # fmt: skip
+    if side in PRECISIONS:
         import ftcore_side
 
-        return ftcore_side.run(case, folder, steps)
+        return ftcore_side.run(case, folder, steps, PRECISIONS[side])
     if side == "litgpt":
         import litgpt_side
 
@@ -113,7 +115,7 @@ def _measured(side: str, case: str, folder: str, steps: int) -> dict[str, Any]:
 
 
 def _line(one: dict[str, Any]) -> str:
-    more = " ".join(f"{key} {one[key]}" for key in ("loss", "chosen", "length") if one.get(key) is not None)
+    more = " ".join(f"{key} {one[key]}" for key in ("loss", "last", "chosen", "length") if one.get(key) is not None)
     return f"{one['mean_step']:.2f} s/step, {one['peak_gb']:.2f} GB, {more}"
 
 

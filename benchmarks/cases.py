@@ -18,7 +18,9 @@ SHARED = [
 ADAPTER = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 # What rlhf starts from: the data and the method of each stage.
 STAGES = {"policy": ("medquad_sft", "sft"), "reward_model": ("hh_helpful_base", "reward")}
-TRL = ("trl", "trl_allocator", "trl_defaults")
+TRL = ("trl", "trl_allocator", "trl_defaults", "trl_bf16")
+# Sides that are ftcore itself, in another precision than the case's.
+PRECISIONS = {"ftcore": None, "ftcore_32_true": "32-true", "ftcore_bf16_mixed": "bf16-mixed"}
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,16 @@ class Case:
 
 SAMPLING = ["global_batch_size=16", "method.max_new_tokens=64"]
 CASES = {
-    "sft": Case("medquad_sft", 8, ["method=sft", "global_batch_size=8"], (*TRL, "loop", "litgpt")),
-    "long": Case("medquad_sft", 2, ["method=sft", "global_batch_size=2"], (*TRL, "loop", "litgpt"), length=2048),
-    "dpo": Case("hh_helpful_base", 4, ["method=dpo", "global_batch_size=4"], TRL),
-    "grpo": Case("medmcqa_dev", 2, ["method=grpo", *SAMPLING, "method.group_size=8", "method.beta=0.04"], TRL),
+    "sft": Case("medquad_sft", 8, ["method=sft", "global_batch_size=8"], (*TRL[:3], "loop", "litgpt")),
+    "precision": Case(
+        "medquad_sft",
+        8,
+        ["method=sft", "global_batch_size=8", "hardware.precision=auto"],
+        ("ftcore_32_true", "ftcore_bf16_mixed", "trl", "trl_bf16"),
+    ),
+    "long": Case("medquad_sft", 2, ["method=sft", "global_batch_size=2"], (*TRL[:3], "loop", "litgpt"), length=2048),
+    "dpo": Case("hh_helpful_base", 4, ["method=dpo", "global_batch_size=4"], TRL[:3]),
+    "grpo": Case("medmcqa_dev", 2, ["method=grpo", *SAMPLING, "method.group_size=8", "method.beta=0.04"], TRL[:3]),
     "rlhf": Case("medmcqa_dev", 16, ["method=rlhf", *SAMPLING, "method.updates=1"], ("loop",)),
 }
 

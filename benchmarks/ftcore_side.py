@@ -8,8 +8,8 @@ from typing import Any
 from cases import SHARED, STAGES, Case, result
 
 
-def run(case: Case, folder: Path, steps: int) -> dict[str, Any]:
-    """`steps` timed steps of `folder`/rows.jsonl."""
+def run(case: Case, folder: Path, steps: int, precision: str | None) -> dict[str, Any]:
+    """`steps` timed steps of `folder`/rows.jsonl; `precision` replaces the case's."""
     from ftcore.cli.command import run_command
     from ftcore.methods.base import Method
     from ftcore.methods.online import OnlineMethod
@@ -38,18 +38,20 @@ def run(case: Case, folder: Path, steps: int) -> dict[str, Any]:
         log(logger, values, step)
 
     Method.rows_of_step, OnlineMethod.sample_groups, JSONLines.log_metrics = noted_rows, noted_prompts, timed  # type: ignore[method-assign,assignment]
-    if run_command(words(case, folder, steps)):
+    if run_command(words(case, folder, steps, precision)):
         raise SystemExit(1)
     (folder / "order.json").write_text(json.dumps(order))
-    first = {"loss": metrics[0]["loss"], "chosen": metrics[0].get("logps/chosen")}
+    first = {"loss": metrics[0]["loss"], "last": metrics[-1]["loss"], "chosen": metrics[0].get("logps/chosen")}
     return result(ends, **first, length=[one.get("completions/length") for one in metrics])
 
 
-def words(case: Case, folder: Path, steps: int) -> list[str]:
+def words(case: Case, folder: Path, steps: int, precision: str | None) -> list[str]:
     """The command: one step more than are timed, since the first is left out."""
     stages = [f"method.{stage}={folder}/{stage}" for stage in STAGES] if "method=rlhf" in case.words else []
     data = [f"data.path={folder}/rows.jsonl", f"data.max_length={case.length}", "data.test_share=0"]
-    own = [*case.words, *stages, *data, f"max_steps={steps + 1}"]
+    given = [word for word in case.words if not (precision and word.startswith("hardware.precision="))]
+    given += [f"hardware.precision={precision}"] if precision else []
+    own = [*given, *stages, *data, f"max_steps={steps + 1}"]
     keys = {word.split("=")[0] for word in own}
     return [word for word in SHARED if word.split("=")[0] not in keys] + own
 

@@ -7,6 +7,7 @@ HERE = Path(__file__).parent
 START, END = "<!-- benchmarks: made by benchmarks/table.py -->\n", "<!-- end of benchmarks -->\n"
 WORK = {
     "sft": "SFT, medquad_sft, 8 rows of up to 512 tokens",
+    "precision": "the same with hardware.precision=auto",
     "long": "SFT, 2 rows of 2,048 tokens",
     "dpo": "DPO, hh_helpful_base, 4 pairs of up to 512 tokens",
     "grpo": "GRPO, medmcqa_dev, 2 prompts x 8 completions of up to 64 tokens, KL on",
@@ -16,6 +17,9 @@ SIDES = {
     "trl": "TRL",
     "trl_allocator": "TRL with ftcore's allocator setting",
     "trl_defaults": "TRL with gradient checkpointing, its default",
+    "trl_bf16": "TRL in bf16",
+    "ftcore_32_true": "ftcore in 32-true",
+    "ftcore_bf16_mixed": "ftcore in bf16-mixed",
     "loop": "a plain PyTorch loop",
     "litgpt": "LitGPT",
 }

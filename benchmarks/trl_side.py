@@ -10,7 +10,7 @@ from cases import ADAPTER, Case, order_in, result, weights
 COLUMNS = {"SFT": ("prompt", "completion"), "DPO": ("prompt", "chosen", "rejected"), "GRPO": ()}
 
 
-def run(case: Case, folder: Path, steps: int, *, allocator: bool, checkpointing: bool) -> dict[str, Any]:
+def run(case: Case, folder: Path, steps: int, *, allocator: bool, checkpointing: bool, bf16: bool) -> dict[str, Any]:
     """`steps` timed steps; `allocator`: with ftcore's setting of the C library's; `checkpointing` of activations."""
     import torch
     import trl
@@ -40,9 +40,9 @@ def run(case: Case, folder: Path, steps: int, *, allocator: bool, checkpointing:
             return SequentialSampler(self.train_dataset) if name != "GRPO" else super()._get_train_sampler(*given)
 
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(weights(), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(weights(), dtype=torch.bfloat16 if bf16 else torch.float32)
     settings = getattr(trl, f"{name}Config")(
-        output_dir=folder, report_to="none", use_cpu=True, bf16=False, fp16=False, gradient_checkpointing=checkpointing,
+        output_dir=folder, report_to="none", use_cpu=True, bf16=bf16, fp16=False, gradient_checkpointing=checkpointing,
         max_steps=steps + 1, learning_rate=1e-4, lr_scheduler_type="constant", logging_steps=1, save_strategy="no",
         disable_tqdm=True, dataloader_num_workers=0, max_grad_norm=1.0, **_settings(name, case),
     )  # fmt: skip

@@ -71,7 +71,6 @@ PathOfWeights = Annotated[str | None, Role(path="weights")]
 Accelerator = Literal["auto", "cpu", "gpu"]
 Strategy = Literal["single", "ddp", "fsdp"]
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 
 
@@ -140,7 +139,7 @@ class Hardware(TypedDict):
     num_nodes: int
     strategy: Strategy
     replicas: int
-    precision: Precision
+    precision: Precision | Literal["auto"] | None
     activation_checkpointing: bool | Literal["auto"]
     compile: bool
     slurm: Slurm | None
@@ -166,7 +165,6 @@ class Place(TypedDict):
 class Model(Place):
     """The node of the model group: the parameters of `models.foundation.load_foundation`."""
 
-    dtype: Dtype
     chat_template: str | None
     add_tokens: list[str]
     attention: Attention
@@ -289,6 +287,11 @@ class Machine:
     strategy: Strategy
     precision: Precision
     replicas: int = 1
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """The kind of its devices, as torch calls it."""
+        return "cuda" if self.accelerator == "gpu" else "cpu"
 
     @property
     def processes(self) -> int:

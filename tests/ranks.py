@@ -92,7 +92,7 @@ def read_in_shares(rank, processes, folder):
     with in_shares(machine):
         config = AutoConfig.from_pretrained(folder)
         with PeakMemory() as memory:
-            network, _ = _load_network(folder, "CausalLM", "auto", False, {"config": config})
+            network, _ = _load_network(folder, "CausalLM", False, {"config": config})
             shard([network], torch.device("cpu"), in_bfloat16=False)
     assert network.num_parameters() > 6e8
     (Path(folder) / f"peak-{rank}.txt").write_text(str(memory.most))

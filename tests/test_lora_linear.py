@@ -43,12 +43,27 @@ def test_what_it_does_not_do_itself_peft_does(settings):
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_switched_off_merged_and_in_autocast_it_is_peft_s():
+def test_switched_off_and_merged_it_is_peft_s():
     (theirs, ours), x = (layer(False), layer(True)), torch.randn(6, 24)
     for network in (theirs, ours):
         network.eval()
     with theirs.disable_adapter(), ours.disable_adapter():
         torch.testing.assert_close(ours(x), theirs(x), atol=1e-6, rtol=1e-6)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(ours(x), theirs(x))
     assert torch.equal(ours.merge_and_unload()(x), theirs.merge_and_unload()(x))
+
+
+@pytest.mark.parametrize("kept_in", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_under_autocast_it_multiplies_bf16_and_gradients_are_float32(kept_in, bias):
+    theirs, ours = layer(False, bias), layer(True, bias)
+    expected, peft_s = outcome(theirs, 70), []
+    for network in (theirs, ours):
+        network.zero_grad()
+        network.base_model.model[0].base_layer.to(kept_in)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert network(torch.randn(2, 24)).dtype == torch.bfloat16
+            peft_s.append(outcome(network, 70))
+    for exact, other, got in zip(expected, *peft_s, strict=True):
+        rounding = 2**-7 * exact.abs().max()  # of bf16 numbers
+        assert (got - exact).abs().max() < 2 * rounding and (got - other).abs().max() < 2 * rounding
+        assert got.dtype == (torch.bfloat16 if got is peft_s[1][0] else torch.float32)

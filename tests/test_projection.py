@@ -1,5 +1,10 @@
 """Log-probabilities a chunk at a time: values and gradients are those of the plain computation."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -10,6 +15,7 @@ from ftcore.kernels import projection
 from ftcore.kernels.projection import plain_weight, target_logps
 from ftcore.models.logprobs import inputs, predicted, token_outputs
 
+ROOT = Path(__file__).parents[1]
 SIZES = {
     "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "layer_types": None,
@@ -55,6 +61,14 @@ def test_under_bf16_autocast_float32_weights_multiply(trained):
         logps.sum().backward()
     torch.testing.assert_close(logps.float(), plain(hidden, weight, targets, 1.0)[0], atol=0.1, rtol=0.1)
     assert hidden.grad.isfinite().all() and (weight.grad is not None) == trained
+
+
+def test_the_same_on_a_processor_without_bf16():
+    plain = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    test = f"{__file__}::test_under_bf16_autocast_float32_weights_multiply"
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", test]
+    done = subprocess.run(command, env=os.environ | plain, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "2 passed" in done.stdout, done.stdout
 
 
 def test_without_gradient_none_is_computed():

@@ -102,7 +102,7 @@ def test_own_rows_travel_by_name_and_hash_only(ftcore, rows, tmp_path):
 
 def test_a_packed_recipe_is_one_of_the_strict_kind_and_composes_to_the_same_config(packed, tmp_path, monkeypatch):
     monkeypatch.setenv("FTCORE_RECIPES", str(packed))
-    now, before = load_config(["recipes=recipe"]), load_config(TINY)
+    now, before = load_config(["recipes=recipe"]), load_config([*TINY, "hardware.precision=32-true"])
     assert {k: v for k, v in now.items() if k != "choices"} == {k: v for k, v in before.items() if k != "choices"}
     text = (packed / "recipe.yaml").read_text()
     assert text.startswith(HEAD + "# For: ") and "\n# Needs: " in text and "\n# Gave: loss " in text

@@ -12,30 +12,34 @@ from torch import Tensor
 
 
 class LoraLinear(Linear):
-    """peft's layer. It leaves dropout, DoRA, several adapters, mixed precision and merged weights to peft's own forward."""
+    """peft's layer. It leaves dropout, DoRA, several adapters and merged weights to peft's own forward.
+
+    Under autocast x, W, A and B are cast, W only where it is kept in another format; gradients of A and B are float32 again.
+    """
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Output (..., out) of `x` (..., in)."""
         autocast = torch.is_autocast_enabled(x.device.type)
-        if args or kwargs or autocast or x.dtype != self.base_layer.weight.dtype or not self.is_plain():
+        dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
+        if args or kwargs or not (autocast or dtype == self.base_layer.weight.dtype) or not self.is_plain():
             return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
-        rows, (name,) = x.reshape(-1, x.shape[-1]), self.active_adapters
+        rows, (name,) = x.reshape(-1, x.shape[-1]).to(dtype), self.active_adapters
         layer: torch.nn.Linear = self.base_layer  # type: ignore[assignment]
+        w = layer.weight.to(dtype)
         if self.disable_adapters:
-            y = rows @ layer.weight.T  # not the layer itself: a fused bias rounds differently from `_Updated`
+            y = rows @ w.T  # not the layer itself: a fused bias rounds differently from `_Updated`
         else:
-            a, b = self.lora_A[name].weight, self.lora_B[name].weight
-            y = _Updated.apply(rows, layer.weight, a, b, self.scaling[name])
+            a, b = (part[name].weight.to(dtype) for part in (self.lora_A, self.lora_B))
+            y = _Updated.apply(rows, w, a, b, self.scaling[name])
         y = y if layer.bias is None else y.add_(layer.bias)
         return y.view(*x.shape[:-1], y.shape[-1])  # type: ignore[no-any-return]
 
     def is_plain(self) -> bool:
-        """Whether the layer is a frozen W, with or without bias, and one update of the same precision."""
+        """Whether the layer is a frozen W, with or without bias, and one update."""
         (name, *others), layer = self.active_adapters, self.base_layer
         extras = others or self.merged or self.lora_variant or self.lora_bias[name]
         frozen = not any(parameter.requires_grad for parameter in layer.parameters())
-        same_precision = layer.weight.dtype == self.lora_A[name].weight.dtype
-        return not extras and frozen and same_precision and isinstance(self.lora_dropout[name], torch.nn.Identity)
+        return not extras and frozen and isinstance(self.lora_dropout[name], torch.nn.Identity)
 
     def updated_weight(self) -> Tensor:
         """W + s B A (out, in), or W while the adapter is disabled."""

@@ -68,6 +68,8 @@ class _FrozenProjection(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, *options: float) -> tuple[Tensor, Tensor]:
+        if torch.is_autocast_enabled(weight.device.type):
+            weight = weight.to(torch.get_autocast_dtype(weight.device.type))  # once, not for every chunk
         logps, entropy, gradient = _in_chunks(_chunk_logps, hidden, weight, targets, *options, ctx.needs_input_grad[0])
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(entropy)

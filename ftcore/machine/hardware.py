@@ -19,6 +19,8 @@ from ftcore.settings import Accelerator, Machine, Precision, Role, Slurm, Strate
 # Rows that fill the arithmetic units of any machine; more only costs memory. A CPU is full with fewer tokens than that often is.
 AUTO_ROWS = 16
 CPU_TOKENS = 1536
+# Flags of x86 processors that multiply bf16 numbers.
+MULTIPLY_BF16 = {"amx_bf16", "avx512_bf16"}
 
 
 def cuda_devices() -> int:
@@ -30,6 +32,24 @@ def cuda_devices() -> int:
     return torch.cuda.device_count()
 
 
+def cpu_fact(name: str) -> str:
+    """What Linux says of the first processor under `name`, such as "model name"; "" where it says nothing."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == name), "")
+
+
+def multiplies_bf16(accelerator: Literal["cpu", "gpu"]) -> bool:
+    """Whether the device has units that multiply bf16 numbers. GPUs that SLURM has yet to find are taken to have them."""
+    if accelerator == "cpu":
+        return not MULTIPLY_BF16.isdisjoint(cpu_fact("flags").split())
+    if not cuda_devices():
+        return True
+    import torch
+
+    return torch.cuda.get_device_capability() >= (8, 0)
+
+
 def find_machine(
     *,
     accelerator: Accelerator,
@@ -37,7 +57,7 @@ def find_machine(
     num_nodes: Annotated[int, Ge(1)],
     strategy: Strategy,
     replicas: Annotated[int, Ge(1)],
-    precision: Annotated[Precision, Role("result")],
+    precision: Annotated[Precision | Literal["auto"] | None, Role("result")],
     activation_checkpointing: bool | Literal["auto"],
     compile: bool,
     slurm: Slurm | None,
@@ -64,11 +84,13 @@ def find_machine(
             f"hardware.replicas={replicas} copies of a model need strategy=fsdp and at least two processes each: "
             f"hardware.devices x hardware.num_nodes = {devices * num_nodes}."
         )
+    if precision == "auto" or (precision is None and accelerator == "gpu"):
+        precision = "bf16-true" if multiplies_bf16(accelerator) else "32-true"
     if strategy == "fsdp" and precision == "16-mixed":
         raise ConfigError("hardware.precision=16-mixed does not go with strategy=fsdp: use bf16-mixed.")
     if precision == "16-mixed" and accelerator == "cpu":
         raise HardwareError("hardware.precision=16-mixed needs a GPU. On a CPU use 32-true (exact) or bf16-mixed.")
-    return Machine(accelerator, devices, num_nodes, strategy, precision, replicas)
+    return Machine(accelerator, devices, num_nodes, strategy, precision or "32-true", replicas)
 
 
 def use_own_device(machine: Machine) -> None:

@@ -3,11 +3,10 @@
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TypedDict
 
 from ftcore import __version__
-from ftcore.machine.hardware import cuda_devices
+from ftcore.machine.hardware import cpu_fact, cuda_devices
 from ftcore.settings import Config, Hardware
 
 PACKAGES = ("torch", "transformers", "peft", "lightning", "tokenizers", "numpy")
@@ -37,18 +36,16 @@ def _version(package: str) -> str | None:
 
 
 def _machine(hardware: Hardware) -> dict[str, str | int]:
-    device, cpu_info = "CPU", Path("/proc/cpuinfo")
+    device = "CPU"
     if hardware["accelerator"] != "cpu" and cuda_devices():
         import torch
 
         device = torch.cuda.get_device_name(0)
-    lines = cpu_info.read_text(errors="replace").splitlines() if cpu_info.is_file() else []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": next(models, platform.processor()),
+        "processor": cpu_fact("model name") or platform.processor(),
         "threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
         "device": device,
         "processes": hardware["devices"] * hardware["num_nodes"],
-        "precision": hardware["precision"],
+        "precision": str(hardware["precision"]),
     }

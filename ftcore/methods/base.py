@@ -32,6 +32,7 @@ from ftcore.models.foundation import Foundation, takes_any_mask
 from ftcore.models.logprobs import logits_at, row_numbers, row_sums, sequence_sums
 from ftcore.models.reference import ReferenceSums, content_hash
 from ftcore.models.sharding import full_tensor, shard, sum_over_copies, unsharded
+from ftcore.settings import Precision
 
 B = TypeVar("B", bound=Batch)
 # Ranges of config parameters.
@@ -84,6 +85,7 @@ class RunContext:
         retention_weight: weight of the KL term on general text.
         references: cache of the base model's log-probabilities.
         row_losses: whether to keep the loss of each row.
+        precision: in which other networks than the trained one compute.
     """
 
     micro_batch_size: int = 1
@@ -91,6 +93,7 @@ class RunContext:
     retention_weight: float = 0.0
     references: ReferenceSums = field(default_factory=ReferenceSums)
     row_losses: bool = False
+    precision: Precision = "32-true"
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(field,))

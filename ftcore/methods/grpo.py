@@ -55,7 +55,8 @@ class GRPO(OnlineMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.scorer = RewardModel(self.reward_model, self.encoder) if self.reward_model else None
+        path, precision = self.reward_model, self.context.precision
+        self.scorer = RewardModel(path, self.encoder, precision) if path else None
         limits = {"time_limit": self.reward_time_limit, "max_failed_share": self.max_failed_share}
         trust = [name.split(".")[0] for name in self.rewards if "." in name]  # config/check.py has refused all others
         self.functions = Rewards(self.rewards, self.reward_weights, self.reward_options, trust=trust, **limits)

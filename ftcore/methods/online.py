@@ -221,8 +221,11 @@ class OnlineMethod(Method[Sample, Rollouts]):
     def compute_per_token(self, samples: list[Sample], batch: Batch) -> None:
         """Add the numbers per token that need a forward pass: `ref_logps` (if `beta` is 0: the policy's own).
 
-        `samples` are in the order of their tokens in `batch`.
+        `samples` are in the order of their tokens in `batch`. In 16 bits `old_logps` are computed anew: sampling rounds otherwise
+        than training does, and the difference would count as a change of the policy.
         """
+        if torch.is_autocast_enabled(self.network.device.type):
+            set_per_token(samples, "old_logps", completion_logps(self.network, batch, self.temperature))
         if not self.beta:
             for one in samples:
                 one.per_token["ref_logps"] = one.per_token["old_logps"]

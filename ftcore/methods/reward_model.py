@@ -11,7 +11,9 @@ from ftcore.data.tokens import Encoder
 from ftcore.errors import ModelError
 from ftcore.models.foundation import Foundation, load_foundation, load_run
 from ftcore.models.logprobs import sequence_scores
+from ftcore.models.precision import cast_weights
 from ftcore.run_folder import Run
+from ftcore.settings import Precision
 
 
 class RewardModel:
@@ -20,9 +22,10 @@ class RewardModel:
     Args:
         path: run folder, local folder or Hugging Face name.
         encoder: the policy's. A model that is no run uses its data settings.
+        precision: the policy's.
     """
 
-    def __init__(self, path: str, encoder: Encoder) -> None:
+    def __init__(self, path: str, encoder: Encoder, precision: Precision) -> None:
         if run := Run.at(path):
             foundation, config = load_run(run)
             data = build(config["data"], Data)
@@ -33,6 +36,7 @@ class RewardModel:
                 f"{path} gives no score. It must be a run of method=reward or a classifier with one label."
             )
         self.network = foundation.network.requires_grad_(False).eval()
+        cast_weights(self.network, precision)
         self.encoder = Encoder(foundation.tokenizer, data)
 
     @torch.no_grad()
@@ -48,6 +52,6 @@ class RewardModel:
 
 def _load_classifier(path: str) -> Foundation:
     return load_foundation(
-        "SequenceClassification", path=path, package=None, revision=None, dtype="auto", chat_template=None,
+        "SequenceClassification", path=path, package=None, revision=None, chat_template=None,
         add_tokens=[], attention="sdpa", random_weights=False,
     )  # fmt: skip

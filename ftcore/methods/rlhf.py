@@ -41,7 +41,7 @@ class RLHF(OnlineMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         assert self.reward_model, "runs/ trains or finds it before the method is built"
-        self.scorer = RewardModel(self.reward_model, self.encoder)
+        self.scorer = RewardModel(self.reward_model, self.encoder, self.context.precision)
         self.value_head = torch.nn.Linear(self.network.config.get_text_config().hidden_size, 1)
         torch.nn.init.zeros_(self.value_head.weight)
         torch.nn.init.zeros_(self.value_head.bias)
@@ -80,7 +80,8 @@ class RLHF(OnlineMethod):
 
     def _values(self, hidden: Tensor) -> Tensor:
         """Values (N,) that the head predicts from last hidden states (N, H)."""
-        return self.value_head(hidden.to(self.value_head.weight.dtype))[:, 0].float()
+        with torch.autocast(hidden.device.type, enabled=False):  # returns and advantages are differences of values
+            return self.value_head(hidden.float())[:, 0].float()
 
     def loss(self, batch: Rollouts) -> dict[str, Term]:
         """Clipped policy loss and clipped value loss, averaged over the step's tokens."""

@@ -26,10 +26,11 @@ from ftcore.kernels.frozen_blocks import ActivationCache, cache_activations
 from ftcore.models import sharding
 from ftcore.models.blocks import transformer_blocks
 from ftcore.models.config_file import below_one, check_config, check_signs
+from ftcore.models.precision import cast_weights
 from ftcore.models.saved_adapter import load_adapter
 from ftcore.models.weights import check_folder, weights_folder, weights_hashes
 from ftcore.run_folder import Run
-from ftcore.settings import Attention, Config, Dtype, Node, Package, PathOfText, PathOfWeights
+from ftcore.settings import Attention, Config, Node, Package, PathOfText, PathOfWeights
 
 # Names of the score layer in transformers' sequence classifiers. It is new when a language model becomes a reward model.
 SCORE_LAYERS = ["score", "classifier", "head"]
@@ -86,9 +87,8 @@ class Foundation:
             self.network.train(training)
             return
         assert self.frozen_copy is not None, "keep_base() comes before training"
-        weight = next(self.network.parameters())
         sharded = isinstance(self.frozen_copy, FSDPModule)  # then the copy is on its device already
-        yield self.frozen_copy if sharded else self.frozen_copy.to(weight.device, weight.dtype)
+        yield self.frozen_copy if sharded else self.frozen_copy.to(next(self.network.parameters()).device)
 
     @contextmanager
     def untrained_view(self) -> Iterator[Any]:
@@ -144,7 +144,7 @@ def with_control_tokens(foundation: Foundation, tokens: tuple[str, ...]) -> Foun
 
 
 def with_adapter(foundation: Foundation, adapter: Node, folder: Path) -> Foundation:
-    """The foundation with a run's saved adapter, frozen: built by the run's node `adapter`, then filled from `folder`.
+    """The foundation with a run's saved adapter: built by the run's node `adapter`, then filled from `folder`.
 
     Raises `ModelError` for an adapter that is not the run's, or not whole.
     """
@@ -153,13 +153,14 @@ def with_adapter(foundation: Foundation, adapter: Node, folder: Path) -> Foundat
     if not tuned.has_adapter:
         raise ModelError(f"{folder} holds an adapter, and the run was trained without one.")
     load_adapter(tuned.network, folder)
-    return replace(tuned, network=tuned.network.requires_grad_(False).eval(), new_modules=(), new_tokens=())
+    return replace(tuned, network=tuned.network.eval(), new_modules=(), new_tokens=())
 
 
 def merged(foundation: Foundation) -> Foundation:
-    """The foundation with its adapter, if any, merged into the weights."""
+    """The foundation with its adapter, if any, merged into the weights in float32."""
     if not foundation.has_adapter:
         return foundation
+    cast_weights(foundation.network, "32-true")
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for layer in foundation.network.modules():
@@ -177,7 +178,6 @@ def load_foundation(
     path: PathOfWeights,
     package: Package | None,
     revision: str | None,
-    dtype: Dtype,
     chat_template: PathOfText,
     add_tokens: list[str],
     attention: Attention,
@@ -188,7 +188,7 @@ def load_foundation(
     Raises `ModelError` when they cannot be fetched, are damaged or incomplete, or need code from elsewhere.
     """
     if run := Run.at(path):
-        return _from_run(run, architecture, load_in_4bit, dtype=dtype, attention=attention, chat_template=chat_template)
+        return _from_run(run, architecture, load_in_4bit, attention=attention, chat_template=chat_template)
     folder = weights_folder({"path": path, "package": package, "revision": revision})
     check_config(folder) if random_weights else check_folder(folder)
     with model_errors(folder / "config.json"):
@@ -200,25 +200,24 @@ def load_foundation(
         options["quantization_config"] = _four_bit()
     with model_errors(folder, f" as a {architecture} model{below_one(folder)}"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        network, new_modules = _load_network(folder, architecture, dtype, random_weights, options)
+        network, new_modules = _load_network(folder, architecture, random_weights, options)
         if architecture == "SequenceClassification":
             _set_pad_token(tokenizer, network.config)
         _prepare(tokenizer, network, chat_template)
     return with_control_tokens(Foundation(network, tokenizer, new_modules=tuple(new_modules)), tuple(add_tokens))
 
 
-def _load_network(folder: Path, architecture: str, dtype: Dtype, random: bool, options: Node) -> tuple[Any, list[str]]:
+def _load_network(folder: Path, architecture: str, random: bool, options: Node) -> tuple[Any, list[str]]:
     """A network with the weights of a folder, or with random ones for its config.json, and the names of its new modules."""
     auto_class = getattr(transformers, f"AutoModelFor{architecture}")
     score_layers = SCORE_LAYERS if architecture == "SequenceClassification" else []
     if random:
-        drawn_as = None if dtype == "auto" else getattr(torch, dtype)
-        network = auto_class.from_config(**options, dtype=drawn_as)
+        network = auto_class.from_config(**options, dtype=torch.float32)
         sharding.cut(network)
         return network, score_layers[:1]
     with torch.device("meta"):
         network_class = sharding.born_in_shares(type(auto_class.from_config(**options)))
-    options |= {"dtype": dtype, "output_loading_info": True}
+    options |= {"dtype": "auto", "output_loading_info": True}
     try:
         network, report = network_class.from_pretrained(folder, **options)
     except RuntimeError:  # other shapes: the meta device names them and needs no memory for what config.json says

@@ -71,6 +71,6 @@ def base_key(config: Config, resolved: Resolved) -> str:
     """Hash of the base model and of how this machine computes it, to name caches by."""
     model, machine = config["model"], resolved.machine
     weights = resolved.base, config["seed"] if model["random_weights"] else None
-    loaded_as = model["dtype"], model["attention"], config["adapter"].get("load_in_4bit")
+    loaded_as = model["attention"], config["adapter"].get("load_in_4bit")
     computed_by = torch.__version__, machine.accelerator, machine.precision, torch.get_num_threads()
     return short_hash([__version__, weights, loaded_as, computed_by])

@@ -15,6 +15,7 @@ from ftcore.machine.processes import rank_and_world
 from ftcore.models import sharding
 from ftcore.models.base_name import Base
 from ftcore.models.foundation import Foundation, merged
+from ftcore.models.precision import cast_weights
 
 # Bytes of weights in a file, and in the memory of the process that writes it.
 LARGEST = "5GB"
@@ -32,6 +33,7 @@ def save_model(foundation: Foundation, folder: Path, base: Base, card: str) -> N
     if foundation.has_adapter:
         _write_adapter(foundation, partial, base, first)
     else:
+        cast_weights(foundation.network, "32-true")
         _write_weights(foundation.network, partial, first)
     if not first:
         return

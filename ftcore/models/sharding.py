@@ -75,7 +75,7 @@ def cut(network: nn.Module) -> None:
     if _mesh is not None and _loading:
         mesh = _mesh["fsdp"]
         for block in transformer_blocks(network):
-            _replace_parameters(block, lambda value: _distributed(value, mesh, [Shard(0)]))
+            replace_parameters(block, lambda value: _distributed(value, mesh, [Shard(0)]))
 
 
 def shard(networks: Iterable[nn.Module], device: torch.device, in_bfloat16: bool) -> None:
@@ -90,7 +90,7 @@ def shard(networks: Iterable[nn.Module], device: torch.device, in_bfloat16: bool
 
 def _shard(network: nn.Module, device: torch.device, policy: MixedPrecisionPolicy) -> None:
     values = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    _replace_parameters(network, lambda value: torch.empty(value.shape, dtype=value.dtype, device="meta"))
+    replace_parameters(network, lambda value: torch.empty(value.shape, dtype=value.dtype, device="meta"))
     # Of a PeftModel, the network inside: `generate` of the outer one does not call the outer one's hooks.
     root = network.get_submodule("base_model.model") if hasattr(network, "disable_adapter") else network
     for module in (*transformer_blocks(root), root):
@@ -127,21 +127,22 @@ def full_tensor(value: Tensor) -> Tensor:
 def whole(module: Any) -> Iterator[None]:
     """Inside, a layer's weights are plain tensors in every process; then they are cut as before."""
     shards = {name: value for name, value in module.named_parameters() if isinstance(value, DTensor)}
-    _replace_parameters(module, full_tensor)
+    replace_parameters(module, full_tensor)
     yield
     values = {id(value): shards[name] for name, value in module.named_parameters() if name in shards}
-    _replace_parameters(module, lambda value: sharded_like(value, values[id(value)]) if id(value) in values else value)
+    replace_parameters(module, lambda value: sharded_like(value, values[id(value)]) if id(value) in values else value)
 
 
 @torch.no_grad()
-def _replace_parameters(module: nn.Module, by: Callable[[Tensor], Tensor]) -> None:
+def replace_parameters(module: nn.Module, by: Callable[[Tensor], Tensor]) -> None:
     """Replace each parameter by what `by` makes of it. Tied parameters stay tied."""
     done = dict[int, nn.Parameter]()
     for inner in module.modules():
         for name, own in inner._parameters.items():
             if own is not None:
                 if id(own) not in done:
-                    done[id(own)] = nn.Parameter(by(own).detach(), own.requires_grad)
+                    value = by(own)
+                    done[id(own)] = own if value is own else nn.Parameter(value.detach(), own.requires_grad)
                 inner._parameters[name] = done[id(own)]
 
 

@@ -8,6 +8,12 @@ from ftcore.machine.hardware import micro_batch
 from ftcore.settings import Config, Machine, Resolved
 
 
+def settle_precision(config: Config) -> None:
+    """Put what null and `auto` come to on this machine into the config: results are known by it. Raises as `resolve` does."""
+    if config["hardware"]["precision"] in (None, "auto"):
+        config["hardware"]["precision"] = resolve(config, {}).machine.precision
+
+
 def resolve(config: Config, hashes: Mapping[str, str]) -> Resolved:
     """The machine, the rows of a forward pass, and the identity of the base weights, whose files have these `hashes`.
 

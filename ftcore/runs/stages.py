@@ -24,6 +24,7 @@ from ftcore.models.weights import check_path, weights_hashes
 from ftcore.run_folder import PARTIAL, Run
 from ftcore.runs.launch import launch
 from ftcore.runs.resolve import resolve as settle
+from ftcore.runs.resolve import settle_precision
 from ftcore.settings import CHOSEN, FILES, NAMED_AFTER, Config
 
 
@@ -74,6 +75,7 @@ def stage_config(config: Config, name: str, words: list[str]) -> Config:
     # Where its steps cannot be cut into micro-batches of this size, a stage keeps its own.
     if "micro_batch_size" not in keys and size != "auto" and stage["global_batch_size"] % (size * processes) == 0:
         stage["micro_batch_size"] = size
+    settle_precision(stage)
     return stage
 
 

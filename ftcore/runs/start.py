@@ -13,7 +13,7 @@ from ftcore.models.weights import check_weights, weights_hashes
 from ftcore.run_folder import Run
 from ftcore.runs.folder import run_folder
 from ftcore.runs.launch import check_processes, launch, run_rank
-from ftcore.runs.resolve import resolve
+from ftcore.runs.resolve import resolve, settle_precision
 from ftcore.runs.stages import run_stages
 from ftcore.settings import Config
 
@@ -41,6 +41,7 @@ def _run(config: Config, check: Check) -> Run | None:
     resolve(config, {})  # what this machine lacks is said before any row is read
     records = build(config["data"], Data).load(record_type(config["method"]))
     check_weights(config["model"])
+    settle_precision(config)
     check(config, records)
     for key, path in list(files_of_config(config)):  # the run is used from other folders later
         if (local := expanded(path)).exists():

@@ -25,6 +25,7 @@ from ftcore.methods.base import HeldOut, Method, RunContext, own_settings
 from ftcore.models import sharding
 from ftcore.models.blocks import transformer_blocks
 from ftcore.models.foundation import Foundation, foundation_of
+from ftcore.models.precision import cast_weights
 from ftcore.models.reference import ReferenceSums, base_key
 from ftcore.settings import Config, Hardware, Resolved
 
@@ -67,13 +68,14 @@ def prepare(config: Config, resolved: Resolved, records: Records | None = None) 
 
 def _load_method(config: Config, resolved: Resolved, data: Data) -> Method:
     """Load the foundation, add the adapter and build the method on it, in training mode."""
-    foundation, kind = _load_foundation(config), locate(config["method"], Method)
+    foundation, kind = _load_foundation(config, resolved), locate(config["method"], Method)
     context = RunContext(
         micro_batch_size=resolved.micro_batch_size,
         max_bad_steps=config["max_bad_steps"],
         retention_weight=config["retention"]["weight"],
         references=ReferenceSums(home() / "references" / base_key(config, resolved) if kind.has_reference else None),
         row_losses=config["ledger"],
+        precision=resolved.machine.precision,
     )
     method = build(config["method"], Method, foundation, Encoder(foundation.tokenizer, data), context)
     _tune(method.network.train(), config["hardware"])
@@ -85,15 +87,17 @@ def _load_method(config: Config, resolved: Resolved, data: Data) -> Method:
     return method
 
 
-def _load_foundation(config: Config) -> Foundation:
+def _load_foundation(config: Config, resolved: Resolved) -> Foundation:
     """The network with its adapter."""
-    if config["adapter"].get("load_in_4bit") and config["hardware"]["strategy"] == "fsdp":
+    if config["adapter"].get("load_in_4bit") and resolved.machine.strategy == "fsdp":
         raise ConfigError("adapter=qlora cannot be sharded: use hardware.strategy=ddp, or adapter=lora.")
     lightning.seed_everything(config["seed"], verbose=False)
     foundation = foundation_of(config)
     # Again, so that an adapter's weights do not depend on how the model loads.
     lightning.seed_everything(config["seed"], verbose=False)
-    return build(config["adapter"], Foundation, foundation)
+    foundation = build(config["adapter"], Foundation, foundation)
+    cast_weights(foundation.network, resolved.machine.precision)
+    return foundation
 
 
 def _tune(network: Any, hardware: Hardware) -> None:

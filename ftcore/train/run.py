@@ -20,6 +20,7 @@ from ftcore.machine.hardware import keep_freed_memory, smaller, use_own_device
 from ftcore.machine.provenance import made_with
 from ftcore.models import sharding
 from ftcore.models.base_name import base_of
+from ftcore.models.precision import forbid_tf32, of_trainer
 from ftcore.models.saving import save_model
 from ftcore.run_folder import Run
 from ftcore.settings import Config, Resolved
@@ -53,6 +54,7 @@ def run(
     quiet()
     keep_freed_memory()
     use_own_device(resolved.machine)
+    forbid_tf32()
     if config["logger"]:
         check_installed(str(config["logger"]["_target_"]))  # before weights are loaded
     job = prepare(config, resolved, records)
@@ -122,7 +124,7 @@ def _trainer(
         devices=machine.devices,
         num_nodes=machine.num_nodes,
         strategy=strategy,
-        precision=machine.precision,
+        precision=of_trainer(machine.precision),
         max_steps=steps,
         max_epochs=1,  # one pass over batches that know the epochs themselves
         accumulate_grad_batches=accumulation,

@@ -21,6 +21,7 @@ from ftcore.evaluate.tables import comparison, intervals, samples_table, side_by
 from ftcore.methods.base import HeldOut, Method, RunContext
 from ftcore.models.base_name import base_of
 from ftcore.models.foundation import Foundation, foundation_of, load_base, load_run, merged
+from ftcore.models.precision import cast_weights, computing_in, forbid_tf32
 from ftcore.models.saving import save_model
 from ftcore.rollout.sample import generate
 from ftcore.run_folder import Run
@@ -40,9 +41,9 @@ def evaluate(config: Config) -> Answer:
     data, kind = build(config["data"], Data), record_type(config["method"])
     records = data.load(kind) if config["data"] == run_config["data"] else data.load_as_test(kind)
     method, held_out = _held_out(config, foundation, records)
-    tuned = score(method, held_out, config["evaluate"], "tuned model")
+    tuned = _scored(config, method, held_out, "tuned model")
     with method.base_model():
-        base = score(method, held_out, config["evaluate"], "base model")
+        base = _scored(config, method, held_out, "base model")
     samples = side_by_side(base.answers, tuned.answers)
     differences = _show(config, base, tuned, samples, ("base", "tuned"))
     scores = {"base": base.scores, "tuned": tuned.scores, **differences}
@@ -59,14 +60,14 @@ def compare(config: Config) -> Answer:
     foundation, _ = _load(config, run)
     records = build(config["data"], Data).load(record_type(config["method"]))
     method, held_out = _held_out(config, foundation, records)
-    second = score(method, held_out, config["evaluate"], run.name)
+    second = _scored(config, method, held_out, run.name)
     if other is None:
         names = ("base", run.name)
         with method.base_model():
-            first = score(method, held_out, config["evaluate"], "base model")
+            first = _scored(config, method, held_out, "base model")
     else:
         rival, names = _load(config, Run(other))[0], (Run(other).name, run.name)
-        first = score(*_held_out(config, rival, records), config["evaluate"], names[0])
+        first = _scored(config, *_held_out(config, rival, records), names[0])
         if len(rival.tokenizer) != len(foundation.tokenizer):
             plain.print(
                 "The runs have different tokenizers: their losses and perplexities per token cannot be compared."
@@ -85,7 +86,7 @@ def chat(config: Config) -> None:
         plain.print("Type a question and press Enter; Ctrl-D ends.")
     for question in [asked] if asked else sys.stdin:
         if question.strip():
-            with torch.inference_mode():
+            with torch.inference_mode(), _computing(config):
                 prompts = encoder.prompt_ids([{"prompt": question.strip()}])
                 plain.print(generate(foundation.network, encoder, prompts, 256)[0])
 
@@ -94,6 +95,8 @@ def export(config: Config) -> None:
     """Write `export/<format>`: the adapter merged into one model, or the adapter alone, checked to answer as the run does."""
     run = _run(config)
     run.exports.mkdir(exist_ok=True)
+    # All digits are merged and compared.
+    config = {**config, "hardware": {**config["hardware"], "precision": "32-true"}}
     with FileLock(run.exports / ".lock"):  # a second export waits
         _export(config, run, run.exports / config["export"]["format"])
 
@@ -152,15 +155,29 @@ def _run(config: Config) -> Run:
 def _load(config: Config, run: Run) -> tuple[Foundation, Config]:
     """A run's model on the machine that hardware names, and its config."""
     quiet()
+    forbid_tf32()
     foundation, run_config = load_run(run)
     return _placed(config, foundation), run_config
 
 
 def _placed(config: Config, foundation: Foundation) -> Foundation:
-    """The foundation on the machine that hardware names."""
-    device = "cuda" if build(config["hardware"], Machine).accelerator == "gpu" else "cpu"
-    foundation.network.to(device).eval()
+    """The foundation on the machine that hardware names, with the weights that it computes with there."""
+    machine = build(config["hardware"], Machine)
+    cast_weights(foundation.network, machine.precision)
+    foundation.network.to(machine.device).eval()
     return foundation
+
+
+def _computing(config: Config) -> torch.autocast:
+    """The context to compute in as a run on this machine would."""
+    machine = build(config["hardware"], Machine)
+    return computing_in(machine.precision, machine.device)
+
+
+def _scored(config: Config, method: Method, held_out: HeldOut, name: str) -> Measured:
+    """The scores of a method's network."""
+    with _computing(config):
+        return score(method, held_out, config["evaluate"], name)
 
 
 def _held_out(config: Config, foundation: Foundation, records: Records) -> tuple[Method, HeldOut]:
@@ -169,7 +186,8 @@ def _held_out(config: Config, foundation: Foundation, records: Records) -> tuple
         base = _placed(config, load_base(config, _run(config)))
         foundation = replace(foundation, frozen_copy=base.network)
     data = build(config["data"], Data)
-    context = RunContext(micro_batch_size=config["evaluate"]["batch_size"])
+    precision = build(config["hardware"], Machine).precision
+    context = RunContext(micro_batch_size=config["evaluate"]["batch_size"], precision=precision)
     method = build(config["method"], Method, foundation, Encoder(foundation.tokenizer, data), context)
     return method, load_held_out(config, data, method, records)
 
