@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ftcore.data.examples import Example
 from ftcore.data.layouts import pad
 from ftcore.kernels import projection
-from ftcore.kernels.projection import plain_weight, target_logps
+from ftcore.kernels.projection import projects_alone, target_logps
 from ftcore.models.logprobs import inputs, predicted, token_outputs
 
 SIZES = {
@@ -83,11 +83,11 @@ def network(kind, **changes):
 @pytest.mark.parametrize("frozen", [False, True])
 def test_whatever_an_architecture_does_to_its_logits_stays(kind, changes, alone, frozen):
     model, batch = network(kind, **changes).requires_grad_(not frozen), pad(ROWS, 0)
-    assert (plain_weight(model) is not None) == alone
+    assert projects_alone(model) == alone
     for layer in model.model.layers:
         layer.requires_grad_(True)
     positions, targets = predicted(batch)
-    expected = model(**inputs(batch, model.dtype), use_cache=False).logits[positions].float().log_softmax(-1)
+    expected = model(**inputs(model, batch), use_cache=False).logits[positions].float().log_softmax(-1)
     expected = expected.gather(-1, targets[:, None])[:, 0]
     torch.testing.assert_close(token_outputs(model, batch).logps, expected, atol=1e-5, rtol=1e-5)
     names = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -105,6 +105,6 @@ def test_half_precision_and_autocast_agree_with_plain_logits():
     positions, targets = predicted(batch)
     for half, cast in ((model, True), (model.to(torch.bfloat16), False)):
         with torch.autocast("cpu", torch.bfloat16, enabled=cast), torch.no_grad():
-            logits = half(**inputs(batch, half.dtype), use_cache=False).logits[positions].float()
+            logits = half(**inputs(half, batch), use_cache=False).logits[positions].float()
             expected = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
             torch.testing.assert_close(token_outputs(half, batch).logps, expected, atol=1e-4, rtol=1e-4)

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -21,6 +22,8 @@ from ftcore.files import whole_file
 # Output of a transformer block: hidden states (B, T, H), in some architectures the first item of a tuple.
 BlockOutput = Tensor | tuple[Tensor, ...]
 Forward = Callable[..., BlockOutput]
+# Networks that skip blocks for cached rows.
+CACHING: WeakSet[nn.Module] = WeakSet()
 
 
 class ActivationCache:
@@ -114,4 +117,5 @@ def cache_activations(network: PreTrainedModel, blocks: list[nn.Module], cache: 
     if not blocks or dropout or network.get_input_embeddings().weight.requires_grad:
         return False
     FrozenBlocks(network, blocks, cache)
+    CACHING.add(network)
     return True
