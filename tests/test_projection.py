@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ftcore.data.examples import Example
@@ -9,6 +11,8 @@ from ftcore.data.layouts import pad
 from ftcore.kernels import projection
 from ftcore.kernels.projection import projects_alone, target_logps
 from ftcore.models.logprobs import inputs, predicted, token_outputs
+from ftcore.models.sharding import full_tensor, shard
+from tests.test_attention import Largest
 
 SIZES = {
     "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -98,6 +102,31 @@ def test_whatever_an_architecture_does_to_its_logits_stays(kind, changes, alone,
         assert (one is None) == (other is None), name
         if one is not None:
             torch.testing.assert_close(other, one, atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture
+def mesh(tmp_path):
+    """One process that shards as several would."""
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_logits_of_all_tokens_exist_nowhere_and_never_in_shares(mesh, frozen):
+    batch, found = pad(ROWS * 2, 0), []
+    for in_shares in (False, True):
+        model = network("llama")
+        model.lm_head.requires_grad_(not frozen)
+        if in_shares:
+            shard(model, mesh, torch.device("cpu"), "32-true")
+        assert projects_alone(model)
+        with Largest() as largest:
+            logps = token_outputs(model, batch).logps
+            logps.sum().backward()
+        assert largest.elements < len(logps) * 300
+        found.append((logps.detach(), [full_tensor(p.grad) for p in model.parameters() if p.requires_grad]))
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
 
 
 def test_half_precision_and_autocast_agree_with_plain_logits():
