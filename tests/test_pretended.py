@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 
+from ftcore.train import faults
 from tests.conftest import FAST, latest
 from tests.pretended import Worker, library
 from tests.test_methods import CASES
@@ -68,6 +69,16 @@ def trains(device, case, adapter, precision):
 @pytest.mark.parametrize("case", CASES)
 def test_every_method_trains_on_a_gpu(device, case):
     trains(device, case, "lora", "bf16-mixed")
+
+
+def test_a_run_goes_on_from_its_checkpoint(device):
+    """AdamW's fused kernel wants its step counter on the device."""
+    words = latest(*WORDS, "method=sft", "max_steps=3", "checkpoints.every=1", "name=stopped", "resume=auto")
+    stopped = device.run(*words, **{faults.VARIABLE: "disk_full step=2"})
+    assert stopped["status"] == 7, stopped["log"]
+    resumed = device.run(*words, **{faults.VARIABLE: ""})
+    assert resumed["status"] == 0 and "Going on after step 1" in resumed["log"], resumed["log"]
+    assert not resumed["mixed"] and sum(resumed["waits"].values()) == 1, resumed["waits"]
 
 
 @pytest.mark.slow

@@ -215,7 +215,8 @@ def load_tensors(folder: Path, parameters: dict[str, torch.nn.Parameter], optimi
         parameter.copy_(sharded_like(full(f"weight/{name}"), parameter))
         if f"step/{name}" in names[0]:
             state = {kind: sharded_like(full(f"{kind}/{name}"), parameter) for kind in kinds}
-            optimizer.state[parameter] = {**state, "step": full(f"step/{name}")}
+            beside = parameter.device if optimizer.defaults["fused"] else "cpu"  # where AdamW reads its step counter
+            optimizer.state[parameter] = {**state, "step": full(f"step/{name}").to(beside)}
     own = files[rank % count]
     _set_random_states({name: own.get_tensor(name) for name in own.keys() if name.startswith("random/")})  # noqa: SIM118
 

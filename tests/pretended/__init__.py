@@ -46,9 +46,9 @@ class Worker:
             text=True,
         )
 
-    def run(self, *words: str) -> dict:
-        """What `python -m ftcore <words>` came to: `outcome` of __main__.py, with the end of its output."""
-        self.process.stdin.write(json.dumps(words) + "\n")
+    def run(self, *words: str, **environment: str) -> dict:
+        """What `python -m ftcore <words>` came to, with these variables: `outcome` of __main__.py, with the end of its output."""
+        self.process.stdin.write(json.dumps([words, environment]) + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         assert answer, self.log.read_text()[-3000:]

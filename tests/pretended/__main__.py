@@ -1,4 +1,4 @@
-"""The process of a `Worker`: a list of words in each line of its input, the outcome of the command in each of its output."""
+"""The process of a `Worker`: reads words and variables of a command from each line, writes a line with what it came to."""
 
 import ctypes
 import json
@@ -24,9 +24,11 @@ def pretend_functions() -> None:
     import peft.utils.save_and_load
     import torch
     import torch.cuda.amp.common
+    from torch.utils._pytree import tree_map_only
 
     from ftcore.machine import hardware
-    from tests.pretended.device import WAITS, place
+    from ftcore.train import checkpoint
+    from tests.pretended.device import WAITS, OnDevice, place
 
     def none(*_: object, **__: object) -> None: ...
 
@@ -61,7 +63,8 @@ def pretend_functions() -> None:
     hardware.cuda_devices = lambda: 1
     for module in (peft.utils.save_and_load, peft.peft_model):
         module.infer_device = lambda: "cpu"
-    apply = torch.nn.Module._apply
+    save, apply = checkpoint.save_file, torch.nn.Module._apply
+    checkpoint.save_file = lambda tensors, file: save(tree_map_only(OnDevice, lambda one: one.inner, tensors), file)
 
     def applied(self, *args, **kwargs):  # swapping parameters needs version counters
         with torch.inference_mode(False):
@@ -118,4 +121,6 @@ if __name__ == "__main__":
     note_steps(steps)
     with pretended():
         for line in commands:
-            print(json.dumps(outcome(json.loads(line), steps)), file=answers, flush=True)
+            words, environment = json.loads(line)
+            os.environ.update(environment)
+            print(json.dumps(outcome(words, steps)), file=answers, flush=True)
