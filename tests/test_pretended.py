@@ -71,6 +71,14 @@ def test_every_method_trains_on_a_gpu(device, case):
     trains(device, case, "lora", "bf16-mixed")
 
 
+@pytest.mark.parametrize("case", ["sft", "dpo"])
+def test_numbers_are_those_of_the_cpu(device, ftcore, case):
+    words = [*WORDS, f"method={case}", "hardware.precision=32-true", "max_steps=3", "ledger=true"]
+    found, expected = device.run(*latest(*words)), ftcore(*words, "hardware=cpu")
+    assert found["loss"] == pytest.approx(expected.metrics[-1]["train/loss"], rel=1e-6)
+    assert sum(found["waits"].values()) <= WAITS.get(case, 1) + 1  # one more for the rows' losses
+
+
 def test_a_run_goes_on_from_its_checkpoint(device):
     """AdamW's fused kernel wants its step counter on the device."""
     words = latest(*WORDS, "method=sft", "max_steps=3", "checkpoints.every=1", "name=stopped", "resume=auto")

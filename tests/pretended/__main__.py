@@ -74,7 +74,7 @@ def pretend_functions() -> None:
 
 
 def note_steps(steps: list[dict]) -> None:
-    """Have what each optimizer step came to appended to `steps`: host waits since the one before, dtypes."""
+    """Have what each optimizer step came to appended to `steps`: host waits since the one before, dtypes, loss."""
     from ftcore.train.callbacks import StepMetrics
     from tests.pretended.device import WAITS
 
@@ -87,14 +87,14 @@ def note_steps(steps: list[dict]) -> None:
             moments = [state[one][name] for one in trained for name in ("exp_avg", "exp_avg_sq") if one in state]
             kinds = {"parameters": trained, "gradients": [one.grad for one in trained], "moments": moments}
             dtypes = {kind: sorted({str(one.dtype) for one in some}) for kind, some in kinds.items()}
-            steps.append({"waits": dict(WAITS), "dtypes": dtypes})
+            steps.append({"waits": dict(WAITS), "dtypes": dtypes, "loss": method.step_totals["loss"]})
             WAITS.clear()
 
     StepMetrics.on_train_batch_end = logged
 
 
 def outcome(words: list[str], steps: list[dict]) -> dict:
-    """Exit status; of the last step host waits by place and dtypes; where devices met and where float64 got onto the device."""
+    """Exit status; of the last step waits by place, dtypes, loss; where devices met and where float64 got onto the device."""
     from ftcore.cli.command import run_command
     from tests.pretended import device
 
