@@ -43,7 +43,7 @@ def more_padding(collate):
 
     def padded(self, examples, shared_prompts=False):
         batch = collate(self, examples)
-        fill = {"input_ids": self.pad_id, "attention_mask": 0, "completion_mask": False}
+        fill = {"input_ids": self.pad_id, "attention_mask": 0}
         return batch | {key: torch.nn.functional.pad(batch[key], (0, 7), value=fill[key]) for key in fill}
 
     return padded

@@ -100,7 +100,7 @@ def test_kl_is_zero_for_equal_distributions_and_right_by_hand():
 def test_logits_at_positions_are_the_models_own(family, build):
     model = build(family)
     batch = pad(ROWS, 0)
-    positions = batch["completion_mask"]
+    positions = tuple(batch["trained"])
     with torch.no_grad():
         whole = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
         assert torch.equal(logits_at(model, batch, positions), whole[positions].float())
@@ -110,7 +110,9 @@ def test_logits_at_positions_are_the_models_own(family, build):
 def test_loss_and_gradients_equal_cross_entropy_over_all_positions(family):
     batch, model, reference = pad(ROWS, 0), network(family), network(family)
     (-completion_logps(model, batch)).sum().backward()
-    labels = batch["input_ids"].masked_fill(~batch["completion_mask"], -100)
+    labels = torch.full_like(batch["input_ids"], -100).index_put(
+        tuple(batch["trained"]), batch["input_ids"][tuple(batch["trained"])]
+    )
     logits = reference(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum").backward()
     for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
@@ -384,7 +386,7 @@ def test_an_adapter_trains_little_and_leaves_the_base_as_it_was(family, variant)
     batch = pad(ROWS, 0)
     with torch.no_grad(), model.disable_adapter():
         assert torch.equal(
-            logits_at(model, batch, batch["completion_mask"]), logits_at(base, batch, batch["completion_mask"])
+            logits_at(model, batch, tuple(batch["trained"])), logits_at(base, batch, tuple(batch["trained"]))
         )
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     assert trained and all("lora_" in name for name in trained)

@@ -7,13 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ftcore.data.examples import Example
 from ftcore.data.layouts import pad
 from ftcore.kernels import projection
-from ftcore.kernels.projection import plain_weight, target_logps
+from ftcore.kernels.projection import projects_alone, target_logps
+from ftcore.models import sharding
 from ftcore.models.logprobs import inputs, predicted, token_outputs
+from ftcore.models.sharding import full_tensor, shard
+from tests.test_attention import Largest
 
 ROOT = Path(__file__).parents[1]
 SIZES = {
@@ -97,11 +102,11 @@ def network(kind, **changes):
 @pytest.mark.parametrize("frozen", [False, True])
 def test_whatever_an_architecture_does_to_its_logits_stays(kind, changes, alone, frozen):
     model, batch = network(kind, **changes).requires_grad_(not frozen), pad(ROWS, 0)
-    assert (plain_weight(model) is not None) == alone
+    assert projects_alone(model) == alone
     for layer in model.model.layers:
         layer.requires_grad_(True)
     positions, targets = predicted(batch)
-    expected = model(**inputs(batch, model.dtype), use_cache=False).logits[positions].float().log_softmax(-1)
+    expected = model(**inputs(model, batch), use_cache=False).logits[positions].float().log_softmax(-1)
     expected = expected.gather(-1, targets[:, None])[:, 0]
     torch.testing.assert_close(token_outputs(model, batch).logps, expected, atol=1e-5, rtol=1e-5)
     names = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -114,11 +119,37 @@ def test_whatever_an_architecture_does_to_its_logits_stays(kind, changes, alone,
             torch.testing.assert_close(other, one, atol=1e-4, rtol=1e-4)
 
 
+@pytest.fixture
+def mesh(tmp_path):
+    """One process that shards as several would."""
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_logits_of_all_tokens_exist_nowhere_and_never_in_shares(mesh, frozen, monkeypatch):
+    monkeypatch.setattr(sharding, "_mesh", mesh)
+    batch, found = pad(ROWS * 2, 0), []
+    for in_shares in (False, True):
+        model = network("llama")
+        model.lm_head.requires_grad_(not frozen)
+        if in_shares:
+            shard([model], torch.device("cpu"), in_bfloat16=False)
+        assert projects_alone(model)
+        with Largest() as largest:
+            logps = token_outputs(model, batch).logps
+            logps.sum().backward()
+        assert largest.elements < len(logps) * 300
+        found.append((logps.detach(), [full_tensor(p.grad) for p in model.parameters() if p.requires_grad]))
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
+
+
 def test_half_precision_and_autocast_agree_with_plain_logits():
     model, batch = network("llama").requires_grad_(False), pad(ROWS, 0)
     positions, targets = predicted(batch)
     for half, cast in ((model, True), (model.to(torch.bfloat16), False)):
         with torch.autocast("cpu", torch.bfloat16, enabled=cast), torch.no_grad():
-            logits = half(**inputs(batch, half.dtype), use_cache=False).logits[positions].float()
+            logits = half(**inputs(half, batch), use_cache=False).logits[positions].float()
             expected = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
             torch.testing.assert_close(token_outputs(half, batch).logps, expected, atol=1e-4, rtol=1e-4)

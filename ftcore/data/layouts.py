@@ -8,7 +8,7 @@ The letters of shapes, here and in every file:
     B  rows of a batch
     T  tokens of a row, padding included
     S  sequences of a batch: one in each row, or several where they are packed or share a prompt
-    N  tokens with loss in a batch, row after row
+    N  tokens with loss in a batch, row after row; without the first of a sequence, which nothing predicts
     P  pairs of answers
     V  words of the vocabulary
     H  hidden size
@@ -32,8 +32,10 @@ class Batch(TypedDict):
 
     input_ids: Tensor  # (B, T)
     attention_mask: Tensor  # (B, T): 1 for tokens, 0 for padding
-    completion_mask: Tensor  # (B, T): True for tokens with loss
+    trained: Tensor  # (2, N): row and column of each token with loss; found here, as a GPU would have to be waited for
+    ends: NotRequired[Tensor]  # (2, S): row and column of each sequence's last token; not of packed ones
     targets: NotRequired[Tensor]  # (B, T): tokens to predict at their own place (masked words), not from those before
+    tokens: int  # all but padding
     ids: list[str]  # ids of the rows of data; both sequences of a pair have the same
     contents: NotRequired[list[int]]  # hash of each sequence, by which models/reference.py caches its log-probability
     # What data/steps.py adds in training:
@@ -48,15 +50,17 @@ class Packed(Batch):
     """All sequences in one row, without padding."""
 
     position_ids: Tensor  # (B, T): counted from 0 in each sequence
+    lengths: list[int]  # tokens of each sequence
+    sequences: Tensor  # (B, T): number of the sequence that a token belongs to
 
 
-class SharedPrompts(Packed):
+class SharedPrompts(Batch):
     """In each row a prompt and its answers, which do not see each other."""
 
+    position_ids: Tensor  # (B, T): those of an answer go on from the prompt's
+    sequences: Tensor  # (B, T): number of the sequence that an answer's token belongs to
     segments: Tensor  # (B, T): 0 in the prompt, k in its k-th answer, -1 in padding
     previous: Tensor  # (B, T): place of the token that predicts this one; for an answer's first, the prompt's last
-    sequences: Tensor  # (B, T): number of the sequence that an answer's token belongs to
-    ends: Tensor  # (2, S): row and place of each sequence's last token
     order: list[int]  # numbers of the sequences in the order in which they stand in the rows
 
 
@@ -64,8 +68,8 @@ T = TypeVar("T")
 
 
 def is_packed(batch: Batch) -> TypeIs[Packed]:
-    """Whether rows hold several sequences, packed or sharing a prompt."""
-    return "position_ids" in batch
+    """Whether rows hold several sequences one after the other."""
+    return "lengths" in batch
 
 
 def is_shared(batch: Batch) -> TypeIs[SharedPrompts]:
@@ -86,19 +90,34 @@ def pad(examples: Sequence[Example], pad_id: int) -> Batch:
     """One sequence in each row, padded on the right. Without examples: a single masked token.
 
     >>> batch = pad([Example("a", [5, 6, 7], [False, True, True]), Example("b", [5, 8], [False, True])], pad_id=0)
-    >>> batch["input_ids"].tolist(), batch["completion_mask"].int().tolist()
-    ([[5, 6, 7], [5, 8, 0]], [[0, 1, 1], [0, 1, 0]])
+    >>> batch["input_ids"].tolist(), batch["trained"].tolist(), batch["ends"].tolist()
+    ([[5, 6, 7], [5, 8, 0]], [[0, 0, 1], [1, 2, 1]], [[0, 1], [2, 1]])
     """
     ids = [example.input_ids or [pad_id] for example in examples] or [[pad_id]]
+    in_place = any(example.targets for example in examples)
+    first = slice(0 if in_place else 1, None)  # nothing predicts a first token
     batch = Batch(
         input_ids=_padded(ids, pad_id),
         attention_mask=_padded([[1] * len(row) for row in ids], 0),
-        completion_mask=_padded([example.completion_mask or [False] for example in examples] or [[False]], 0),
+        trained=_trained([[False] * first.start + example.completion_mask[first] for example in examples]),
+        ends=torch.tensor([[k, len(row) - 1] for k, row in enumerate(ids)]).T,
+        tokens=sum(map(len, examples)),
         ids=[example.id for example in examples],
     )
-    if any(example.targets for example in examples):
+    if in_place:
         batch["targets"] = _padded([example.targets or [0] * len(example) for example in examples], 0)
     return batch
+
+
+def _trained(masks: Sequence[Sequence[bool]]) -> Tensor:
+    """Row and column (2, N) of each token with loss, row after row.
+
+    >>> _trained([[False, True], [True]]).tolist()
+    [[0, 1], [1, 0]]
+    """
+    columns = [np.flatnonzero(mask) for mask in masks]
+    rows = np.repeat(np.arange(len(masks)), list(map(len, columns)))
+    return torch.from_numpy(np.stack([rows, np.concatenate([*columns, rows[:0]])]))
 
 
 def _padded(rows: Iterable[Sequence[int]], fill: int) -> Tensor:
@@ -110,16 +129,20 @@ def pack(examples: list[Example]) -> Batch:
     """All sequences in one row without padding. Positions begin again at each sequence, and none sees another.
 
     >>> batch = pack([Example("a", [5, 6, 7], [False, True, True]), Example("b", [5, 8], [True, True])])
-    >>> batch["input_ids"].tolist(), batch["position_ids"].tolist(), batch["completion_mask"].int().tolist()
-    ([[5, 6, 7, 5, 8]], [[0, 1, 2, 0, 1]], [[0, 1, 1, 0, 1]])
+    >>> batch["input_ids"].tolist(), batch["position_ids"].tolist(), batch["sequences"].tolist(), batch["trained"].tolist()
+    ([[5, 6, 7, 5, 8]], [[0, 1, 2, 0, 1]], [[0, 0, 0, 1, 1]], [[0, 0, 0], [1, 2, 4]])
     """
     if not examples:
         return pad([], 0)
-    return Packed(  # tensors (1, T)
+    lengths = list(map(len, examples))
+    return Packed(
         input_ids=_padded([[token for e in examples for token in e.input_ids]], 0),
-        position_ids=_padded([[k for e in examples for k in range(len(e))]], 0),
-        attention_mask=torch.ones(1, sum(map(len, examples)), dtype=torch.long),
-        completion_mask=_padded([[trained for e in examples for trained in (False, *e.completion_mask[1:])]], 0),
+        position_ids=_padded([[k for n in lengths for k in range(n)]], 0),
+        attention_mask=torch.ones(1, sum(lengths), dtype=torch.long),
+        trained=_trained([[trained for e in examples for trained in (False, *e.completion_mask[1:])]]),
+        lengths=lengths,
+        sequences=torch.repeat_interleave(torch.tensor(lengths))[None],
+        tokens=sum(lengths),
         ids=[example.id for example in examples],
     )
 
@@ -141,13 +164,14 @@ def share_prompts(examples: Sequence[Example], pad_id: int, width: int) -> Share
     return SharedPrompts(
         input_ids=ids,
         attention_mask=(segments >= 0).long(),
-        completion_mask=mask,
+        trained=mask.nonzero().T,
         position_ids=positions,
         segments=segments,
         previous=previous,
         sequences=sequences,
         ends=torch.tensor([ends[k] for k in range(len(examples))]).T,
         order=list(chain(*rows)),
+        tokens=int((segments >= 0).sum()),
         ids=[example.id for example in examples],
     )
 

@@ -17,7 +17,7 @@ from ftcore.settings import Config, Resolved
 
 def scores_file(config: Config, resolved: Resolved, method: Method, held_out: HeldOut) -> Path | None:
     """The cache file of these scores; None where they also depend on the user's own code or on sampled completions."""
-    if config["trust"] or method.samples:
+    if config["trust"] or not method.rows_recur:
         return None
     foundation, machine = method.foundation, resolved.machine
     depends_on = [

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -17,10 +18,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ftcore.files import whole_file
+from ftcore.kernels.attention import needs_no_mask, without_mask
 
 # Output of a transformer block: hidden states (B, T, H), in some architectures the first item of a tuple.
 BlockOutput = Tensor | tuple[Tensor, ...]
 Forward = Callable[..., BlockOutput]
+# Networks that skip blocks for cached rows.
+CACHING: WeakSet[nn.Module] = WeakSet()
 
 
 class ActivationCache:
@@ -72,15 +76,16 @@ class FrozenBlocks:
         for block in blocks:
             block.forward = functools.partial(self._forward, block.forward, block is blocks[-1])  # type: ignore[method-assign]
 
-    def _begin(self, _: nn.Module, args: tuple[object, ...], inputs: dict[str, Any]) -> None:
-        """Look up the rows of a padded batch. Generation and rows of several sequences are not cached."""
+    def _begin(self, network: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        """Look up the rows of a padded batch by their mask. Generation and rows of several sequences are not cached."""
         ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
         plain = inputs.get("use_cache") is False and inputs.get("position_ids") is None
         if not plain or ids is None or mask is None or mask.ndim != 2:
-            return
+            return None
         for row, n in zip(ids.cpu(), mask.sum(1).tolist(), strict=True):
             name = hashlib.blake2b(row[:n].numpy().tobytes(), digest_size=12).hexdigest()
             self.rows.append((name, n, self.cache.get(name)))
+        return (args, inputs | without_mask(ids, None)) if needs_no_mask(network) else None
 
     def _forward(self, forward: Forward, last: bool, hidden: Tensor, *args: object, **kwargs: object) -> BlockOutput:
         """A block's own forward pass, or none when every row is cached. After the last block cached states are put in."""
@@ -114,4 +119,5 @@ def cache_activations(network: PreTrainedModel, blocks: list[nn.Module], cache: 
     if not blocks or dropout or network.get_input_embeddings().weight.requires_grad:
         return False
     FrozenBlocks(network, blocks, cache)
+    CACHING.add(network)
     return True

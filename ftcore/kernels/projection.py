@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 # Tokens in a chunk. Logits of 256 tokens over 50,000 words are 50 MB.
 CHUNK = 256
 Compute = Callable[..., tuple[Tensor, ...]]  # of one chunk: its log-probabilities and what goes with them
-_PLAIN: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+_ALONE: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
 def target_logps(
@@ -81,23 +81,28 @@ class _FrozenProjection(torch.autograd.Function):
         return (grads[0][:, None] * gradient).to(gradient.dtype), None, None, None, None
 
 
-def plain_weight(network: PreTrainedModel) -> Tensor | None:
-    """Weight (V, H) of the output projection if it alone makes the logits, else None: bias, soft cap, scale or shards."""
-    projection = network.get_output_embeddings()
-    if type(projection) is not torch.nn.Linear or type(projection.weight) is not torch.nn.Parameter:
-        return None
-    if network not in _PLAIN:
-        _PLAIN[network] = projection.bias is None and _projects_only(network, projection)
-    return projection.weight if _PLAIN[network] else None
+def projects_alone(network: PreTrainedModel) -> bool:
+    """Whether the output projection alone makes the logits: no bias, soft cap or scale. Tried once.
+
+    Trying takes a forward pass: of sharded weights, in all processes.
+    """
+    if network not in _ALONE:
+        projection = network.get_output_embeddings()
+        _ALONE[network] = (
+            type(projection) is torch.nn.Linear and projection.bias is None and _tried(network, projection)
+        )
+    return _ALONE[network]
 
 
 @torch.no_grad()
 @torch.random.fork_rng()
-def _projects_only(network: PreTrainedModel, projection: torch.nn.Linear) -> bool:
-    """Whether the logits are the projection of the last hidden state, tried with one so large that any cap would show."""
-    device, random = projection.weight.device, torch.Generator().manual_seed(0)
+def _tried(network: PreTrainedModel, projection: torch.nn.Linear) -> bool:
+    """Whether logits are what the projection gave, for a last hidden state so large that any cap would show."""
+    device, random = network.device, torch.Generator().manual_seed(0)
     large = (1000 * torch.randn(1, 1, projection.in_features, generator=random)).to(device)
-    hook = projection.register_forward_pre_hook(lambda _, args: (large.to(args[0].dtype), *args[1:]))
-    with hook, torch.compiler.set_stance("force_eager"):
+    given: list[Tensor] = []
+    enter = projection.register_forward_pre_hook(lambda _, args: (large.to(args[0].dtype), *args[1:]))
+    leave = projection.register_forward_hook(lambda _, args, output: given.append(output))
+    with enter, leave, torch.compiler.set_stance("force_eager"):
         logits = network(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False).logits
-    return torch.equal(logits.float(), projection(large.to(logits.dtype)).float())
+    return torch.equal(logits.float(), given[0].float())

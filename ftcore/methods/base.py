@@ -26,10 +26,11 @@ from ftcore.data.sources import Row
 from ftcore.data.steps import Draw, E, longest_first
 from ftcore.data.tokens import Encoder
 from ftcore.errors import NumericalError
+from ftcore.kernels.projection import projects_alone
 from ftcore.machine.processes import gathered
 from ftcore.methods.losses import token_kl
 from ftcore.models.foundation import Foundation, takes_any_mask
-from ftcore.models.logprobs import logits_at, row_numbers, row_sums, sequence_sums
+from ftcore.models.logprobs import logits_at, row_sums, sequence_sums
 from ftcore.models.reference import ReferenceSums, content_hash
 from ftcore.models.sharding import full_tensor, shard, sum_over_copies, unsharded
 from ftcore.settings import Precision
@@ -128,8 +129,10 @@ class Method(Configured, Generic[E, B]):
     record_type: ClassVar[str]
     # Whether the loss compares with the base model, whose weights are then kept.
     has_reference: ClassVar[bool] = False
-    # Whether it trains on its own completions: the network then sees no sequence again.
-    samples: ClassVar[bool] = False
+    # Whether the network sees the same sequences in every epoch.
+    rows_recur = True
+    # Whether `prepare` or validation compute, each process as many forward passes as it has rows: then each needs all weights.
+    apart_between_steps: ClassVar[bool] = False
     # For methods that sample: completions per prompt, and optimizer steps on each set of them.
     group_size = updates = 1
 
@@ -137,10 +140,13 @@ class Method(Configured, Generic[E, B]):
         super().__init__()
         self.network = self.foundation.network
         self.retention_weight = self.context.retention_weight if self.predicts_tokens else 0.0
-        self.step_metrics, self.metrics, self.validation = dict[str, Tensor](), dict[str, float](), Averages()
-        self.lr_scale, self.bad_steps, self.bad_rows = 1.0, 0, list[str]()
-        self.row_losses: list[float] = []  # of the last batch, if the context asks for them
-        self.grad_norm = torch.tensor(0.0)
+        self.metrics, self.validation = dict[str, float](), Averages()
+        self.lr_scale, self.bad_steps = 1.0, 0
+        # Of the step under way, on the device: sums of loss and terms, and each micro-batch with its loss and terms.
+        self.step_metrics = dict[str, Tensor]()
+        self.micro_batches: list[tuple[Tensor, dict[str, Term], B]] = []
+        # Of the last step: the sums over all processes, with grad_norm and tokens; each row's loss, if the context asks for it.
+        self.step_totals, self.row_losses = dict[str, float](), list[float]()
         if self.has_reference or self.retention_weight:
             self.foundation.keep_base()
         if self.has_reference:
@@ -217,14 +223,17 @@ class Method(Configured, Generic[E, B]):
             return self.prepare(draw, random)
 
     def _between_steps(self) -> AbstractContextManager[object]:
-        """For drawing rows and validating: only methods that sample need all weights there."""
-        return self.unsharded_and_eager() if self.samples else torch.compiler.set_stance("force_eager")
+        """For drawing rows and validating."""
+        return self.unsharded_and_eager() if self.apart_between_steps else torch.compiler.set_stance("force_eager")
 
     def configure_model(self) -> None:
         """Shard the weights if the strategy asks for it."""
         shard(self.networks(), self.trainer.strategy.root_device, self.trainer.precision == "bf16-mixed")
+        with self.trainer.precision_plugin.forward_context():
+            for network in filter(predicts_tokens, self.networks()):
+                projects_alone(network)  # which takes a forward pass: now, with all processes
 
-    def networks(self) -> list[torch.nn.Module]:
+    def networks(self) -> list[Any]:
         """All networks that the method computes with."""
         return [*self.children(), *filter(None, [self.foundation.frozen_copy])]
 
@@ -242,7 +251,7 @@ class Method(Configured, Generic[E, B]):
     @property
     def predicts_tokens(self) -> bool:
         """Whether the network predicts tokens (a reward model does not)."""
-        return self.network.get_output_embeddings() is not None
+        return predicts_tokens(self.network)
 
     @property
     def pad_id(self) -> int:
@@ -274,7 +283,7 @@ class Method(Configured, Generic[E, B]):
 
         # Sharded weights: every process takes part in every forward pass, whatever it has in its cache.
         contents = [] if self.device_mesh else batch["contents"]
-        return self.context.references(contents, compute).to(self.network.device)
+        return self.context.references(contents, compute).to(self.network.device, non_blocking=True)
 
     def to_device(self, batch: T) -> T:
         """The batch on the network's device, also outside a Trainer."""
@@ -291,28 +300,23 @@ class Method(Configured, Generic[E, B]):
             terms["retention"] = self.retention(batch["retention"])
         parts = {name: term.total / max(batch["counts"].get(term.per, 0), 1) for name, term in terms.items()}
         loss = torch.stack([term.weight * parts[name] for name, term in terms.items() if term.weight]).sum()
-        for name, value in {"loss": loss, **parts}.items():
-            self.step_metrics[name] = self.step_metrics.get(name, torch.zeros_like(loss)) + value.detach()
-        finite = bool(torch.isfinite(loss))
-        if self.context.row_losses or not finite:
-            self.row_losses = losses_by_row(terms, batch)
-        if not finite:
-            rows = zip(batch["ids"], self.row_losses, strict=True)
-            self.bad_rows += [id for id, row_loss in rows if not math.isfinite(row_loss)] or batch["ids"]
+        self._note(batch, terms, {"loss": loss, **parts, "tokens": torch.full_like(loss, batch["tokens"])})
         return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
+
+    def _note(self, batch: B, terms: dict[str, Term], sums: dict[str, Tensor]) -> None:
+        """Keep a micro-batch's numbers on the device to the end of its step: reading one here would stop the host."""
+        for name, value in sums.items():
+            self.step_metrics[name] = self.step_metrics.get(name, torch.zeros_like(sums["loss"])) + value.detach()
+        detached = {name: term._replace(values=term.values.detach()) for name, term in terms.items()}
+        self.micro_batches.append((sums["loss"].detach(), detached, batch))
 
     def retention(self, batch: Batch) -> Term:
         """KL divergence from the base model on general text: the term that limits forgetting."""
-        positions = batch["completion_mask"]
+        rows, columns = batch["trained"]
         with torch.no_grad(), self.foundation.base_view() as base:
-            reference = logits_at(base, batch, positions)  # (N, V)
-        logits = logits_at(self.network, batch, positions)
+            reference = logits_at(base, batch, (rows, columns))  # (N, V)
+        logits = logits_at(self.network, batch, (rows, columns))
         return Term(token_kl(logits, reference), len(reference), "retention", self.retention_weight)
-
-    def take_step_metrics(self) -> dict[str, Tensor]:
-        """Loss and terms of the step just completed, summed over this process's micro-batches. Resets them."""
-        taken, self.step_metrics = self.step_metrics, {}
-        return taken
 
     def progress(self) -> dict[str, float]:
         """What a checkpoint keeps of a method beside its weights."""
@@ -350,19 +354,37 @@ class Method(Configured, Generic[E, B]):
             logger.log_metrics(averages, step=self.trainer.global_step)
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
-        """Clip by the global norm and keep the norm for the log. A step whose norm is not finite is skipped."""
-        self.grad_norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.trained_parameters(), self.max_grad_norm))
-        if torch.isfinite(self.grad_norm):
-            self.bad_steps, self.bad_rows = 0, []
+        """Clip by the global norm. A step whose norm or loss is not finite is skipped. The host waits for the device once."""
+        norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.trained_parameters(), self.max_grad_norm))
+        names, values = sorted(self.step_metrics), [self.step_metrics[name] for name in sorted(self.step_metrics)]
+        sums = self.trainer.strategy.reduce(torch.stack(values).float(), reduce_op="sum")
+        numbers = torch.cat([sums, norm.detach().float()[None]]).tolist()
+        self.step_totals = dict(zip([*names, "grad_norm"], numbers, strict=True))
+        if self.context.row_losses:
+            self.row_losses = torch.cat(
+                [losses_by_row(terms, batch) for _, terms, batch in self.micro_batches]
+            ).tolist()
+        if math.isfinite(self.step_totals["grad_norm"]) and math.isfinite(self.step_totals["loss"]):
+            self.bad_steps = 0
         elif getattr(self.trainer.precision_plugin, "scaler", None) is None:  # float16's scaler skips such steps itself
             self._skip_step()
+        self.step_metrics, self.micro_batches = {}, []
+
+    def _bad_rows(self) -> list[str]:
+        """Ids of the step's rows whose loss is not finite; all of a micro-batch where no single row's is to blame."""
+        bad = list[str]()
+        for loss, terms, batch in self.micro_batches:
+            if not loss.isfinite():
+                losses = zip(batch["ids"], losses_by_row(terms, batch).tolist(), strict=True)
+                bad += [id for id, row_loss in losses if not math.isfinite(row_loss)] or batch["ids"]
+        return bad
 
     def _skip_step(self) -> None:
         """Take no step. Raises `NumericalError` after more than `max_bad_steps` in a row; the same in every process."""
         for parameter in self.trained_parameters():
             parameter.grad = None  # AdamW ignores parameters without a gradient
         self.bad_steps += 1
-        rows, self.bad_rows = [id for part in gathered(self.bad_rows) for id in part], []
+        rows = [id for part in gathered(self._bad_rows()) for id in part]
         where = f"rows {', '.join(rows[:8])}{' ...' if len(rows) > 8 else ''}" if rows else "its gradient"
         message = f"Step {self.trainer.global_step + 1} is not finite ({where}). It was skipped."
         if self.bad_steps > self.context.max_bad_steps:
@@ -382,8 +404,8 @@ class Method(Configured, Generic[E, B]):
         matrices = [p for p in self.trained_parameters() if p.ndim >= 2]
         vectors = [p for p in self.trained_parameters() if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        # Fused is one pass over memory. On CUDA it would forbid clipping in float16.
-        fused = self.network.device.type == "cpu" or None
+        # Fused is one pass over memory. With float16's scaler it would forbid clipping.
+        fused = getattr(self.trainer.precision_plugin, "scaler", None) is None
         optimizer = torch.optim.AdamW(
             [g for g in groups if g["params"]], lr=self.lr, betas=(self.betas[0], self.betas[1]), fused=fused
         )
@@ -401,6 +423,11 @@ class Method(Configured, Generic[E, B]):
         return self.lr_scale * (self.final_lr + (1 - self.final_lr) * shape)
 
 
+def predicts_tokens(network: Any) -> bool:
+    """Whether a module is a network with logits (a reward model and a value head are none)."""
+    return hasattr(network, "get_output_embeddings") and network.get_output_embeddings() is not None
+
+
 def own_settings(node: Mapping[str, object]) -> dict[str, object]:
     """The keys of a method's config node that not all methods have: what it does to rows depends on no others."""
     shared = {parameter.name for parameter in fields(Method)}
@@ -413,24 +440,30 @@ def metrics(per: str, values: dict[str, Tensor]) -> dict[str, Term]:
 
 
 def by_row(term: Term, batch: Batch) -> Term:
-    """A term in float64 with one value for each row of a batch, or with their sum where it cannot be told apart."""
-    values, rows = term.values.double(), len(batch["ids"])
-    if values.ndim and len(values) != rows:
-        per_token = len(values) == len(row_numbers(batch))
-        values = row_sums(values, batch)[:rows] if per_token else values.sum()
-    return term._replace(values=values)
+    """A term in float64 on the host with one value for each row of a batch, or with their sum where it cannot be told apart."""
+    values = term.values.cpu().double()
+    return term._replace(values=_sums_by_row(values, batch) if values.ndim else values)
+
+
+def _sums_by_row(values: Tensor, batch: Batch) -> Tensor:
+    """Of `values`, one of each token or row: a sum (rows,) for each row; () where it cannot be told apart."""
+    rows = len(batch["ids"])
+    if len(values) == rows:
+        return values
+    per_token = len(values) == batch["trained"].shape[1]
+    return row_sums(values, batch)[:rows] if per_token else values.sum()
 
 
 @torch.no_grad()
-def losses_by_row(terms: dict[str, Term], batch: Batch) -> list[float]:
-    """Loss of each row of a batch: the weighted sum of its terms, each averaged over that row's own count."""
+def losses_by_row(terms: dict[str, Term], batch: Batch) -> Tensor:
+    """Loss (rows,) of each row of a batch: the weighted sum of its terms, each averaged over that row's own count."""
     losses = torch.zeros(len(batch["ids"]), device=batch["input_ids"].device)
     for term in terms.values():
-        sums = by_row(term, batch).values
+        sums = _sums_by_row(term.values, batch) if term.values.ndim else term.values
         if term.weight and sums.ndim:
-            sizes = torch.tensor([counts.get(term.per, 0) for counts in batch["row_counts"]], device=losses.device)
-            losses += term.weight * sums / sizes.clamp(min=1)
-    return losses.tolist()
+            sizes = torch.tensor([max(counts.get(term.per, 0), 1) for counts in batch["row_counts"]])
+            losses += term.weight * sums / sizes.to(losses.device, non_blocking=True)
+    return losses
 
 
 class Averages(dict[str, tuple[float, int, float]]):
@@ -440,7 +473,7 @@ class Averages(dict[str, tuple[float, int, float]]):
         """Add one batch."""
         for name, term in terms.items():
             total, size, _ = self.get(name, (0.0, 0, 0.0))
-            self[name] = total + float(term.total.double()), size + term.size, term.weight
+            self[name] = total + float(term.total), size + term.size, term.weight
 
     def over_processes(self) -> dict[str, float]:
         """Each term's average, with `loss` first, their weighted sum; empty if there were no terms."""

@@ -6,13 +6,13 @@ over the whole optimizer step (over the batch if rows are only scored).
 """
 
 from dataclasses import replace
-from typing import NotRequired
+from typing import NotRequired, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ftcore.data.examples import Labelled
+from ftcore.data.examples import Example, Labelled
 from ftcore.data.layouts import Batch, in_batches
 from ftcore.data.sources import Row
 from ftcore.data.steps import Draw
@@ -26,6 +26,7 @@ class LabelledBatch(Batch):
     """Answers with their labels, and z or the batch that it is estimated from."""
 
     good: Tensor  # True for good answers, one value for each of `ids`
+    good_rows: int  # how many they are
     z: float | None
     others: NotRequired[Batch]  # if z is None: the prompts with other rows' answers
 
@@ -35,6 +36,7 @@ class KTO(Method[Labelled, LabelledBatch]):
 
     record_type = "unpaired"
     has_reference = True
+    apart_between_steps = True  # for z
     beta: Positive
     desirable_weight: NonNegative
     undesirable_weight: NonNegative
@@ -50,7 +52,8 @@ class KTO(Method[Labelled, LabelledBatch]):
     def collate(self, examples: list[Labelled]) -> LabelledBatch:
         """Answers with the step's z, or with the answers of other rows if z is not known."""
         good = torch.tensor([e.good for e in examples], dtype=torch.bool)
-        batch: LabelledBatch = {**self.collate_text(examples), "good": good, "z": examples[0].z if examples else 0.0}
+        known = {"good": good, "good_rows": int(good.sum()), "z": examples[0].z if examples else 0.0}
+        batch = cast(LabelledBatch, {**self.collate_text(examples), **known})
         if batch["z"] is None:
             batch["others"] = self.collate_text(mismatched(examples, self.encoder.max_length))
         return batch
@@ -59,7 +62,7 @@ class KTO(Method[Labelled, LabelledBatch]):
         """The step's rows with its z."""
         rows = draw()
         others = in_batches(mismatched(rows, self.encoder.max_length), self.context.micro_batch_size)
-        ratios = shared_out(others, lambda mine: [self._z_ratios(self.collate_text(rows)) for rows in mine])
+        ratios = shared_out(others, self._ratios_of)
         z = max(float(torch.cat(ratios).mean()), 0.0)
         return [replace(row, z=z) for row in rows]
 
@@ -67,11 +70,16 @@ class KTO(Method[Labelled, LabelledBatch]):
         """The rows with their z, so that no score depends on which of them share a batch."""
         return self.prepare(lambda: examples, np.random.default_rng(0)) if examples else []
 
+    def _ratios_of(self, mine: list[list[Example]]) -> list[Tensor]:
+        """`_z_ratios` of each of this process's batches, on the host, which waits for all of them at once."""
+        ratios = [self._z_ratios(self.collate_text(rows)) for rows in mine]
+        return list(torch.cat(ratios).cpu().split(list(map(len, mine)))) if mine else []
+
     @torch.no_grad()
     def _z_ratios(self, batch: Batch) -> Tensor:
         """Log-ratio (S,) of each answer to the base model, without gradient: z is their mean."""
         batch = self.to_device(batch)
-        return (sequence_sums(self.network, batch) - self.reference_sums(batch)).cpu()
+        return sequence_sums(self.network, batch) - self.reference_sums(batch)
 
     def loss(self, batch: LabelledBatch) -> dict[str, Term]:
         """Each row's loss, and the implicit rewards of good and bad rows."""
@@ -84,6 +92,6 @@ class KTO(Method[Labelled, LabelledBatch]):
         return {
             "rows": Term(weight * (1 - torch.sigmoid(sign * self.beta * (ratios - z))), n, "rows"),
             "kl": Term(torch.tensor(z * n), n, "rows", 0.0),
-            "rewards/chosen": Term(torch.where(good, rewards, 0.0), int(good.sum()), "good", 0.0),
-            "rewards/rejected": Term(torch.where(good, 0.0, rewards), int((~good).sum()), "bad", 0.0),
+            "rewards/chosen": Term(torch.where(good, rewards, 0.0), batch["good_rows"], "good", 0.0),
+            "rewards/rejected": Term(torch.where(good, 0.0, rewards), n - batch["good_rows"], "bad", 0.0),
         }

@@ -51,7 +51,8 @@ class OnlineMethod(Method[Sample, Rollouts]):
     """Base class of methods that learn from completions which the policy samples."""
 
     record_type = "prompt"
-    samples = True
+    rows_recur = False
+    apart_between_steps = True
     # Which lists of `Sample.per_token` the loss reads from a batch.
     per_token_names: ClassVar[tuple[str, ...]]
 

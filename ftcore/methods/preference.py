@@ -27,6 +27,7 @@ class PairBatch(Batch):
     """The chosen answers of P pairs, then the rejected ones: S = 2P. `ids` are those of the pairs."""
 
     margins: Tensor  # (P,): by how much the chosen answer is better, at least (reward models)
+    chosen_tokens: int  # tokens with loss of all chosen answers
 
 
 class PairMethod(Method[Pair, PairBatch]):
@@ -46,7 +47,9 @@ class PairMethod(Method[Pair, PairBatch]):
         """The chosen answers, then the rejected ones."""
         both = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
         margins = torch.tensor([pair.margin for pair in pairs])
-        return {**self.collate_text(both, shared_prompts=True), "ids": [pair.id for pair in pairs], "margins": margins}
+        batch = self.collate_text(both, shared_prompts=True)
+        tokens = sum(self.counts(pair)["tokens"] for pair in pairs)
+        return {**batch, "ids": [pair.id for pair in pairs], "margins": margins, "chosen_tokens": tokens}
 
 
 class PreferenceMethod(PairMethod):
@@ -75,7 +78,7 @@ class PreferenceMethod(PairMethod):
         chosen, rejected = (Answers(sums[k], ref_sums[k], lengths[k]) for k in (slice(n), slice(n, 2 * n)))
         terms = {"pairs": Term(self.pair_loss(chosen, rejected), n, "pairs")}
         if self.nll_weight:
-            terms["nll"] = Term(-chosen.logps, int(chosen.lengths.sum()), "tokens", self.nll_weight)
+            terms["nll"] = Term(-chosen.logps, batch["chosen_tokens"], "tokens", self.nll_weight)
         logps_of = metrics("pairs", {"logps/chosen": chosen.logps, "logps/rejected": rejected.logps})
         return terms | reward_metrics(self.reward(chosen), self.reward(rejected)) | logps_of
 

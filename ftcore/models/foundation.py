@@ -22,6 +22,7 @@ from ftcore.config.check import earlier_problems
 from ftcore.console import stderr
 from ftcore.errors import ModelError, model_errors, printable
 from ftcore.files import HEAD, placeholder, resolve
+from ftcore.kernels.attention import CAUSAL
 from ftcore.kernels.frozen_blocks import ActivationCache, cache_activations
 from ftcore.models import sharding
 from ftcore.models.blocks import transformer_blocks
@@ -375,7 +376,7 @@ def _four_bit() -> BitsAndBytesConfig:
 
 
 # Architectures that a test has shown to give answers that share a prompt the log-probabilities that they have alone.
-TAKE_ANY_MASK = {"gemma", "gpt2", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3"}
+TAKE_ANY_MASK = CAUSAL - {"gemma3_text"}  # it has windows in some layers
 
 
 def takes_any_mask(network: Any) -> bool:

@@ -1,18 +1,22 @@
 """What a network predicts, in float32 and only at the positions asked for: logits, log-probabilities, scores."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from ftcore.data.layouts import Batch, is_packed, is_shared
-from ftcore.kernels.projection import plain_weight, target_logps
+from ftcore.kernels.attention import needs_no_mask, without_mask
+from ftcore.kernels.frozen_blocks import CACHING
+from ftcore.kernels.projection import projects_alone, target_logps
 from ftcore.timing import part
 
-# N positions of a batch: true entries of a mask (B, T), or their rows and columns (N,) each, which may repeat.
-Positions = Tensor | tuple[Tensor, Tensor]
+# Rows and columns (N,) each of N positions of a batch, which may repeat.
+Positions = tuple[Tensor, Tensor]
+# Chooses, of hidden states before the output projection, those that are projected.
+Select = Callable[[nn.Module, Tensor], Tensor]
 
 
 class TokenOutputs(NamedTuple):
@@ -24,12 +28,12 @@ class TokenOutputs(NamedTuple):
 
 
 def sequence_scores(network: PreTrainedModel, batch: Batch) -> Tensor:
-    """Score (S,) of each sequence, in float32: the model's own, at its last token."""
-    if not is_shared(batch):
-        return network(**inputs(batch, network.dtype), use_cache=False).logits[:, 0].float()  # (B, 1) -> (B,)
+    """Score (S,) of each sequence, in float32: at its last token, or where the model itself takes it."""
+    if not is_shared(batch) and not needs_no_mask(network):
+        return network(**inputs(network, batch), use_cache=False).logits[:, 0].float()  # (B, 1) -> (B,)
     found: list[Tensor] = []  # the hook puts the scores (B, T, 1) of all tokens here
     with network.get_submodule("score").register_forward_hook(lambda _, args, scores: found.append(scores)):
-        output = network(**inputs(batch, network.dtype), use_cache=False)
+        output = network(**inputs(network, batch), use_cache=False)
     rows, columns = batch["ends"]  # (S,) each
     # FSDP2 gathers the weights for the backward pass when a gradient reaches the network's own output.
     return found[0][rows, columns, 0].float() + 0.0 * output.logits.sum()
@@ -37,38 +41,48 @@ def sequence_scores(network: PreTrainedModel, batch: Batch) -> Tensor:
 
 def logits_at(network: PreTrainedModel, batch: Batch, positions: Positions) -> Tensor:
     """Logits (N, V) in float32 at N `positions`."""
-    return _output_at(network, batch, positions, project=True)[0]
+    return _logits(network, batch, positions, lambda _, hidden: hidden)
 
 
 def hidden_at(network: PreTrainedModel, batch: Batch, positions: Positions) -> Tensor:
     """Last hidden states (N, H) at N `positions`, without computing logits."""
-    return _output_at(network, batch, positions, project=False)[1]
-
-
-def _output_at(network: PreTrainedModel, batch: Batch, positions: Positions, project: bool) -> tuple[Tensor, Tensor]:
-    """Logits (N, V), of no position unless `project`, and last hidden states (N, H).
-
-    A pre-hook on the output projection selects the hidden states. The model's own forward does the rest: soft caps, logit
-    scale, hooks of sharding.
-    """
     found: list[Tensor] = []
 
-    def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        found.append(args[0][positions])  # (B, T, H) -> (N, H)
-        return ((found[0] if project else found[0][:0]).unsqueeze(0), *args[1:])  # a batch of one row
+    def keep(_: nn.Module, hidden: Tensor) -> Tensor:
+        found.append(hidden)
+        return hidden[:0]
+
+    _logits(network, batch, positions, keep)
+    return found[0]
+
+
+def _logits(network: PreTrainedModel, batch: Batch, positions: Positions, let_through: Select) -> Tensor:
+    """Logits (M, V) in float32 of the hidden states (M, H) that `let_through` returns of those (N, H) at N `positions`.
+
+    It is called with the output projection, before that, and the model's own forward does the rest: soft caps, logit scale,
+    hooks of sharding, which have gathered the projection's weight.
+    """
+
+    def select(projection: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (let_through(projection, args[0][positions]).unsqueeze(0), *args[1:])  # a batch of one row
 
     with network.get_output_embeddings().register_forward_pre_hook(select):
-        output = network(**inputs(batch, network.dtype), use_cache=False)
-    return output.logits[0].float(), found[0]
+        return network(**inputs(network, batch), use_cache=False).logits[0].float()
 
 
-def inputs(batch: Batch, dtype: torch.dtype) -> dict[str, Tensor | None]:
-    """Arguments of a network. Its attention mask separates padded sequences, and answers that share a prompt by a mask
-    (B, 1, T, T) that is added to attention scores; sequences packed in one row are separated by their position ids."""
-    if not is_packed(batch):
-        return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-    mask = _sharing_mask(batch["segments"], dtype) if is_shared(batch) else None
-    return {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "attention_mask": mask}
+def inputs(network: PreTrainedModel, batch: Batch) -> dict[str, Any]:
+    """Arguments of a network. Answers that share a prompt are separated by a mask (B, 1, T, T) that is added to attention
+    scores, sequences packed in one row by their lengths or, in architectures that take none, by their position ids."""
+    ids, bare = {"input_ids": batch["input_ids"]}, needs_no_mask(network)
+    if is_shared(batch):
+        shared = _sharing_mask(batch["segments"], network.dtype)
+        return {**ids, "position_ids": batch["position_ids"], "attention_mask": shared}
+    if is_packed(batch):
+        apart = without_mask(batch["input_ids"], batch["lengths"]) if bare else {}
+        return {**ids, "position_ids": batch["position_ids"], **apart}
+    if bare and network not in CACHING:  # the cache knows rows by their mask
+        return {**ids, **without_mask(batch["input_ids"], None)}
+    return {**ids, "attention_mask": batch["attention_mask"]}
 
 
 def _sharing_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
@@ -83,13 +97,11 @@ def predicted(batch: Batch) -> tuple[Positions, Tensor]:
 
     A token is predicted at its own position if the batch has `targets` (masked words), else at that of the token before it.
     """
-    mask = batch["completion_mask"]
+    rows, columns = batch["trained"]
     if "targets" in batch:
-        return mask, batch["targets"][mask]
-    if is_shared(batch):
-        return (mask.nonzero()[:, 0], batch["previous"][mask]), batch["input_ids"][mask]
-    following = mask[:, 1:]  # (B, T-1): a first token has nothing before it
-    return pad(following, (0, 1)), batch["input_ids"][:, 1:][following]
+        return (rows, columns), batch["targets"][rows, columns]
+    before = batch["previous"][rows, columns] if is_shared(batch) else columns - 1
+    return (rows, before), batch["input_ids"][rows, columns]
 
 
 def completion_logps(network: PreTrainedModel, batch: Batch, temperature: float = 1.0) -> Tensor:
@@ -102,31 +114,47 @@ def token_outputs(
 ) -> TokenOutputs:
     """Log-probabilities and hidden states of the tokens with loss, row after row; entropies (0,) unless asked for."""
     positions, targets = predicted(batch)
-    if (weight := plain_weight(network)) is not None:
-        hidden = hidden_at(network, batch, positions)
-        with part("head"):
-            return TokenOutputs(*target_logps(hidden, weight, targets, temperature, entropies), hidden)
-    logits, hidden = _output_at(network, batch, positions, project=True)  # (N, V), (N, H)
-    logps = (logits / temperature).log_softmax(-1)
+    if projects_alone(network):
+        return _outputs_in_chunks(network, batch, positions, targets, temperature, entropies)
+    found: list[Tensor] = []
+
+    def keep(_: nn.Module, hidden: Tensor) -> Tensor:
+        found.append(hidden)
+        return hidden
+
+    logps = (_logits(network, batch, positions, keep) / temperature).log_softmax(-1)  # (N, V)
     with torch.no_grad():
         entropy = torch.special.entr(logps.exp()).sum(-1) if entropies else logps.new_zeros(0)
-    return TokenOutputs(logps.gather(-1, targets[:, None])[:, 0], entropy, hidden)
+    return TokenOutputs(logps.gather(-1, targets[:, None])[:, 0], entropy, found[0])
+
+
+def _outputs_in_chunks(
+    network: PreTrainedModel, batch: Batch, positions: Positions, targets: Tensor, temperature: float, entropies: bool
+) -> TokenOutputs:
+    """`token_outputs` where the projection alone makes the logits, of which only a few exist at a time."""
+    found: list[TokenOutputs] = []
+
+    def compute(projection: nn.Module, hidden: Tensor) -> Tensor:
+        with part("head"):
+            weight: Tensor = projection.weight  # type: ignore[assignment]
+            found.append(TokenOutputs(*target_logps(hidden, weight, targets, temperature, entropies), hidden))
+        return hidden[:0]
+
+    nothing = _logits(network, batch, positions, compute)  # (0, V)
+    # FSDP2 gathers the projection's weight for the backward pass when a gradient reaches the network's own output.
+    return found[0]._replace(logps=found[0].logps + 0.0 * nothing.sum())
 
 
 def row_sums(values: Tensor, batch: Batch) -> Tensor:
     """Sum (S,) over each sequence of `values` (N,), which are in the order of `completion_logps`."""
     sequences = batch["order"] if is_shared(batch) else batch["ids"] if is_packed(batch) else batch["input_ids"]
-    return values.new_zeros(len(sequences)).index_add(0, row_numbers(batch), values)
+    return values.new_zeros(len(sequences)).index_add(0, row_numbers(batch).to(values.device), values)
 
 
 def row_numbers(batch: Batch) -> Tensor:
     """The number of the sequence (N,) that each value of `completion_logps` belongs to, also of those packed in one row."""
-    if is_shared(batch):
-        return batch["sequences"][batch["completion_mask"]]
-    positions = predicted(batch)[0]
-    if is_packed(batch):
-        return ((batch["position_ids"] == 0).cumsum(-1) - 1)[positions]  # a sequence begins at position 0
-    return positions.nonzero()[:, 0]  # type: ignore[union-attr]
+    rows, columns = batch["trained"]
+    return batch["sequences"][rows, columns] if is_shared(batch) or is_packed(batch) else rows
 
 
 def sequence_sums(network: PreTrainedModel, batch: Batch) -> Tensor:

@@ -25,19 +25,12 @@ from ftcore.settings import Retention
 from ftcore.train import tensors
 
 
-class ProgressBar(RichProgressBar):
-    """Lightning's progress bar, without the version number of a logger."""
-
-    def get_metrics(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
-        """Loss and tokens per second."""
-        return {key: value for key, value in super().get_metrics(trainer, pl_module).items() if key != "v_num"}
-
-
 class StepMetrics(Callback):
     """Logs every optimizer step: loss and its terms, learning rate, gradient norm, tokens, tokens per second, memory."""
 
     def __init__(self) -> None:
-        self.tokens, self.tokens_of_step, self.training_seconds, self.started = 0, 0, 0.0, 0.0
+        self.tokens, self.training_seconds, self.started = 0, 0.0, 0.0
+        self.shown = dict[str, float]()  # beside the progress bar
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: the totals."""
@@ -50,32 +43,38 @@ class StepMetrics(Callback):
     def on_train_batch_start(self, trainer: Trainer, method: Method, batch: Any, batch_idx: int) -> None:
         """Start the clock of a step at its first micro-batch."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
-            self.started, self.tokens_of_step = time.perf_counter(), 0
+            self.started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, method: Method, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log when the step is complete; sums are over all processes."""
-        self.tokens_of_step += int(batch["attention_mask"].sum()) if batch["ids"] else 0
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        seconds = time.perf_counter() - self.started
-        own = method.take_step_metrics() | {"tokens": torch.tensor(self.tokens_of_step, device=method.device)}
-        names = sorted(own)
-        sums = trainer.strategy.reduce(torch.stack([own[name].double() for name in names]), reduce_op="sum")
-        totals = dict(zip(names, sums.tolist(), strict=True))
+        seconds, totals = time.perf_counter() - self.started, dict(method.step_totals)
         tokens = totals.pop("tokens")
         self.tokens += int(tokens)
         self.training_seconds += seconds
         metrics = {f"train/{name}": value for name, value in (totals | method.metrics).items()} | {
             "train/lr": method.lr * method.lr_factor(max(trainer.global_step - 1, 0)),
-            "train/grad_norm": float(method.grad_norm),
             "train/tokens_per_second": tokens / seconds,
             "train/tokens": self.tokens,
             "train/peak_memory_gb": peak_memory_gb(),
         }
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
-        method.log("loss", metrics["train/loss"], prog_bar=True, logger=False)
-        method.log("tokens/s", metrics["train/tokens_per_second"], prog_bar=True, logger=False)
+        self.shown = {"loss": metrics["train/loss"], "tokens/s": metrics["train/tokens_per_second"]}
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's progress bar with the numbers of the last step; logged by Lightning they would go over the device."""
+
+    def __init__(self, steps: StepMetrics) -> None:
+        super().__init__(leave=True)
+        self.steps = steps
+
+    def get_metrics(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
+        """Loss and tokens per second, and what validation gave, without the version number of a logger."""
+        logged = super().get_metrics(trainer, pl_module)
+        return {key: value for key, value in (self.steps.shown | logged).items() if key != "v_num"}
 
 
 class Watchdog(Callback):

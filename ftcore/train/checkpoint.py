@@ -189,6 +189,7 @@ def load_tensors(folder: Path, parameters: dict[str, torch.nn.Parameter], optimi
     into = {f"weight/{name}": parameter.detach() for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
         if f"step/{name}" in saved:
+            # Where AdamW reads its step counter.
             steps = torch.zeros((), device=parameter.device if optimizer.defaults["fused"] else "cpu")
             optimizer.state[parameter] = {"step": steps, **{kind: torch.zeros_like(parameter) for kind in kinds}}
             into |= {f"{key}/{name}": value for key, value in optimizer.state[parameter].items()}

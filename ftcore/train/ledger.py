@@ -22,19 +22,22 @@ class Ledger(Callback):
     """Writes a line for each row of each step. Every process has its own file; they become one Parquet file at the end."""
 
     def __init__(self, run: Run, rank: int) -> None:
-        self.run, self.lines = run, run.ledger_part(rank)
+        self.run, self.lines, self.rows = run, run.ledger_part(rank), list[tuple[int, str, int, bool]]()
 
     def keep_until(self, step: int) -> None:
         """Delete the lines after `step`: a resumed run writes them again."""
         keep_lines(self.lines, lambda written: written <= step)
 
     def on_train_batch_end(self, trainer: Trainer, method: Method, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Append the rows of a micro-batch."""
-        step = batch_idx // trainer.accumulate_grad_batches + 1
-        rows = zip(batch["ids"], method.row_losses, batch["row_sizes"], strict=True)
+        """Append the rows of a step when it is complete."""
+        self.rows += [(batch["epoch"], id, *size) for id, size in zip(batch["ids"], batch["row_sizes"], strict=True)]
+        step, left = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
+        if left:
+            return
         with self.lines.open("a", encoding="utf-8") as lines:
-            for id, loss, size in rows:
-                lines.write(json.dumps([step, batch["epoch"], id, loss, *size]) + "\n")
+            for (epoch, id, *size), loss in zip(self.rows, method.row_losses, strict=True):
+                lines.write(json.dumps([step, epoch, id, loss, *size]) + "\n")
+        self.rows = []
 
     def on_train_end(self, trainer: Trainer, method: Method) -> None:
         """Merge the files of all processes, sorted by step."""

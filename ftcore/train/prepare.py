@@ -81,7 +81,7 @@ def _load_method(config: Config, resolved: Resolved, data: Data) -> Method:
     _tune(method.network.train(), config["hardware"])
     # Outputs of frozen blocks are cached where the same rows come again and every process has all weights.
     unsharded = resolved.machine.strategy != "fsdp" and not config["hardware"]["compile"]
-    if foundation.keep_activations_gb and not method.samples and unsharded:
+    if foundation.keep_activations_gb and method.rows_recur and unsharded:
         name = f"{base_key(config, resolved)}-{foundation.frozen_blocks}"
         foundation.cache_activations(home() / "activations" / name)
     return method

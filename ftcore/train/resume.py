@@ -125,7 +125,9 @@ class Checkpoints(Callback):
         return Stopped(128 + number, f"{signal.Signals(number).name}{when}. Go on with {typed(f'resume={self.run}')}")
 
     def _signal_of_any(self, trainer: Trainer) -> int:
-        """The signal that one of the processes got; 0 for none."""
+        """The signal that one of the processes got; 0 for none. A single process need not wait for its device."""
+        if trainer.world_size == 1:
+            return self.received
         own = torch.tensor(float(self.received), device=trainer.strategy.root_device)
         return int(trainer.strategy.reduce(own, reduce_op="max"))
 

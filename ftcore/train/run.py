@@ -68,7 +68,7 @@ def run(
     cache = scores_file(config, resolved, job.method, job.held_out)
     steps, compare = StepMetrics(), BeforeAfter(job.held_out, config["evaluate"], run.base_scores, cache)
     checkpoints = Checkpoints(run, config["checkpoints"], job.batches, job.records)
-    callbacks = [steps, *_optional_callbacks(config, run, job), checkpoints]
+    callbacks = [steps, *_optional_callbacks(config, run, job, steps), checkpoints]
     loggers: list[Logger] = [JSONLines(run)]
     if config["logger"] and first_process:
         loggers += build(config["logger"], list, run.folder, config)
@@ -168,7 +168,7 @@ def _out_of_memory(job: Job) -> str:
     return f"{message} It also takes less memory to set {advice}."
 
 
-def _optional_callbacks(config: Config, run: Run, job: Job) -> list[Callback]:
+def _optional_callbacks(config: Config, run: Run, job: Job, steps: StepMetrics) -> list[Callback]:
     """The callbacks that a setting or the environment asks for, in their order. Raises `ConfigError` for one without rows."""
     best, retention = config["keep_best"], config["retention"]
     if best != "last" and not job.validation:
@@ -181,7 +181,7 @@ def _optional_callbacks(config: Config, run: Run, job: Job) -> list[Callback]:
         *faults.requested(config["seed"]),
         best != "last" and KeepBest(run, best, config["patience"]),
         retention["max_rise"] and RetentionGuard(job.held_out.probe, retention, config["evaluate"]["batch_size"]),
-        ProgressBar(leave=True),
+        ProgressBar(steps),
         config["profile"] and Profile(run, job.batches.steps, job.method.updates),
         config["ledger"] and Ledger(run, job.batches.rank),
         config["hang_timeout"] and Watchdog(config["hang_timeout"]),
