@@ -144,8 +144,8 @@ def _words(case: Case, folder: Path, steps: int) -> list[str]:
         sizes = [f"method.group_size={GROUP}", f"method.max_new_tokens={case.completion}"]
         method = ["method=grpo", *reward, *sizes, f"method.rollout_batch_size={case.rows}"]
     return [
-        *method, f"adapter={case.adapter}", "model=tiny", f"model.path={folder}", f"model.dtype={_dtype(case)}",
-        f"model.random_weights={str(case.adapter != 'qlora').lower()}", "hardware=auto", "hardware.precision=bf16-mixed",
+        *method, f"adapter={case.adapter}", "model=tiny", f"model.path={folder}",
+        f"model.random_weights={str(case.adapter != 'qlora').lower()}", "hardware=auto", "hardware.precision=bf16-true",
         "hardware.activation_checkpointing=false", "data=jsonl", f"data.path={folder}/rows.jsonl", "data.test_share=0",
         f"data.max_length={length}", "data.too_long=truncate", "data.max_lost=1", f"global_batch_size={case.rows}",
         f"micro_batch_size={case.micro_batch}", f"max_steps={steps}", "max_epochs=null", "logger=none",

@@ -51,8 +51,8 @@ class KTO(Method[Labelled, LabelledBatch]):
 
     def collate(self, examples: list[Labelled]) -> LabelledBatch:
         """Answers with the step's z, or with the answers of other rows if z is not known."""
-        good = torch.tensor([e.good for e in examples], dtype=torch.bool)
-        known = {"good": good, "good_rows": int(good.sum()), "z": examples[0].z if examples else 0.0}
+        good, z = torch.tensor([e.good for e in examples], dtype=torch.bool), examples[0].z if examples else 0.0
+        known = {"good": good, "good_rows": int(good.sum()), "z": z}
         batch = cast(LabelledBatch, {**self.collate_text(examples), **known})
         if batch["z"] is None:
             batch["others"] = self.collate_text(mismatched(examples, self.encoder.max_length))
@@ -60,25 +60,22 @@ class KTO(Method[Labelled, LabelledBatch]):
 
     def prepare(self, draw: Draw, random: np.random.Generator) -> list[Labelled]:
         """The step's rows with its z."""
-        rows = draw()
-        others = in_batches(mismatched(rows, self.encoder.max_length), self.context.micro_batch_size)
-        ratios = shared_out(others, self._ratios_of)
-        z = max(float(torch.cat(ratios).mean()), 0.0)
-        return [replace(row, z=z) for row in rows]
+        return self.held_out_rows(draw())
 
     def held_out_rows(self, examples: list[Labelled]) -> list[Labelled]:
-        """The rows with their z, so that no score depends on which of them share a batch."""
-        return self.prepare(lambda: examples, np.random.default_rng(0)) if examples else []
+        """The rows with their z, so that nothing depends on which of them share a batch."""
+        others = in_batches(mismatched(examples, self.encoder.max_length), self.context.micro_batch_size)
+        z = max(float(torch.cat(shared_out(others, self._ratios_of)).mean()), 0.0) if examples else 0.0
+        return [replace(one, z=z) for one in examples]
 
     def _ratios_of(self, mine: list[list[Example]]) -> list[Tensor]:
         """`_z_ratios` of each of this process's batches, on the host, which waits for all of them at once."""
-        ratios = [self._z_ratios(self.collate_text(rows)) for rows in mine]
+        ratios = [self._z_ratios(self.to_device(self.collate_text(rows))) for rows in mine]
         return list(torch.cat(ratios).cpu().split(list(map(len, mine)))) if mine else []
 
     @torch.no_grad()
     def _z_ratios(self, batch: Batch) -> Tensor:
         """Log-ratio (S,) of each answer to the base model, without gradient: z is their mean."""
-        batch = self.to_device(batch)
         return sequence_sums(self.network, batch) - self.reference_sums(batch)
 
     def loss(self, batch: LabelledBatch) -> dict[str, Term]:

@@ -139,7 +139,7 @@ def with_control_tokens(foundation: Foundation, tokens: tuple[str, ...]) -> Foun
     if (highest := _highest_id(tokenizer)) >= network.get_input_embeddings().num_embeddings:
         with torch.random.fork_rng():
             torch.manual_seed(0)  # the same embeddings whenever the run is loaded again
-            network.resize_token_embeddings(highest + 1)
+            network.resize_token_embeddings(highest + 1, mean_resizing=network.device.type != "meta")
     new = (tokenizer.get_vocab()[token] for token in added)
     return replace(foundation, new_tokens=(*foundation.new_tokens, *new))
 
@@ -218,6 +218,8 @@ def _load_network(folder: Path, architecture: str, random: bool, options: Node) 
         return network, score_layers[:1]
     with torch.device("meta"):
         network_class = sharding.born_in_shares(type(auto_class.from_config(**options)))
+    if on_meta := torch.get_default_device().type == "meta":  # only what is known without weights is wanted
+        options["device_map"] = "meta"
     options |= {"dtype": "auto", "output_loading_info": True}
     try:
         network, report = network_class.from_pretrained(folder, **options)
@@ -225,7 +227,8 @@ def _load_network(folder: Path, architecture: str, random: bool, options: Node) 
         options |= {"device_map": "meta", "ignore_mismatched_sizes": True}
         _new_modules(folder, auto_class.from_pretrained(folder, **options)[1], score_layers)
         raise
-    if wrong := [name for name, value in network.named_parameters() if not sharding.local(value).isfinite().all()]:
+    values = network.named_parameters() if not on_meta else ()
+    if wrong := [name for name, value in values if not sharding.local(value).isfinite().all()]:
         raise ModelError(f"{folder}: {len(wrong)} weights hold NaN or infinity: {', '.join(wrong[:5])}.")
     _check_depth(folder, network, report["unexpected_keys"])
     return network, _new_modules(folder, report, score_layers)
@@ -326,7 +329,7 @@ def _with_score_layer(foundation: Foundation) -> Foundation:
     with torch.device("meta"):
         network = transformers.AutoModelForSequenceClassification.from_config(config, dtype=trunk.dtype)
     setattr(network, network.base_model_prefix, trunk)
-    network._init_weights(network.get_submodule(SCORE_LAYERS[0]).to_empty(device="cpu"))
+    network._init_weights(network.get_submodule(SCORE_LAYERS[0]).to_empty(device=trunk.device))
     return Foundation(network, foundation.tokenizer, merged_run=True, new_modules=(SCORE_LAYERS[0],))
 
 
