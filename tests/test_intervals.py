@@ -14,7 +14,7 @@ from ftcore.evaluate import intervals
 from ftcore.evaluate.by_row import terms_by_row
 from ftcore.evaluate.intervals import AT_ONCE, interval, mcnemar
 from ftcore.evaluate.tables import SCORES, comparison
-from ftcore.methods.base import Averages, Term
+from ftcore.methods.terms import Averages, Term
 
 
 def by_row(sums, counts=None, exponential=False, rows="rows"):

@@ -22,7 +22,6 @@ from ftcore.data.examples import Example, Pair
 from ftcore.data.layouts import pad
 from ftcore.data.transforms import mismatched
 from ftcore.errors import ModelError
-from ftcore.methods.base import Averages, Term
 from ftcore.methods.cpo import CPO
 from ftcore.methods.dpo import DPO
 from ftcore.methods.ipo import IPO
@@ -32,6 +31,7 @@ from ftcore.methods.orpo import ORPO
 from ftcore.methods.preference import Answers
 from ftcore.methods.sft import SFT
 from ftcore.methods.simpo import SimPO
+from ftcore.methods.terms import Averages, Term
 from ftcore.models.adapters import freeze, full, lora, transformer_blocks
 from ftcore.models.foundation import Foundation
 from ftcore.models.logprobs import completion_logps, logits_at, sequence_sums

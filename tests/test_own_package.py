@@ -11,7 +11,7 @@ from typing import Annotated
 
 from annotated_types import Gt
 
-from ftcore.methods.base import Term
+from ftcore.methods.terms import Term
 from ftcore.methods.sft import SFT
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ftcore.files import short_hash
-from ftcore.methods.base import ByRow, Term
+from ftcore.methods.terms import ByRow, Term
 from ftcore.run_folder import RowScore, RowScores, Scores
 
 # What an example adds to the counts that terms are divided by.

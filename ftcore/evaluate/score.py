@@ -15,7 +15,8 @@ from ftcore.errors import is_private
 from ftcore.evaluate.by_row import Counts, Scored, means, perplexity, terms_by_row
 from ftcore.kernels.packed_weights import packed_weights
 from ftcore.machine.processes import gathered, rank_and_world
-from ftcore.methods.base import Averages, HeldOut, Method, Term, by_row
+from ftcore.methods.base import HeldOut, Method
+from ftcore.methods.terms import Averages, Term, by_row
 from ftcore.models.logprobs import completion_logps
 from ftcore.rewards.answers import accepted_answers, is_right
 from ftcore.rollout.sample import generate

@@ -10,7 +10,8 @@ from ftcore.data.sources import Row, rows_of
 from ftcore.data.tokens import Encoder
 from ftcore.errors import DataError
 from ftcore.machine.processes import shared_out
-from ftcore.methods.base import ByRow, Method
+from ftcore.methods.base import Method
+from ftcore.methods.terms import ByRow
 from ftcore.models.logprobs import sequence_sums
 
 CHOICES = 4

@@ -21,10 +21,11 @@ from torch import Tensor
 from ftcore.data.layouts import Batch
 from ftcore.data.sources import Row
 from ftcore.data.steps import Draw
-from ftcore.methods.base import Clip, Fraction, Positive, PositiveFraction, Term, metrics
+from ftcore.methods.base import Clip, Fraction, Positive, PositiveFraction
 from ftcore.methods.losses import clipped_policy_loss, kl_estimate
 from ftcore.methods.online import OnlineMethod, Rollouts
 from ftcore.methods.reward_model import RewardModel
+from ftcore.methods.terms import Term, metrics
 from ftcore.models.logprobs import row_numbers, row_sums, token_outputs
 from ftcore.rewards.functions import Scored
 from ftcore.rewards.worker import Rewards

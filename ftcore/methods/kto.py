@@ -18,7 +18,8 @@ from ftcore.data.sources import Row
 from ftcore.data.steps import Draw
 from ftcore.data.transforms import mismatched
 from ftcore.machine.processes import shared_out
-from ftcore.methods.base import Method, NonNegative, Positive, Term
+from ftcore.methods.base import Method, NonNegative, Positive
+from ftcore.methods.terms import Term
 from ftcore.models.logprobs import sequence_sums
 
 

@@ -22,8 +22,9 @@ from ftcore.data.steps import Draw
 from ftcore.kernels.packed_weights import packed_weights
 from ftcore.machine.hardware import memory_of
 from ftcore.machine.processes import gathered, rank_and_world, shared_out
-from ftcore.methods.base import ByRow, HeldOut, Method, NonNegative, Positive, PositiveFraction, Term
+from ftcore.methods.base import HeldOut, Method, NonNegative, Positive, PositiveFraction
 from ftcore.methods.reward_model import RewardModel
+from ftcore.methods.terms import ByRow, Term
 from ftcore.models.logprobs import completion_logps
 from ftcore.rewards.functions import Scored
 from ftcore.rollout.sample import Completion, generate, sample

@@ -11,7 +11,8 @@ from torch import Tensor
 from ftcore.data.examples import Pair
 from ftcore.data.layouts import Batch
 from ftcore.data.sources import Row
-from ftcore.methods.base import Method, Positive, Term, metrics
+from ftcore.methods.base import Method, Positive
+from ftcore.methods.terms import Term, metrics
 from ftcore.models.logprobs import completion_logps, row_sums
 
 

@@ -7,9 +7,10 @@ sequence classifier with one label.
 
 from collections.abc import Mapping
 
-from ftcore.methods.base import NonNegative, Term
+from ftcore.methods.base import NonNegative
 from ftcore.methods.losses import bradley_terry
 from ftcore.methods.preference import PairBatch, PairMethod, reward_metrics
+from ftcore.methods.terms import Term
 from ftcore.models.logprobs import sequence_scores
 
 

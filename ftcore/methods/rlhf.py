@@ -13,10 +13,11 @@ from torch.nn.utils.rnn import pad_sequence
 from ftcore.data.layouts import Batch
 from ftcore.data.sources import Row
 from ftcore.machine.processes import gathered
-from ftcore.methods.base import Clip, Fraction, NonNegative, Positive, PositiveFraction, Term, metrics
+from ftcore.methods.base import Clip, Fraction, NonNegative, Positive, PositiveFraction
 from ftcore.methods.losses import clipped_policy_loss, clipped_value_loss, generalized_advantages, moments, whitened
 from ftcore.methods.online import OnlineMethod, Rollouts
 from ftcore.methods.reward_model import RewardModel
+from ftcore.methods.terms import Term, metrics
 from ftcore.models.logprobs import hidden_at, predicted, token_outputs
 from ftcore.rewards.functions import Scored
 from ftcore.rollout.samples import Sample, set_per_token, whole

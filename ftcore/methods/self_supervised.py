@@ -17,9 +17,10 @@ from ftcore.data.sources import Row
 from ftcore.data.steps import Draw
 from ftcore.data.transforms import OBJECTIVES, fim_tokens
 from ftcore.errors import ConfigError
-from ftcore.methods.base import ByRow, HeldOut, PositiveFraction
+from ftcore.methods.base import HeldOut, PositiveFraction
 from ftcore.methods.cloze import cloze_right
 from ftcore.methods.sft import SFT
+from ftcore.methods.terms import ByRow
 
 
 class SelfSupervised(SFT):

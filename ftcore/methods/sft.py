@@ -7,7 +7,8 @@ conversation of several turns every assistant turn is a completion.
 from ftcore.data.examples import Example
 from ftcore.data.layouts import Batch, pack
 from ftcore.data.sources import Row
-from ftcore.methods.base import Method, Term
+from ftcore.methods.base import Method
+from ftcore.methods.terms import Term
 from ftcore.models.logprobs import completion_logps
 
 
