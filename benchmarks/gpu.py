@@ -1,6 +1,6 @@
 """ftcore on one GPU at real shapes, beside a plain PyTorch loop and TRL: tokens a second, share of the card's peak, peak memory.
 
-    python benchmarks/gpu.py [--only 1b_full 8b_lora] [--steps 8] [--results FILE] [--tiny]
+    python benchmarks/gpu.py [--only 1b_full 8b_lora] [--sides ftcore loop] [--steps 8] [--results FILE] [--tiny]
 
 Nothing is downloaded: weights are random, the tokenizer is that of model=tiny, rows are its words. Every measurement is a process
 of its own; all of them take less than nine minutes on a card of 80 GB. 8b_qlora needs bitsandbytes, the side `trl` needs TRL, and
@@ -22,6 +22,7 @@ import gpu_sides
 from gpu_sides import CASES, TINY, Case
 
 HERE = Path(__file__).parent
+SIDES = ["ftcore", "loop", "trl"]
 # Seconds for everything; what does not fit is left out, and said.
 BUDGET = 530
 # Dense bfloat16 TFLOP/s with float32 accumulation, by a part of the name that torch gives the card. Source: NVIDIA's data
@@ -42,6 +43,7 @@ def main(words: list[str] | None = None) -> None:
     """Measure each side of each case, write the figures and print them."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--results", type=Path, default=HERE / "results" / "gpu.json")
     parser.add_argument("--tiny", action="store_true")
@@ -59,7 +61,7 @@ def main(words: list[str] | None = None) -> None:
                 print(f"{name}: left out, bitsandbytes is not installed")
                 continue
             made = gpu_sides.prepare(case, Path(folder, name))
-            for side in sides(case):
+            for side in filter(asked.sides.__contains__, sides(case)):
                 left = ends - time.monotonic()
                 one = (
                     gpu_sides.measured(case, side, made, asked.steps)
@@ -74,7 +76,7 @@ def main(words: list[str] | None = None) -> None:
 
 def sides(case: Case) -> list[str]:
     """What is measured: TRL only on rows, since its sampling needs settings of its own."""
-    return ["ftcore", "loop", *(["trl"] if find_spec("trl") and not case.completion else [])]
+    return SIDES if find_spec("trl") and not case.completion else SIDES[:2]
 
 
 def in_process(case: str, side: str, folder: Path, steps: int, seconds: float) -> dict[str, Any]:

@@ -361,10 +361,10 @@ def test_averages_count_every_process_by_its_rows_and_one_without_rows_not_at_al
     averages.add({"nll": Term(torch.tensor(6.0), 2, "tokens"), "kl": Term(torch.tensor(0.0), 1, "rows", 0.0)})
     averages.add({"nll": Term(torch.tensor(3.0), 2, "tokens"), "kl": Term(torch.tensor(1.5), 3, "rows", 0.0)})
     assert averages.over_processes() == {"loss": 2.25, "nll": 2.25, "kl": 0.375}
-    monkeypatch.setattr("ftcore.methods.base.gathered", lambda part: [{}, part, other])
+    monkeypatch.setattr("ftcore.methods.terms.gathered", lambda part: [{}, part, other])
     assert averages.over_processes() == {"loss": 2.0, "nll": 2.0, "kl": 0.4}
     assert Averages().over_processes() == {"loss": 1.0, "nll": 1.0, "kl": 0.5}
-    monkeypatch.setattr("ftcore.methods.base.gathered", lambda part: [{}, {}])
+    monkeypatch.setattr("ftcore.methods.terms.gathered", lambda part: [{}, {}])
     assert averages.over_processes() == {}
 
 

@@ -1,6 +1,8 @@
 """Whole commands on a pretended CUDA device: no two devices meet, the host seldom waits, nothing is float64."""
 
+import json
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +11,7 @@ from tests.conftest import FAST, latest
 from tests.pretended import Worker, library
 from tests.test_methods import CASES
 
+ROOT = Path(__file__).parents[1]
 PRECISIONS = ["32-true", "bf16-mixed", "auto"]
 ADAPTERS = {"lora": [], "full": [], "freeze": ["adapter.top_layers=1"]}
 # Two micro-batches a step, with general text beside each.
@@ -87,6 +90,16 @@ def test_a_run_goes_on_from_its_checkpoint(device):
     resumed = device.run(*words, **{faults.VARIABLE: ""})
     assert resumed["status"] == 0 and "Going on after step 1" in resumed["log"], resumed["log"]
     assert not resumed["mixed"] and sum(resumed["waits"].values()) == 1, resumed["waits"]
+
+
+def test_the_benchmark_of_a_gpu_runs(device, tmp_path):
+    cases, sides = ["1b_full", "8b_lora", "1b_grpo"], ["ftcore", "loop"]
+    words = ["--tiny", "--only", *cases, "--sides", *sides, "--steps", "1", "--results", str(tmp_path / "gpu.json")]
+    found = device.run(str(ROOT / "benchmarks" / "gpu.py"), *words)
+    assert found["status"] == 0 and not found["mixed"], found["log"]
+    figures = json.loads((tmp_path / "gpu.json").read_text())
+    assert [*figures] == cases and all([*one] == sides for one in figures.values())
+    assert all(side["device"] == "pretended" for one in figures.values() for side in one.values())
 
 
 @pytest.mark.slow

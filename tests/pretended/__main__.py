@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import runpy
 import sys
 import traceback
 from importlib.util import find_spec
@@ -54,6 +55,7 @@ def pretend_functions() -> None:
     ):
         setattr(torch.cuda, name, none)
     torch.cuda.synchronize = synchronize
+    torch.Tensor.pin_memory = lambda self, *_: self
     torch.cuda.get_rng_state = lambda *_: torch.get_rng_state()
     torch.cuda.set_rng_state = none
     torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all = lambda: [torch.get_rng_state()], none
@@ -95,6 +97,17 @@ def note_steps(steps: list[dict]) -> None:
     StepMetrics.on_train_batch_end = logged
 
 
+def run_script(file: str, *words: str) -> int:
+    """Run a Python file with these arguments."""
+    sys.argv, path = [file, *words], sys.path
+    sys.path = [str(Path(file).parent), *path]
+    try:
+        runpy.run_path(file, run_name="__main__")
+    finally:
+        sys.path = path
+    return 0
+
+
 def outcome(words: list[str], steps: list[dict]) -> dict:
     """Exit status; of the last step waits by place, dtypes, loss; where devices met and where float64 got onto the device."""
     from ftcore.cli.command import run_command
@@ -103,7 +116,7 @@ def outcome(words: list[str], steps: list[dict]) -> dict:
     for counter in (device.WAITS, device.MIXED, device.DOUBLES, steps):
         counter.clear()
     try:
-        status = run_command(words)
+        status = run_script(*words) if words[0].endswith(".py") else run_command(words)
     except Exception:
         traceback.print_exc()
         status = 1
