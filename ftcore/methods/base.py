@@ -32,6 +32,7 @@ from ftcore.methods.losses import token_kl
 from ftcore.methods.terms import Averages, ByRow, Term, by_row, losses_by_row
 from ftcore.models.foundation import Foundation, takes_any_mask
 from ftcore.models.logprobs import logits_at, sequence_sums
+from ftcore.models.precision import computing_in
 from ftcore.models.reference import ReferenceSums, content_hash
 from ftcore.models.sharding import full_tensor, shard, sum_over_copies, unsharded
 from ftcore.settings import Precision
@@ -208,9 +209,10 @@ class Method(Configured, Generic[E, B]):
     def configure_model(self) -> None:
         """Shard the weights if the strategy asks for it."""
         shard(self.networks(), self.trainer.strategy.root_device, self.trainer.precision == "bf16-mixed")
-        with self.trainer.precision_plugin.forward_context():
+        # This takes a forward pass: now, with all processes. Networks that are whole are not on their device yet.
+        with computing_in(self.context.precision, self.network.device.type):
             for network in filter(predicts_tokens, self.networks()):
-                projects_alone(network)  # which takes a forward pass: now, with all processes
+                projects_alone(network)
 
     def networks(self) -> list[Any]:
         """All networks that the method computes with."""
