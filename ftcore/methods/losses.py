@@ -70,8 +70,9 @@ def generalized_advantages(rewards: Tensor, values: Tensor, gamma: float, lam: f
 
 
 def moments(values: Tensor) -> Tensor:
-    """Count, mean and variance (3,) of values (N,)."""
-    return torch.stack([torch.tensor(len(values)), values.mean(), values.var(unbiased=False)]).double()
+    """Count, mean and variance (3,) of values (N,), in float64: that of the whole from those of its parts."""
+    values = values.double()
+    return torch.stack([torch.tensor(float(len(values))), values.mean(), values.var(unbiased=False)])
 
 
 def whitened(values: Tensor, parts: list[Tensor]) -> Tensor:
@@ -83,4 +84,4 @@ def whitened(values: Tensor, parts: list[Tensor]) -> Tensor:
     counts, means, variances = torch.stack([part for part in parts if part[0]]).unbind(1)  # (K,) each
     mean = (counts * means).sum() / counts.sum()
     variance = (counts * (variances + (means - mean) ** 2)).sum() / counts.sum()
-    return (values - mean.float()) / (variance.float() + 1e-8).sqrt()
+    return ((values - mean) / (variance + 1e-8).sqrt()).float()
