@@ -45,7 +45,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--results", type=Path, default=HERE / "results" / "gpu.json")
+    parser.add_argument("--results", type=Path, help="results/gpu.json, with --tiny gpu.json in this folder")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--measure", nargs=3, help="case, side and folder: this measurement alone, in this process")
     asked = parser.parse_args(words)
@@ -53,6 +53,7 @@ def main(words: list[str] | None = None) -> None:
         case, side, folder = asked.measure
         print("RESULT " + json.dumps(gpu_sides.measured(CASES[case], side, Path(folder), asked.steps)))
         return
+    results = asked.results or (Path("gpu.json") if asked.tiny else HERE / "results" / "gpu.json")
     ends, found = time.monotonic() + BUDGET, {}
     with tempfile.TemporaryDirectory() as folder:
         for name in asked.only:
@@ -70,7 +71,7 @@ def main(words: list[str] | None = None) -> None:
                 )
                 found.setdefault(name, {})[side] = with_rates(one, case)
                 print(f"{name} {side}: {found[name][side]}", flush=True)
-                asked.results.write_text(json.dumps(found, indent=1) + "\n")
+                results.write_text(json.dumps(found, indent=1) + "\n")
     print(table(found))
 
 
