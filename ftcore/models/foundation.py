@@ -216,8 +216,7 @@ def _load_network(folder: Path, architecture: str, random: bool, options: Node) 
         network = auto_class.from_config(**options, dtype=torch.float32)
         sharding.cut(network)
         return network, score_layers[:1]
-    with torch.device("meta"):
-        network_class = sharding.born_in_shares(type(auto_class.from_config(**options)))
+    network_class = sharding.born_in_shares(auto_class, options)
     if on_meta := torch.get_default_device().type == "meta":  # only what is known without weights is wanted
         options["device_map"] = "meta"
     options |= {"dtype": "auto", "output_loading_info": True}

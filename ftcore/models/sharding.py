@@ -9,7 +9,7 @@ With `hardware.replicas` the model is cut within groups of processes, and each g
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -58,10 +58,15 @@ def in_shares(machine: Machine) -> Iterator[None]:
         _loading = False
 
 
-def born_in_shares(network_class: Any) -> Any:
-    """A transformers class as `from_pretrained` needs it to read only this process's rows of the blocks' weights."""
+def born_in_shares(auto_class: Any, options: Mapping[str, Any]) -> Any:
+    """What `from_pretrained` is called on: where networks load in shares, a class that reads this process's rows of the blocks.
+
+    `auto_class` is a transformers auto class, `options` are those of its `from_config`.
+    """
     if not _loading:
-        return network_class
+        return auto_class
+    with torch.device("meta"):
+        network_class: Any = type(auto_class.from_config(**options))
 
     def build(self: Any, *args: object, **kwargs: object) -> None:
         network_class.__init__(self, *args, **kwargs)
