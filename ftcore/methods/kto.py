@@ -53,8 +53,7 @@ class KTO(Method[Labelled, LabelledBatch]):
     def collate(self, examples: list[Labelled]) -> LabelledBatch:
         """Answers with the step's z, or with the answers of other rows if z is not known."""
         good, z = torch.tensor([e.good for e in examples], dtype=torch.bool), examples[0].z if examples else 0.0
-        known = {"good": good, "good_rows": int(good.sum()), "z": z}
-        batch = cast(LabelledBatch, {**self.collate_text(examples), **known})
+        batch = cast(LabelledBatch, {**self.collate_text(examples), "good": good, "good_rows": int(good.sum()), "z": z})
         if batch["z"] is None:
             batch["others"] = self.collate_text(mismatched(examples, self.encoder.max_length))
         return batch
