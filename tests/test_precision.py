@@ -199,3 +199,13 @@ def test_finished_runs_compute_as_they_trained(ftcore, adapter):
         assert outcome.status == 0, outcome.err
     merged = load_file(Run(str(run.folder)).exports / "merged" / "model.safetensors")
     assert {value.dtype for value in merged.values()} == {FLOAT}
+
+
+def test_float32_is_never_tf32(ftcore, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert ftcore(*FAST, "max_steps=1", "evaluate.enabled=false").status == 0
+        assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision("highest")

@@ -81,8 +81,8 @@ def find_machine(
         raise ConfigError("hardware.strategy=fsdp needs several processes: set hardware.devices, or strategy=single.")
     if replicas > 1 and (strategy != "fsdp" or (devices * num_nodes) % replicas or devices * num_nodes == replicas):
         raise ConfigError(
-            f"hardware.replicas={replicas} copies of a model need strategy=fsdp and at least two processes each: "
-            f"hardware.devices x hardware.num_nodes = {devices * num_nodes}."
+            f"hardware.replicas={replicas} copies of a model need strategy=fsdp and the same number of processes each, at "
+            f"least two: hardware.devices x hardware.num_nodes = {devices * num_nodes}, strategy={strategy}."
         )
     if precision == "auto" or (precision is None and accelerator == "gpu"):
         precision = "bf16-true" if multiplies_bf16(accelerator) else "32-true"

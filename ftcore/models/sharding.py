@@ -35,7 +35,7 @@ def strategy(machine: Machine) -> ModelParallelStrategy:
 
 
 def _backend(machine: Machine) -> str:
-    return "gloo" if machine.accelerator == "cpu" else "nccl"
+    return "gloo" if machine.device == "cpu" else "nccl"
 
 
 @contextlib.contextmanager
@@ -49,8 +49,7 @@ def in_shares(machine: Machine) -> Iterator[None]:
         dist.init_process_group(_backend(machine))
     sizes = {"replicas": machine.replicas} if machine.replicas > 1 else {}
     sizes["fsdp"] = machine.processes // machine.replicas
-    device = "cpu" if machine.accelerator == "cpu" else "cuda"
-    _mesh, _loading = init_device_mesh(device, tuple(sizes.values()), mesh_dim_names=tuple(sizes)), True
+    _mesh, _loading = init_device_mesh(machine.device, tuple(sizes.values()), mesh_dim_names=tuple(sizes)), True
     try:
         with implicit_replication():  # what is new beside them, as an adapter, is whole
             yield
