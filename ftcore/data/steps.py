@@ -107,7 +107,7 @@ class TrainBatches(Generic[E]):
                 processes = [k // self.micro_batch_size % self.world_size for k in range(len(prepared))]
                 prepared = self.deal(prepared, processes)
             due = self.retention_rows if self.retention and step % self.retention_every == 0 else 0
-            yield from self._micro_batches(prepared, [self.retention[row] for row in islice(general, due)])
+            yield from self.micro_batches(prepared, [self.retention[row] for row in islice(general, due)])
 
     def _general(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, epoch, 1]).permutation(len(self.retention))
@@ -116,7 +116,8 @@ class TrainBatches(Generic[E]):
         self.epoch, self.draws = self.draws // draws_of_epoch, self.draws + 1
         return [self.examples[row] for row in rows]
 
-    def _micro_batches(self, rows: list[E], retention: list[Example]) -> Iterator[Batch]:
+    def micro_batches(self, rows: list[E], retention: list[Example]) -> Iterator[Batch]:
+        """This process's micro-batches of a step: the arranged rows, and the general text beside them."""
         totals = Counter(retention=sum(example.trained for example in retention))
         for row in rows:
             totals.update(self.counts(row))

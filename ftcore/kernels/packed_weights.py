@@ -31,7 +31,7 @@ def packed_weights(network: nn.Module) -> Iterator[None]:
 
     These are the float32 layers on a CPU, and elsewhere those with a low-rank update.
     """
-    found = {layer: _forward_of(layer) for layer in dict.fromkeys(_linear_layers(network))}
+    found = {layer: _forward_of(layer) for layer in dict.fromkeys(linear_layers(network))}
     layers = {layer: make for layer, make in found.items() if make}
     if sum(layer.weight.nbytes for layer in layers) > _most(layers):
         layers = {}
@@ -64,12 +64,13 @@ def _forward_of(layer: Layer) -> Callable[[Layer], Forward] | None:
     return _merged_forward if isinstance(layer, LoraLinear) and not layer.disable_adapters else None
 
 
-def _linear_layers(module: nn.Module) -> Iterator[Layer]:
+def linear_layers(module: nn.Module) -> Iterator[Layer]:
+    """The layers of a network that copies may serve."""
     if type(module) is nn.Linear or (isinstance(module, LoraLinear) and module.is_plain()):
         yield module
     else:
         for child in module.children():
-            yield from _linear_layers(child)
+            yield from linear_layers(child)
 
 
 def _merged_forward(layer: Layer) -> Forward:

@@ -51,6 +51,8 @@ def multiplies_bf16(accelerator: Literal["cpu", "gpu"]) -> bool:
 
 
 def find_machine(
+    elsewhere: bool = False,
+    /,
     *,
     accelerator: Accelerator,
     devices: Annotated[int, Ge(1)],
@@ -64,12 +66,12 @@ def find_machine(
 ) -> Machine:
     """The devices that are there for what is asked; `activation_checkpointing` and `compile` are the network's own.
 
-    Raises `HardwareError` when the machine lacks what is asked for, unless SLURM is to find one.
+    Raises `HardwareError` when the machine lacks what is asked for, unless it is `elsewhere` or SLURM is to find one.
     """
     found = cuda_devices()
     if accelerator == "auto":
         accelerator = "gpu" if found else "cpu"
-    if accelerator == "gpu" and found < devices and not slurm:
+    if accelerator == "gpu" and found < devices and not (elsewhere or slurm):
         nearest = "hardware=gpu" if found else "hardware=cpu, or hardware=ddp_2cpu to rehearse several processes"
         raise HardwareError(
             f"The hardware option needs {devices} CUDA device{'s' * (devices > 1)} per machine and this one has {found}. "

@@ -6,7 +6,7 @@ over the whole optimizer step, so micro-batches, accumulation and processes neve
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, dataclass_transform
@@ -29,6 +29,7 @@ from ftcore.errors import NumericalError
 from ftcore.kernels.projection import projects_alone
 from ftcore.machine.processes import gathered
 from ftcore.methods.losses import token_kl
+from ftcore.methods.reward_model import RewardModel, load_reward_model
 from ftcore.methods.terms import Averages, ByRow, Term, by_row, losses_by_row
 from ftcore.models.foundation import Foundation, takes_any_mask
 from ftcore.models.logprobs import logits_at, sequence_sums
@@ -67,6 +68,7 @@ class RunContext:
         references: cache of the base model's log-probabilities.
         row_losses: whether to keep the loss of each row.
         precision: in which other networks than the trained one compute.
+        reward_model: what makes one of a path, the policy's encoder and the precision.
     """
 
     micro_batch_size: int = 1
@@ -75,6 +77,7 @@ class RunContext:
     references: ReferenceSums = field(default_factory=ReferenceSums)
     row_losses: bool = False
     precision: Precision = "32-true"
+    reward_model: Callable[[str, Encoder, Precision], RewardModel] = load_reward_model
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(field,))

@@ -24,7 +24,6 @@ from ftcore.data.steps import Draw
 from ftcore.methods.base import Clip, Fraction, Positive, PositiveFraction
 from ftcore.methods.losses import clipped_policy_loss, kl_estimate
 from ftcore.methods.online import OnlineMethod, Rollouts
-from ftcore.methods.reward_model import RewardModel
 from ftcore.methods.terms import Term, metrics
 from ftcore.models.logprobs import row_numbers, row_sums, token_outputs
 from ftcore.rewards.functions import Scored
@@ -57,7 +56,7 @@ class GRPO(OnlineMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         path, precision = self.reward_model, self.context.precision
-        self.scorer = RewardModel(path, self.encoder, precision) if path else None
+        self.scorer = self.context.reward_model(path, self.encoder, precision) if path else None
         limits = {"time_limit": self.reward_time_limit, "max_failed_share": self.max_failed_share}
         trust = [name.split(".")[0] for name in self.rewards if "." in name]  # config/check.py has refused all others
         self.functions = Rewards(self.rewards, self.reward_weights, self.reward_options, trust=trust, **limits)

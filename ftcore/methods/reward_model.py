@@ -20,21 +20,12 @@ class RewardModel:
     """Scores answers as text, so its tokenizer and template may differ from the policy's.
 
     Args:
-        path: run folder, local folder or Hugging Face name.
-        encoder: the policy's. A model that is no run uses its data settings.
+        foundation: a sequence classifier with one label.
+        data: the settings by which it was trained.
         precision: the policy's.
     """
 
-    def __init__(self, path: str, encoder: Encoder, precision: Precision) -> None:
-        if run := Run.at(path):
-            foundation, config = load_run(run)
-            data = build(config["data"], Data)
-        else:
-            foundation, data = _load_classifier(path), encoder.data
-        if foundation.network.config.num_labels != 1 or foundation.new_modules or foundation.network.can_generate():
-            raise ModelError(
-                f"{path} gives no score. It must be a run of method=reward or a classifier with one label."
-            )
+    def __init__(self, foundation: Foundation, data: Data, precision: Precision) -> None:
         self.network = foundation.network.requires_grad_(False).eval()
         cast_weights(self.network, precision)
         self.encoder = Encoder(foundation.tokenizer, data)
@@ -48,6 +39,21 @@ class RewardModel:
         batches = [pad(part, self.encoder.tokenizer.pad_token_id or 0) for part in in_batches(examples, batch_size)]
         scores = [sequence_scores(self.network, move_data_to_device(batch, device)) for batch in batches]
         return [score for batch in scores for score in batch.tolist()]
+
+
+def load_reward_model(path: str, encoder: Encoder, precision: Precision) -> RewardModel:
+    """The reward model of a run folder, local folder or Hugging Face name; one that is no run uses the policy's `encoder.data`.
+
+    Raises `ModelError` when it gives no score.
+    """
+    if run := Run.at(path):
+        foundation, config = load_run(run)
+        data = build(config["data"], Data)
+    else:
+        foundation, data = _load_classifier(path), encoder.data
+    if foundation.network.config.num_labels != 1 or foundation.new_modules or foundation.network.can_generate():
+        raise ModelError(f"{path} gives no score. It must be a run of method=reward or a classifier with one label.")
+    return RewardModel(foundation, data, precision)
 
 
 def _load_classifier(path: str) -> Foundation:

@@ -16,7 +16,6 @@ from ftcore.machine.processes import gathered
 from ftcore.methods.base import Clip, Fraction, NonNegative, Positive, PositiveFraction
 from ftcore.methods.losses import clipped_policy_loss, clipped_value_loss, generalized_advantages, moments, whitened
 from ftcore.methods.online import OnlineMethod, Rollouts
-from ftcore.methods.reward_model import RewardModel
 from ftcore.methods.terms import Term, metrics
 from ftcore.models.logprobs import hidden_at, predicted, token_outputs
 from ftcore.rewards.functions import Scored
@@ -42,7 +41,7 @@ class RLHF(OnlineMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         assert self.reward_model, "runs/ trains or finds it before the method is built"
-        self.scorer = RewardModel(self.reward_model, self.encoder, self.context.precision)
+        self.scorer = self.context.reward_model(self.reward_model, self.encoder, self.context.precision)
         self.value_head = torch.nn.Linear(self.network.config.get_text_config().hidden_size, 1)
         torch.nn.init.zeros_(self.value_head.weight)
         torch.nn.init.zeros_(self.value_head.bias)

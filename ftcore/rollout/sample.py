@@ -55,12 +55,12 @@ def sample(
     # 2. Compute each prompt once, then repeat its logits (B, V), keys and values for the rows of its group.
     ids, mask = _left_padded(prompts, pad_id, device)  # (B, T)
     cache = roomy_cache(network.config, max_new_tokens)
-    logits = _last_logits(network, ids, mask, cache).repeat_interleave(group_size, 0)
+    logits = last_logits(network, ids, mask, cache).repeat_interleave(group_size, 0)
     cache.batch_repeat_interleave(group_size)
     mask = mask.repeat_interleave(group_size, 0)
     for step in range(max_new_tokens):
         # 3. One more token (B,) for each row.
-        tokens, logps = _draw(logits, draws[active, step], temperature, top_p)
+        tokens, logps = draw_tokens(logits, draws[active, step], temperature, top_p)
         drawn[active, step], chances[active, step] = tokens, logps
         if step == max_new_tokens - 1:
             break
@@ -73,7 +73,7 @@ def sample(
             cache.batch_select_indices(going)
         # 5. Logits after the new tokens: T grows by one.
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        logits = _last_logits(network, tokens[:, None], mask, cache)
+        logits = last_logits(network, tokens[:, None], mask, cache)
     completions = _completions(drawn, chances, end_ids)
     return [completions[k : k + group_size] for k in range(0, len(completions), group_size)]
 
@@ -106,7 +106,7 @@ def _left_padded(prompts: list[list[int]], pad_id: int, device: torch.device) ->
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def _last_logits(network: PreTrainedModel, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
+def last_logits(network: PreTrainedModel, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
     """Logits (B, V) after `ids`, which are the last columns of `mask` (B, T); the cache holds those before."""
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     options = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
@@ -114,7 +114,7 @@ def _last_logits(network: PreTrainedModel, ids: Tensor, mask: Tensor, cache: Dyn
     return output.logits[:, -1].float()  # (B, 1, V) -> (B, V)
 
 
-def _draw(logits: Tensor, draws: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+def draw_tokens(logits: Tensor, draws: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
     """Tokens (B,) by inverse transform sampling at `draws` (B,), and their log-probabilities without top-p."""
     logps, order = (logits if temperature == 1 else logits / temperature).log_softmax(-1), None  # (B, V)
     if top_p < 1:

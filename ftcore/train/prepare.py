@@ -50,7 +50,7 @@ def prepare(config: Config, resolved: Resolved, records: Records | None = None) 
     records = records or data.load(locate(config["method"], Method).record_type)
 
     with sharding.in_shares(resolved.machine):
-        method = _load_method(config, resolved, data)
+        method = load_method(config, resolved, data)
     method.encoder.check_template(records.train[:CHECKED])
     # Examples are cached under a hash of the method's own settings: those that all methods share do not change them.
     train = stored(records.train, method.encode, method.encoder, own_settings(config["method"]))
@@ -61,23 +61,24 @@ def prepare(config: Config, resolved: Resolved, records: Records | None = None) 
             f"No training row is left: each is longer ({method.encoder.limit}) and dropped. {method.encoder.more_room}, or cut "
             "rows with data.too_long=truncate."
         )
-    batches = _train_batches(config, resolved, method, train)
+    batches = train_batches(config, resolved, method, train)
     held_out = load_held_out(config, data, method, records)
     return Job(method, records, batches, _validation_batches(validation, method, batches), held_out)
 
 
-def _load_method(config: Config, resolved: Resolved, data: Data) -> Method:
-    """Load the foundation, add the adapter and build the method on it, in training mode."""
+def load_method(config: Config, resolved: Resolved, data: Data, **context: Any) -> Method:
+    """Load the foundation, add the adapter and build the method on it, in training mode. `context` replaces settings of its own."""
     foundation, kind = _load_foundation(config, resolved), locate(config["method"], Method)
-    context = RunContext(
-        micro_batch_size=resolved.micro_batch_size,
-        max_bad_steps=config["max_bad_steps"],
-        retention_weight=config["retention"]["weight"],
-        references=ReferenceSums(home() / "references" / base_key(config, resolved) if kind.has_reference else None),
-        row_losses=config["ledger"],
-        precision=resolved.machine.precision,
-    )
-    method = build(config["method"], Method, foundation, Encoder(foundation.tokenizer, data), context)
+    settings: dict[str, Any] = {
+        "micro_batch_size": resolved.micro_batch_size,
+        "max_bad_steps": config["max_bad_steps"],
+        "retention_weight": config["retention"]["weight"],
+        "references": ReferenceSums(home() / "references" / base_key(config, resolved) if kind.has_reference else None),
+        "row_losses": config["ledger"],
+        "precision": resolved.machine.precision,
+    }
+    encoder = Encoder(foundation.tokenizer, data)
+    method = build(config["method"], Method, foundation, encoder, RunContext(**settings | context))
     _tune(method.network.train(), config["hardware"])
     # Outputs of frozen blocks are cached where the same rows come again and every process has all weights.
     unsharded = resolved.machine.strategy != "fsdp" and not config["hardware"]["compile"]
@@ -112,7 +113,7 @@ def _tune(network: Any, hardware: Hardware) -> None:
             block.compile(dynamic=True)
 
 
-def _train_batches(config: Config, resolved: Resolved, method: Method, examples: Sequence[Any]) -> TrainBatches:
+def train_batches(config: Config, resolved: Resolved, method: Method, examples: Sequence[Any]) -> TrainBatches:
     """The micro-batches of all steps: `max_steps` or `max_epochs`, whichever ends first."""
     rows_per_step = max(config["global_batch_size"] // method.group_size, 1)
     epochs, steps, retention = config["max_epochs"], config["max_steps"] or math.inf, config["retention"]

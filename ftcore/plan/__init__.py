@@ -1,0 +1,1 @@
+"""What a run needs, found without the hardware: memory, time and cost."""
