@@ -45,6 +45,7 @@ class Role:
         recipe: whether a recipe may set it.
         stage: whether the stages of a method take its value from their run.
         free: whether the keys of the mapping are checked against its `_target_` instead of its type.
+        later: whether runs may lack it, which were made before there was such a parameter. It is null then.
     """
 
     kind: Kind | None = None
@@ -53,6 +54,7 @@ class Role:
     recipe: bool | None = None
     stage: bool = False
     free: bool = False
+    later: bool = False
 
     def __get_pydantic_json_schema__(self, core, handler):  # type: ignore[no-untyped-def]
         """The schema of the annotated type with what this role says (called by pydantic)."""
@@ -169,6 +171,7 @@ class Model(Place):
     add_tokens: list[str]
     attention: Attention
     random_weights: bool
+    shape: dict[str, object] | None
 
 
 # The node of any other group: `_target_` and its parameters.

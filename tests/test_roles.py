@@ -6,6 +6,8 @@ from ftcore.config.compose import load_config, of_run
 from ftcore.config.options import options
 from ftcore.config.roles import keys_of, may_stand_in_files, role_of, top_roles
 from ftcore.config.tree import flatten
+from ftcore.models.foundation import load_run
+from ftcore.run_folder import Run
 from ftcore.runs.stages import folder_of, stage_config
 from ftcore.settings import CHOSEN, RULES
 from tests.conftest import FAST
@@ -90,4 +92,15 @@ def test_precision_counts_in_the_key_of_a_stage_and_other_hardware_does_not():
 
     made = folder("hardware=cpu")
     assert made == folder("hardware=ddp_2cpu") == folder("hardware=cpu", "logger=none", "name=other")
+    assert made == folder("hardware=cpu", "model.shape={model_type: llama}")  # only planning reads it
     assert made != folder("hardware=cpu", "hardware.precision=bf16-mixed")
+
+
+def test_a_run_from_before_there_was_a_later_key_goes_on_and_is_loaded(ftcore, stopped, tmp_path):
+    run = Run.named(tmp_path / "runs" / "sft-medical-tiny")[0]
+    config = {**run.config, "model": {key: value for key, value in run.config["model"].items() if key != "shape"}}
+    run.write_config(config)
+    assert ftcore(*WORDS, "max_steps=5", "resume=auto").status == 0
+    run.write_config(config)
+    assert load_run(run)[1] == config
+    assert ftcore("eval", f"run={run}", "hardware=cpu").status == 0

@@ -66,9 +66,16 @@ def locate(node: Mapping[str, object], kind: type[T]) -> type[T]:
 def build(node: Mapping[str, object], kind: type[T], *arguments: object) -> T:
     """Call a checked node's target with `arguments`, then the node's keys as keyword arguments. It returns a `kind`."""
     target = resolve_name(str(node["_target_"]))
-    built = target(*arguments, **{key: value for key, value in node.items() if key != "_target_"})
+    given = {**_lacking(node), **{key: value for key, value in node.items() if key != "_target_"}}
+    built = target(*arguments, **given)
     assert isinstance(built, kind), f"{node['_target_']} returns {type(built).__name__}"
     return built
+
+
+def _lacking(node: Mapping[str, object]) -> dict[str, None]:
+    """The parameters of a shipped target that the node of an earlier run may lack, see `settings.Role.later`."""
+    known = schemas()["targets"].get(str(node["_target_"]), Schema()).get("properties", {})
+    return {name: None for name, schema in known.items() if schema.get("role", {}).get("later")}
 
 
 def record_type(method: Mapping[str, object]) -> str:

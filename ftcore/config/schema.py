@@ -9,14 +9,14 @@ import json
 from collections.abc import Mapping
 from pkgutil import resolve_name
 from types import FunctionType
-from typing import get_type_hints
+from typing import NotRequired, get_type_hints
 
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from ftcore.config.yaml_source import read
 from ftcore.files import resources
-from ftcore.settings import CHOSEN, Config, Hardware
+from ftcore.settings import CHOSEN, Config, Hardware, Role
 
 # Keys of lightning.Trainer that the run sets itself, besides those of the hardware group.
 TRAINER_OWNED = [
@@ -41,9 +41,15 @@ def parameters(target: type | FunctionType) -> dict[str, object]:
 
 
 def schema_of(target: type | FunctionType) -> dict[str, object]:
-    """JSON schema of a config node with this target: every parameter is required, and no other key is known."""
-    node = TypedDict("node", parameters(target))  # type: ignore[misc]
+    """JSON schema of a config node with this target: every parameter that is not `later` is required, no other key is known."""
+    named = parameters(target).items()
+    node = TypedDict("node", {name: NotRequired[kind] if _is_later(kind) else kind for name, kind in named})  # type: ignore[misc]
     return _json_schema(node)
+
+
+def _is_later(annotation: object) -> bool:
+    """Whether earlier runs may lack a parameter with this annotation, see `settings.Role`."""
+    return any(isinstance(part, Role) and part.later for part in getattr(annotation, "__metadata__", ()))
 
 
 def _json_schema(node: type) -> dict[str, object]:

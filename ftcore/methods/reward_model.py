@@ -59,5 +59,5 @@ def load_reward_model(path: str, encoder: Encoder, precision: Precision) -> Rewa
 def _load_classifier(path: str) -> Foundation:
     return load_foundation(
         "SequenceClassification", path=path, package=None, revision=None, chat_template=None,
-        add_tokens=[], attention="sdpa", random_weights=False,
+        add_tokens=[], attention="sdpa", random_weights=False, shape=None,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Annotated, Any, Protocol, cast
 
 import torch
 import transformers
@@ -31,7 +31,7 @@ from ftcore.models.precision import cast_weights
 from ftcore.models.saved_adapter import load_adapter
 from ftcore.models.weights import check_folder, weights_folder, weights_hashes
 from ftcore.run_folder import Run
-from ftcore.settings import Attention, Config, Node, Package, PathOfText, PathOfWeights
+from ftcore.settings import Attention, Config, Node, Package, PathOfText, PathOfWeights, Role
 
 # Names of the score layer in transformers' sequence classifiers. It is new when a language model becomes a reward model.
 SCORE_LAYERS = ["score", "classifier", "head"]
@@ -183,8 +183,11 @@ def load_foundation(
     add_tokens: list[str],
     attention: Attention,
     random_weights: bool,
+    shape: Annotated[dict[str, object] | None, Role("machine", later=True)],
 ) -> Foundation:
     """Load weights and tokenizer. `architecture` is the transformers auto class without `AutoModelFor`.
+
+    `shape` plays no part in loading: planning builds the network from it.
 
     Raises `ModelError` when they cannot be fetched, are damaged or incomplete, or need code from elsewhere.
     """
