@@ -45,6 +45,14 @@ class OutOfMemory(HardwareError):  # noqa: N818 (the name of the thing)
     """A GPU too small for a micro-batch; with micro_batch_size=auto a smaller one is tried."""
 
 
+class DoesNotFit(HardwareError):  # noqa: N818 (the name of the thing)
+    """A plan that fits on nothing it is held against; `answer` is what the plan says all the same."""
+
+    def __init__(self, message: str, answer: dict[str, object]) -> None:
+        super().__init__(message)
+        self.answer = answer
+
+
 class NumericalError(FtcoreError):
     """A loss or gradient that is not a finite number."""
 

@@ -222,6 +222,15 @@ class ExplainArguments(JsonArguments):
     key: str | list[str] | None
 
 
+class PlanArguments(JsonArguments):
+    """Keys under `plan`."""
+
+    target: str | None
+    tokens: Annotated[int, Ge(2), Le(2**20)] | None
+    rows: Annotated[int, Ge(1), Le(10**7)] | None
+    rate: Annotated[float, Gt(0)] | None
+
+
 class StorageArguments(JsonArguments):
     """Keys under `storage`."""
 
@@ -273,6 +282,7 @@ class Config(TypedDict):
     inspect: NotRequired[Annotated[JsonArguments, Role("command")]]
     check: NotRequired[Annotated[CheckArguments, Role("command")]]
     replay: NotRequired[Annotated[ReplayArguments, Role("command")]]
+    plan: NotRequired[Annotated[PlanArguments, Role("command")]]
     explain: NotRequired[Annotated[ExplainArguments, Role("command")]]
     storage: NotRequired[Annotated[StorageArguments, Role("command")]]
 

@@ -13,10 +13,19 @@ from ftcore.cli.words import Line, read_line
 from ftcore.config.secrets import without_secrets
 from ftcore.config.trust import hand_down
 from ftcore.console import plain, stderr, steady_streams
-from ftcore.errors import ConfigError, FtcoreError, StorageError, is_private, paragraph, storage_errors, traced
+from ftcore.errors import (
+    ConfigError,
+    DoesNotFit,
+    FtcoreError,
+    StorageError,
+    is_private,
+    paragraph,
+    storage_errors,
+    traced,
+)
 from ftcore.files import finite
 from ftcore.machine import torchrun
-from ftcore.sweeps.job import keep_answer
+from ftcore.sweeps.job import is_one_job, keep_answer
 
 
 def run_command(words: list[str]) -> int:
@@ -122,8 +131,14 @@ def _run(line: Line) -> None:
 def _call(target: str, parameters: tuple[object, ...], arguments: object) -> None:
     """Call a verb. With `json=true` print its answer as JSON, and what it prints itself on standard error."""
     as_json = isinstance(arguments, Mapping) and arguments.get("json")
+    failure: DoesNotFit | None = None
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
-        answer = resolve_name(target)(*parameters)
+        try:
+            answer = resolve_name(target)(*parameters)
+        except DoesNotFit as error:
+            answer, failure = error.answer, error
     keep_answer(answer)
     if as_json:
         plain.print(json.dumps(finite(answer), default=str))  # in ASCII: no stream changes it
+    if failure and not is_one_job():  # in the table of a sweep it is a row like the others
+        raise failure

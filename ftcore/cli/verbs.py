@@ -41,6 +41,10 @@ VERBS = {
         "ftcore.verbs.inspect_data:inspect", "inspect data=...", "what the rows are like, before training",
         row=("rows.train", "rows.test", "tokens.median", "tokens.longest", "trained_share"),
     ),
+    "plan": Verb(
+        "ftcore.plan.verb:plan", "plan target=80GB ...", "memory, time and cost of a run, before it and without its hardware",
+        row=("peak_gb", "host_gb", "micro_batch_size", "devices", "steps", "flops"),
+    ),
     "export": Verb("ftcore.verbs.finished:export", "export run=<folder>", "one merged model, or the adapter (format=adapter)"),
     "pack": Verb("ftcore.sharing.pack:pack", "pack run=<folder>", "a recipe and a lock that repeat the run elsewhere"),
     "replay": Verb(

@@ -39,6 +39,14 @@ def cpu_fact(name: str) -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == name), "")
 
 
+def memory_gb() -> float:
+    """Memory of this machine, or what a container may have of it, 10^9 bytes."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with suppress(OSError, ValueError):  # no control group, or no limit
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits) / 1e9
+
+
 def multiplies_bf16(accelerator: Literal["cpu", "gpu"]) -> bool:
     """Whether the device has units that multiply bf16 numbers. GPUs that SLURM has yet to find are taken to have them."""
     if accelerator == "cpu":

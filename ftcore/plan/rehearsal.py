@@ -4,6 +4,7 @@ The device is the CPU whatever is planned for: sizes are the same, and a build o
 processes this one is the first, which has the largest share; the others are pretended.
 """
 
+import gc
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from transformers import DynamicCache
 
 from ftcore.kernels.lora_linear import LoraLinear
 from ftcore.kernels.packed_weights import LARGEST, linear_layers
@@ -30,7 +30,7 @@ from ftcore.plan.memory import Held, Kind
 from ftcore.plan.work import Work
 from ftcore.rollout.cache import roomy_cache
 from ftcore.rollout.sample import draw_tokens, last_logits
-from ftcore.settings import Config, Machine, Resolved
+from ftcore.settings import Config, Machine
 
 CPU = torch.device("cpu")
 
@@ -42,14 +42,14 @@ class Need:
     Args:
         phases: bytes held by kind at the peak of each phase.
         flops: of the followed micro-batch: of matmuls and of attention.
-        sent: bytes that one optimizer step hands to other processes.
+        sent: bytes of the followed micro-batch that are sent, by kind: gather, reduce_scatter, and reduce, once in a step.
         tokens: of the followed micro-batch, padding included.
         squares: the same with squared lengths.
     """
 
     phases: dict[str, dict[Kind, int]]
     flops: dict[str, int]
-    sent: int
+    sent: dict[str, int]
     tokens: int
     squares: int
 
@@ -79,8 +79,12 @@ def pretended(machine: Machine) -> Iterator[None]:
 
 def rehearse(config: Config, machine: Machine, method: Method, work: Work) -> Need:
     """Take every phase of a run once. `machine` is the planned one, `method` is on the meta device."""
-    with without_storage() as mode:
-        return _Rehearsal(config, machine, method, faked(work, mode)).need()
+    gc.disable()  # the peak must not depend on when it runs
+    try:
+        with without_storage() as mode:
+            return _Rehearsal(config, machine, method, faked(work, mode)).need()
+    finally:
+        gc.enable()
 
 
 class _Rehearsal:
@@ -104,7 +108,8 @@ class _Rehearsal:
             self._micro_batch()
             self.method.configure_gradient_clipping(self.optimizer)
             self.optimizer.step()
-        flops, sent = dict(self.held.flops), self.held.sent
+        flops, sent = dict(self.held.flops), dict(self.held.sent)
+        sent["reduce"] = sent.get("reduce", 0) + self.buckets.nbytes
         if isinstance(self.method, OnlineMethod):
             with self._phase("rollouts"), self._between_steps():
                 self._rollouts(self.method)
@@ -179,11 +184,10 @@ class _Rehearsal:
 
     def _rollouts(self, method: OnlineMethod) -> None:
         """Sampling, the reward model's scores, and what else each token gets."""
-        batch, size = self.work.micro_batch, self.config["method"]["rollout_batch_size"]
-        prompts = max(int(size) // method.group_size, 1)
-        prompts = min(prompts, -(-self.config["global_batch_size"] // (method.group_size * self.machine.processes)))
+        batch, prompts = self.work.micro_batch, max(self.work.sampled // method.group_size, 1)
         method.network.eval()
-        self._computed(self._generate, prompts, self.work.longest - method.max_new_tokens, method.group_size, method.max_new_tokens)
+        new = method.max_new_tokens
+        self._computed(self._generate, prompts, self.work.longest - new, method.group_size, new)
         if method.scorer:
             rows = method.context.micro_batch_size
             ids = torch.ones(rows, self.work.longest, dtype=torch.long)
@@ -248,14 +252,18 @@ def _kinds(network: Any, blocks: int) -> list[str]:
     return getattr(network.config.get_text_config(), "layer_types", None) or ["full_attention"] * blocks
 
 
-def _of_other_blocks(cache: DynamicCache, kinds: list[str]) -> Tensor:
+def _of_other_blocks(cache: Any, kinds: list[str]) -> Tensor:
     """Keys and values of the blocks that `_shallow` left out."""
-    sizes = {kind: 2 * layer.keys.untyped_storage().nbytes() for kind, layer in zip(kinds, cache.layers) if layer.is_initialized}
+    sizes = {
+        kind: 2 * layer.keys.untyped_storage().nbytes()
+        for kind, layer in zip(kinds, cache.layers, strict=True)
+        if layer.is_initialized
+    }
     computed = sum(layer.is_initialized for layer in cache.layers)
     return torch.empty(sum(sizes[kind] for kind in kinds[computed:]), dtype=torch.uint8)
 
 
-def _fill(cache: DynamicCache, length: int) -> None:
+def _fill(cache: Any, length: int) -> None:
     """Let the cache hold `length` tokens, as if those between had been sampled."""
     for layer in cache.layers:
         if getattr(layer, "places", None):

@@ -1,13 +1,11 @@
 """The rows that a plan is made for: of the run's own data, by their real lengths, or made up of one length."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from ftcore.config.build import build
 from ftcore.data import Data, Records
@@ -41,6 +39,8 @@ class Work:
         tokens: of all rows of all steps, padding included.
         squares: the same with the square of each sequence's padded length, to which attention is proportional.
         longest: tokens of the longest row, with its completion.
+        sampled: completions that a process samples at once.
+        decoded: tokens that it samples one after the other in the whole run, each for so many completions.
         answered: number and length of prompts that are answered at once when models are compared.
         scored: held-out rows whose loss is computed at once.
         probe: pieces of general text that are scored at once.
@@ -53,6 +53,8 @@ class Work:
     tokens: int
     squares: int
     longest: int
+    sampled: int
+    decoded: int
     answered: tuple[int, int]
     scored: Batch | None
     probe: Batch | None
@@ -73,7 +75,9 @@ def work_of_length(config: Config, resolved: Resolved, method: Method, tokens: i
     """The work on `rows` made-up rows of `tokens` tokens each, all of which carry loss."""
     examples = [_made_up(method, k, tokens) for k in range(rows)]
     scored = examples[: config["evaluate"]["max_rows"]]
-    probe = [_sequence(k, tokens) for k in range(config["evaluate"]["batch_size"])] if config["evaluate"]["probe"] else []
+    probe = (
+        [_sequence(k, tokens) for k in range(config["evaluate"]["batch_size"])] if config["evaluate"]["probe"] else []
+    )
     held_out = HeldOut([], scored, [], probe if method.predicts_tokens else [])
     return _work(config, resolved, method, examples, held_out, [tokens] * len(scored))
 
@@ -106,8 +110,12 @@ def _work(
     largest = max(steps, key=lambda step: (sizes[step].max(), sizes[step].sum()))
     padded = [_padded(method, batches.micro_batch_size, sizes[step]) for step in steps]
     tokens, squares = np.mean(padded, 0) * batches.steps
+    own = ceil(per_step * method.group_size / resolved.machine.processes) if new else 0
+    sampled = min(own, method.rollout_batch_size) if isinstance(method, OnlineMethod) else 0
     scored = [replace(one, z=0.0) if isinstance(one, Labelled) else one for one in held_out.examples]
-    answered = [(len(part), max(part)) for part in _shared(prompts, resolved, size)] if method.network.can_generate() else []
+    answered = (
+        [(len(part), max(part)) for part in _shared(prompts, resolved, size)] if method.network.can_generate() else []
+    )
     return Work(
         _micro_batch(method, batches, [rows[k] for k in largest]),
         accumulation=batches.accumulation,
@@ -116,6 +124,8 @@ def _work(
         tokens=int(tokens),
         squares=int(squares),
         longest=int(sizes.max()),
+        sampled=sampled,
+        decoded=ceil(own / max(sampled, 1)) * new * batches.steps // batches.updates,
         answered=max(answered, key=lambda one: one[0] * one[1], default=(0, 0)),
         scored=None if new or not scored else method.collate(_most(scored, resolved, size)),
         probe=method.collate_text(_most(held_out.probe, resolved, size // 4 or 1)) if held_out.probe else None,

@@ -67,7 +67,7 @@ def prepare(config: Config, resolved: Resolved, records: Records | None = None) 
 
 
 def load_method(config: Config, resolved: Resolved, data: Data, **context: Any) -> Method:
-    """Load the foundation, add the adapter and build the method on it, in training mode. `context` replaces settings of its own."""
+    """Load the foundation, add the adapter and build the method on it, in training mode. `context` replaces settings of it."""
     foundation, kind = _load_foundation(config, resolved), locate(config["method"], Method)
     settings: dict[str, Any] = {
         "micro_batch_size": resolved.micro_batch_size,
