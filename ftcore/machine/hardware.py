@@ -114,8 +114,11 @@ def use_own_device(machine: Machine) -> None:
 def keep_freed_memory() -> None:
     """Have the C library keep freed memory instead of giving it back (man mallopt; without glibc nothing happens).
 
-    On a CPU, fresh pages for every large tensor cost more time than many an operation on it.
+    On a CPU, fresh pages for every large tensor cost more time than many an operation on it. Holes in what is kept are not all
+    used again: who sets MALLOC_MMAP_THRESHOLD_ (man mallopt) has chosen otherwise.
     """
+    if "MALLOC_MMAP_THRESHOLD_" in os.environ:
+        return
     mmap_threshold, trim_threshold, top_pad = (-3, 2**30), (-1, 2**31 - 1), (-2, 2**26)  # option and value
     with suppress(AttributeError, OSError):
         for option in (mmap_threshold, trim_threshold, top_pad):

@@ -18,6 +18,8 @@ Verdict = Literal["fits", "tight", "does not fit", "no bf16"]
 MARGIN = 1.25
 # Shares of a card's peak that training reaches, and of its memory's bandwidth that generation does: at worst, at best.
 COMPUTE, BANDWIDTH = (0.25, 0.40), (0.10, 0.60)
+# Seconds that the host takes to start an operation: what bounds small models.
+START = (20e-6, 5e-6)
 # GB/s that a GPU can send to another machine: 400 Gb/s, less what is lost.
 NETWORK = 40.0
 # What a process holds in a machine's memory beside tensors, GB: Python and the libraries.
@@ -122,8 +124,10 @@ def cost(plan: Plan, card: Card, rate: float | None) -> Cost | None:
         plan.work.steps * _seconds_sending(plan, card.link_gbs),
     )
     decoded = _bytes_decoding(plan) / (card.bandwidth_gbs * 1e9)
+    started = plan.work.steps * plan.work.accumulation * plan.need.operations
     worst, best = (
-        max(computed / share, sending) + decoded / reached for share, reached in zip(COMPUTE, BANDWIDTH, strict=True)
+        max(computed / share, sending, started * start) + decoded / reached
+        for share, reached, start in zip(COMPUTE, BANDWIDTH, START, strict=True)
     )
 
     def all_cards(per_hour: float) -> Span:

@@ -33,18 +33,19 @@ FORMULAS: dict[Any, Any] = {
 
 
 class Held(TorchDispatchMode):
-    """The bytes that live tensors hold by kind, now and at the peak, and the FLOPs that made them. New tensors are of `kind`."""
+    """The bytes that live tensors hold by kind, now and at the peak, and the operations that made them. New tensors are of `kind`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.kind: Kind = "activations"
         self.sizes: dict[int, tuple[Kind, int]] = {}  # of each storage
         self.now, self.peak = Counter[Kind](), Counter[Kind]()
-        self.flops, self.sent = Counter[str](), Counter[str]()
+        self.flops, self.sent, self.operations = Counter[str](), Counter[str](), 0
 
     def start(self, kind: Kind) -> None:
         """Look for a new peak, and count anew."""
         self.kind, self.peak, self.flops, self.sent = kind, self.now.copy(), Counter(), Counter()
+        self.operations = 0
 
     def see(self, tensors: Iterable[Tensor | None], kind: Kind) -> None:
         """Count tensors that were made elsewhere, or turn out to be of another kind."""
@@ -76,6 +77,7 @@ class Held(TorchDispatchMode):
         if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented  # it comes again for the shares
         out = function(*args, **(kwargs or {}))
+        self.operations += 1
         for value in tree_leaves(out):
             if isinstance(value, Tensor) and not isinstance(value, DTensor):
                 self._see(value.untyped_storage())

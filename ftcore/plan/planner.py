@@ -113,6 +113,8 @@ class Planner:
             work = self._work(config, resolved, method)
             counted = method.network.num_parameters(), method.network.num_parameters(only_trainable=True)
             root = _bytes_around_blocks(method.network)
+            if config["adapter"].get("load_in_4bit"):
+                in_four_bits(method.network)
             need = rehearse(config, resolved.machine, method, work)
         return Plan(config, resolved, need, work, len(work.micro_batch["ids"]), counted, root)
 
@@ -146,8 +148,6 @@ class Planner:
                 cast(Config, planned), resolved, build(config["data"], Data),
                 references=ReferenceSums(), reward_model=reward_model,
             )  # fmt: skip
-        if node.get("load_in_4bit"):
-            in_four_bits(method.network)
         return method
 
     def _model(self, config: Config, node: Model) -> Model:

@@ -43,6 +43,7 @@ class Need:
         phases: bytes held by kind at the peak of each phase.
         flops: of the followed micro-batch: of matmuls and of attention.
         sent: bytes of the followed micro-batch that are sent, by kind: gather, reduce_scatter, and reduce, once in a step.
+        operations: that the host starts for the followed micro-batch.
         tokens: of the followed micro-batch, padding included.
         squares: the same with squared lengths.
     """
@@ -50,6 +51,7 @@ class Need:
     phases: dict[str, dict[Kind, int]]
     flops: dict[str, int]
     sent: dict[str, int]
+    operations: int
     tokens: int
     squares: int
 
@@ -108,7 +110,7 @@ class _Rehearsal:
             self._micro_batch()
             self.method.configure_gradient_clipping(self.optimizer)
             self.optimizer.step()
-        flops, sent = dict(self.held.flops), dict(self.held.sent)
+        flops, sent, operations = dict(self.held.flops), dict(self.held.sent), self.held.operations
         sent["reduce"] = sent.get("reduce", 0) + self.buckets.nbytes
         if isinstance(self.method, OnlineMethod):
             with self._phase("rollouts"), self._between_steps():
@@ -120,7 +122,7 @@ class _Rehearsal:
             with self._phase("comparison"), self._between_steps():
                 self._comparison()
         ids = self.work.micro_batch["input_ids"]
-        return Need(self.phases, flops, sent, ids.numel(), ids.numel() * ids.shape[1])
+        return Need(self.phases, flops, sent, operations, ids.numel(), ids.numel() * ids.shape[1])
 
     def _begin(self) -> None:
         """What a step finds of the one before: gradients and the optimizer's state."""
@@ -159,7 +161,7 @@ class _Rehearsal:
     @contextmanager
     def _between_steps(self) -> Iterator[None]:
         """What a run does apart from its steps, in the few blocks that stand for all."""
-        networks = self.method.networks()
+        networks = filter(transformer_blocks, self.method.networks())
         with torch.no_grad(), self.method.unsharded_and_eager(), ExitStack() as stack:
             for network in networks:
                 stack.enter_context(_shallow(network))
