@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results" / "plan.json"
@@ -52,9 +53,9 @@ def main(names: list[str]) -> None:
         for name in names or GRID:
             words = merged(["logger=none", "max_steps=2", *GRID[name].format(rows=rows).split()])
             words += [] if "hardware=" in " ".join(words) else ["hardware=cpu"]
-            plan = json.loads(ftcore("plan", *words, "json=true").splitlines()[-1])
+            plan = json.loads(output([sys.executable, __file__, "--plan", *words]))
             real, kept = measured(words, folder, own_pages=True), measured(words, folder, own_pages=False)
-            results[name] = {"planned": plan["peak_gb"], "phase": plan["phase"], "real": real, "kept": kept}
+            results[name] = {**plan, "real": real, "kept": kept}
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
             print(line(name, results[name]), flush=True)
 
@@ -73,7 +74,7 @@ def line(name: str, found: dict[str, float]) -> str:
 def made_up(file: Path) -> Path:
     """64 rows of about 260 tokens, for every method."""
     draw = random.Random(0)
-    words = "apple river stone cloud green seven paper light house train".split()
+    words = ["apple", "river", "stone", "cloud", "green", "seven", "paper", "light", "house", "train"]
     with file.open("w") as rows:
         for k in range(64):
             text = " ".join(draw.choices(words, k=240))
@@ -82,10 +83,10 @@ def made_up(file: Path) -> Path:
     return file
 
 
-def ftcore(*words: str) -> str:
+def output(command: list[str], **variables: str) -> str:
     """Standard output of a command."""
-    command = [sys.executable, "-P", "-m", "ftcore", *words]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    environment = {**os.environ, **variables}
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
 
 
 def measured(words: list[str], folder: str, own_pages: bool) -> float:
@@ -93,10 +94,21 @@ def measured(words: list[str], folder: str, own_pages: bool) -> float:
     two = any(word.endswith("_2cpu") for word in words)
     python = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if two else []
     command = [sys.executable, *python, __file__, "--side", *words, f"output_dir={folder}"]
-    environment = {**os.environ, **({"OMP_NUM_THREADS": "1"} if two else {})}
-    environment |= {"MALLOC_MMAP_THRESHOLD_": str(2**20)} if own_pages else {}
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
-    return max(float(found) for found in re.findall(r"PEAK ([\d.]+)", output))
+    variables = {"OMP_NUM_THREADS": "1"} if two else {}
+    variables |= {"MALLOC_MMAP_THRESHOLD_": str(2**20)} if own_pages else {}
+    return max(float(found) for found in re.findall(r"PEAK ([\d.]+)", output(command, **variables)))
+
+
+def planned(words: list[str]) -> None:
+    """The plan alone, as `ftcore plan` makes it."""
+    from ftcore.config.compose import load_config
+    from ftcore.plan.planner import Planner
+    from ftcore.runs.resolve import settle_precision
+
+    settle_precision(config := load_config(words))
+    with ExitStack() as stack:
+        plan = Planner(config, stack).plan()["run"]
+    print(json.dumps({"planned": plan.gb, "phase": plan.need.phase}))
 
 
 def side(words: list[str]) -> None:
@@ -124,4 +136,5 @@ def resident(name: str) -> int:
 
 
 if __name__ == "__main__":
-    side(sys.argv[2:]) if sys.argv[1:2] == ["--side"] else main(sys.argv[1:])
+    do = {"--side": side, "--plan": planned}.get("".join(sys.argv[1:2]))
+    do(sys.argv[2:]) if do else main(sys.argv[1:])

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from ftcore.config.compose import load_config
 from ftcore.errors import FtcoreError
+from ftcore.machine.hardware import smaller
+from ftcore.plan.cards import Card, largest_micro_batch
 from ftcore.plan.planner import Plan, Planner, largest
 from ftcore.settings import Config
 
@@ -17,6 +19,28 @@ class Advice:
 
     words: str
     plan: Plan
+
+
+def fitting(planner: Planner, card: Card) -> dict[str, Plan]:
+    """The plans as a run would go on where a card is full: fewer rows at once, then checkpointing, where these are `auto`."""
+    changes: dict[str, object] = {}
+    plans = planner.plan()
+    while card.verdict_of(largest(plans)) != "fits" and (less := _less(planner.config, plans["run"], changes, card)):
+        changes |= less
+        plans = planner.plan(changes)
+    return plans
+
+
+def _less(config: Config, run: Plan, changed: Changes, card: Card) -> Changes:
+    """The next thing that a run would change by itself; nothing when there is none."""
+    rows, processes = run.micro_batch_size, run.resolved.machine.processes
+    lower = smaller(config["global_batch_size"], rows, processes)
+    if config["micro_batch_size"] == "auto" and lower:
+        return {"micro_batch_size": min(largest_micro_batch(run, card) or 1, lower)}
+    key = "hardware.activation_checkpointing"
+    if config["hardware"]["activation_checkpointing"] == "auto" and key not in changed:
+        return {key: True, "micro_batch_size": config["micro_batch_size"]}
+    return {}
 
 
 def advice(planner: Planner, plan: Plan, tell: Callable[[str], None]) -> Iterator[Advice]:

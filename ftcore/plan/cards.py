@@ -1,7 +1,7 @@
 """The cards of gpus.yaml: what fits on which, how long a run takes there, what it costs."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -16,6 +16,8 @@ from ftcore.plan.planner import Plan
 Verdict = Literal["fits", "tight", "does not fit", "no bf16"]
 # A plan counts tensors. CUDA's context, NCCL's buffers, workspaces and fragmentation come on top.
 MARGIN = 1.25
+# On a CPU the C library keeps what is freed, and its holes are not all used again (docs/plan.md has what was measured).
+MARGIN_CPU = 1.7
 # Shares of a card's peak that training reaches, and of its memory's bandwidth that generation does: at worst, at best.
 COMPUTE, BANDWIDTH = (0.25, 0.40), (0.10, 0.60)
 # Seconds that the host takes to start an operation: what bounds small models.
@@ -53,15 +55,22 @@ class Card:
         """Whether a plan fits, with the margin."""
         if self.fp32_tflops and not self.tflops(plan):
             return "no bf16"
-        need = _needed(plan)
-        return "fits" if need * MARGIN <= self.memory_gb else "tight" if need <= self.memory_gb else "does not fit"
+        need = needed(plan)
+        return (
+            "fits" if need * margin(plan) <= self.memory_gb else "tight" if need <= self.memory_gb else "does not fit"
+        )
 
     def tflops(self, plan: Plan) -> float | None:
         """The peak in the precision of a plan."""
         return self.fp32_tflops if plan.resolved.machine.precision == "32-true" else self.bf16_tflops
 
 
-def _needed(plan: Plan) -> float:
+def margin(plan: Plan) -> float:
+    """By how much more a device should have than a plan counts."""
+    return MARGIN if plan.resolved.machine.accelerator == "gpu" else MARGIN_CPU
+
+
+def needed(plan: Plan) -> float:
     """GB of what a plan is held against: a card holds one process, this machine all of its own with all they import."""
     machine = plan.resolved.machine
     return plan.gb if machine.accelerator == "gpu" else machine.devices * (plan.gb + PROCESS)
@@ -77,6 +86,15 @@ def cards() -> list[Card]:
 def this_machine() -> Card:
     """The machine that this process runs on."""
     return Card("this machine", round(memory_gb(), 1))
+
+
+def this_card() -> Card:
+    """The first CUDA device of this machine, with what the table knows of one of its name."""
+    import torch
+
+    found = torch.cuda.get_device_properties(0)
+    known = [card for card in cards() if all(word in _plain(found.name) for word in _plain(card.name).split("gb")[:1])]
+    return replace(known[0] if known else Card("", 0), name=found.name, memory_gb=found.total_memory / 1e9)
 
 
 def card_of(target: str) -> Card:
@@ -155,7 +173,7 @@ def largest_micro_batch(plan: Plan, card: Card) -> int | None:
     """About how many rows fit in a forward pass: what a row's activations take, as often as there is room. None: not even one."""
     held = plan.need.phases["training"]
     row = held.get("activations", 0) / plan.micro_batch_size / 1e9
-    room = card.memory_gb / MARGIN - (sum(held.values()) - held.get("activations", 0)) / 1e9
+    room = card.memory_gb / margin(plan) - (sum(held.values()) - held.get("activations", 0)) / 1e9
     share = plan.work.accumulation * plan.micro_batch_size  # rows of a step and process
     fitting = [rows for rows in range(1, share + 1) if share % rows == 0 and rows * row <= room]
     return max(fitting, default=None)

@@ -33,7 +33,7 @@ FORMULAS: dict[Any, Any] = {
 
 
 class Held(TorchDispatchMode):
-    """The bytes that live tensors hold by kind, now and at the peak, and the operations that made them. New tensors are of `kind`."""
+    """The bytes that live tensors hold by kind, now and at the peak, and what made them. New tensors are of `kind`."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -66,6 +66,11 @@ class Plan:
         return matmuls * work.tokens / need.tokens + attention * work.squares / need.squares
 
     @property
+    def checkpointing(self) -> bool:
+        """Whether it is planned with activation checkpointing."""
+        return self.config["hardware"]["activation_checkpointing"] is True
+
+    @property
     def gb(self) -> float:
         """Of one device, 10^9 bytes."""
         return self.need.peak / 1e9

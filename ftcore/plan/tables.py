@@ -1,13 +1,13 @@
 """What a person sees of a plan."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
 from ftcore.plan.advice import Advice
-from ftcore.plan.cards import MARGIN, Card, Cost, cost, largest_micro_batch
+from ftcore.plan.cards import Card, Cost, Span, cost, largest_micro_batch, margin, needed
 from ftcore.plan.memory import Kind
 from ftcore.plan.planner import Plan, largest
 
@@ -52,12 +52,12 @@ def phases(plans: dict[str, Plan]) -> Table:
 
 def fits(most: Plan, run: Plan, cards: Sequence[Card], rate: float | None) -> Table:
     """Each card: whether what needs `most` fits, about how many rows it takes in a forward pass, and what the run takes."""
-    numbers = ["GB", f"x {MARGIN} is", "rows at once", "hours", "kWh", *(["price"] if rate else [])]
+    numbers = ["GB", f"x {margin(most)} is", "rows at once", "time", "kWh", *(["price"] if rate else [])]
     table = Table("card", "", *(Column(name, justify="right") for name in numbers))
     for card in cards:
         verdict, rows = card.verdict_of(most), largest_micro_batch(run, card)
         costs = _costs(cost(run, card, rate), rate) if verdict in ("fits", "tight") else []
-        share = f"{most.gb * MARGIN / card.memory_gb:.0%}"
+        share = f"{needed(most) * margin(most) / card.memory_gb:.0%}"
         shown = Text(verdict, style=STYLES.get(verdict, "red"))
         table.add_row(card.name, shown, f"{card.memory_gb:g}", share, str(rows or ""), *costs)
     return table
@@ -66,8 +66,18 @@ def fits(most: Plan, run: Plan, cards: Sequence[Card], rate: float | None) -> Ta
 def _costs(cost: Cost | None, rate: float | None) -> list[str]:
     if not cost:
         return []
-    spans = [cost.hours, cost.kwh, *([cost.price] if rate else [])]
-    return [f"{span[0]:,.3g} to {span[1]:,.3g}" if span else "" for span in spans]
+    spans = [cost.kwh, *([cost.price] if rate else [])]
+    return [_time(cost.hours), *(f"{span[0]:,.2g} to {span[1]:,.2g}" if span else "" for span in spans)]
+
+
+def _time(hours: Span) -> str:
+    """Hours in a unit that fits them.
+
+    >>> _time((0.01, 0.02)), _time((30.0, 48.0))
+    ('0.6 to 1.2 min', '30 to 48 h')
+    """
+    scale, unit = (1.0, "h") if hours[1] >= 1 else (60.0, "min")
+    return f"{hours[0] * scale:,.2g} to {hours[1] * scale:,.2g} {unit}"
 
 
 def changes(advised: Sequence[Advice], card: Card | None) -> Table:
@@ -85,16 +95,21 @@ def page(
     cards: Sequence[Card],
     advised: Sequence[Advice],
     rate: float | None,
-    seconds: float | None,
-    notes: Sequence[str],
+    ends: Sequence[str],
 ) -> Group:
-    """All of it. `seconds`: what the steps take here, where they were tried; `notes`: what has to be known."""
-    most, parts = largest(plans), list[RenderableType]([overview(name, plans), phases(plans)])
-    parts += [fits(most, plans["run"], cards, rate)]
+    """All of it; `ends` are lines that follow the tables."""
+    parts: list[RenderableType] = [
+        overview(name, plans),
+        phases(plans),
+        fits(largest(plans), plans["run"], cards, rate),
+    ]
     parts += [changes(advised, cards[0] if len(cards) == 1 else None)] if advised else []
-    parts += (
-        [f"All steps on this machine: about {seconds / 60:,.1f} min (three were run, on random weights)."]
-        if seconds
-        else []
-    )
-    return Group(*parts, *(f"notice: {note}" for note in notes))
+    return Group(*parts, *ends)
+
+
+def ends(answer: Mapping[str, object]) -> Iterator[str]:
+    """What was measured: the pace on this machine, and the memory of the run that was planned afterwards."""
+    if seconds := answer["seconds_measured"]:
+        yield f"All steps on this machine: about {seconds / 60:,.1f} min (three were run, on random weights)."  # type: ignore[operator]
+    if real := answer["real_peak_gb"]:
+        yield f"Planned {answer['peak_gb']:.2f} GB; the run's process took {real:.2f} GB with all that it had imported."

@@ -3,50 +3,68 @@
 import math
 from contextlib import ExitStack
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 from ftcore.config.compose import load_config
 from ftcore.config.options import options
 from ftcore.console import quiet, stderr, wide_console
 from ftcore.errors import ConfigError, DoesNotFit
+from ftcore.machine.hardware import cuda_devices
 from ftcore.plan import tables
-from ftcore.plan.advice import Advice, advice
-from ftcore.plan.cards import MARGIN, PROCESS, Card, card_of, cards, cost, largest_micro_batch, this_machine
+from ftcore.plan.advice import Advice, advice, fitting
+from ftcore.plan.cards import PROCESS, Card, card_of, cards, cost, largest_micro_batch, margin, this_card, this_machine
 from ftcore.plan.planner import Plan, Planner, largest
-from ftcore.runs.resolve import settle_precision
+from ftcore.run_folder import Run
+from ftcore.runs.resolve import resolve, settle_precision
 from ftcore.settings import Config
 
 
 def plan(config: Config) -> dict[str, object]:
     """Say what a run of this config needs on each device, where it fits, how long it takes and what would need less.
 
-    Raises `DoesNotFit`, with the answer, where it fits on nothing it is held against, and whatever a run would raise before it
-    loads a model.
+    With `run=`, also what that run really took. Raises `DoesNotFit`, with the answer, where it fits on nothing it is held
+    against, and whatever a run would raise before it loads a model.
     """
     asked = config["plan"]
-    quiet()
-    card = card_of(asked["target"]) if asked["target"] else None
     with ExitStack() as stack:
-        if card and config["choices"]["hardware"] == "auto":
-            planner, plans = _fewest(config, card, stack)
-        else:
-            planner = _planner(config, stack)
-            plans = planner.plan()
+        planner, plans, against = _planned(config, stack)
         most = largest(plans)
-        against = [card] if card else _against(most)
-        fits = any(one.verdict_of(most) == "fits" for one in against)
+        fits = any(card.verdict_of(most) == "fits" for card in against)
         advised = [] if fits else list(advice(planner, most, lambda words: stderr.print(f"Planning {words} ...")))
         seconds = planner.measured(plans["run"]) if fits and most.resolved.machine.accelerator == "cpu" else None
-    answer = _answer(plans, against, advised, asked["rate"]) | ({"seconds_measured": seconds} if seconds else {})
-    wide_console().print(tables.page(config["name"], plans, against, advised, asked["rate"], seconds, [*planner.notes]))
+    real = Run(config["run"]).summary if config["run"] else None
+    answer = _answer(plans, against, advised, asked["rate"], seconds, real.score("peak_memory_gb") if real else None)
+    page = tables.page(config["name"], plans, against, advised, asked["rate"], [*tables.ends(answer), *planner.notes])
+    wide_console().print(page)
     if not fits:
         raise DoesNotFit(_why(most, against, advised), answer)
     return answer
 
 
-def _planner(config: Config, stack: ExitStack) -> Planner:
+def show(config: Config) -> None:
+    """Print the plan of a config alone: nothing is tried that would need less, or measured."""
+    with ExitStack() as stack:
+        planner, plans, against = _planned(config, stack)
+        wide_console().print(tables.page(config["name"], plans, against, [], None, [*planner.notes]))
+
+
+def _planned(config: Config, stack: ExitStack) -> tuple[Planner, dict[str, Plan], list[Card]]:
+    """The plans of a config, and the cards that they are held against."""
+    quiet()
+    target = config["plan"]["target"]
+    if target and config["choices"]["hardware"] == "auto":
+        return *_fewest(config, card_of(target), stack), [card_of(target)]
     settle_precision(config, elsewhere=True)
-    return Planner(config, stack)
+    planner = Planner(config, stack)
+    card = card_of(target) if target else _own(config)
+    return planner, fitting(planner, card) if card else planner.plan(), [card] if card else cards()
+
+
+def _own(config: Config) -> Card | None:
+    """This machine's own memory or card, if that is what the config asks for; None where it has no such card."""
+    if resolve(config, {}, elsewhere=True).machine.accelerator == "cpu":
+        return this_machine()
+    return this_card() if cuda_devices() else None
 
 
 def _fewest(config: Config, card: Card, stack: ExitStack) -> tuple[Planner, dict[str, Plan]]:
@@ -58,9 +76,11 @@ def _fewest(config: Config, card: Card, stack: ExitStack) -> tuple[Planner, dict
         if nodes[name]["slurm"]:
             continue
         changed = {"hardware": dict(nodes[name]), "choices": {**config["choices"], "hardware": name}}
-        planner = _planner({**config, **changed}, stack)  # type: ignore[typeddict-item]
+        variant = cast(Config, {**config, **changed})
+        settle_precision(variant, elsewhere=True)
+        planner = Planner(variant, stack)
         try:
-            most = largest(plans := planner.plan())
+            most = largest(plans := fitting(planner, card))
         except ConfigError as error:  # rows that cannot be dealt to so many, an adapter that cannot be sharded
             stderr.print(f"hardware={name}: {error}")
             continue
@@ -75,13 +95,15 @@ def _fewest(config: Config, card: Card, stack: ExitStack) -> tuple[Planner, dict
     return min(reversed(found), key=lambda one: one[0])[1:]
 
 
-def _against(plan: Plan) -> list[Card]:
-    """What a plan without a target is held against: this machine for a run on its CPU, else the whole table."""
-    return [this_machine()] if plan.resolved.machine.accelerator == "cpu" else cards()
-
-
-def _answer(plans: dict[str, Plan], against: list[Card], advised: list[Advice], rate: float | None) -> dict[str, Any]:
-    """The numbers of the page, in GB of 10^9 bytes for one device."""
+def _answer(
+    plans: dict[str, Plan],
+    against: list[Card],
+    advised: list[Advice],
+    rate: float | None,
+    seconds: float | None,
+    real: float | None,
+) -> dict[str, Any]:
+    """The numbers of the page, in GB of 10^9 bytes for one device; `seconds` were measured, `real` GB the run took."""
     most, run = largest(plans), plans["run"]
     held = most.need.phases[most.need.phase]
     return {
@@ -94,6 +116,7 @@ def _answer(plans: dict[str, Plan], against: list[Card], advised: list[Advice], 
         "devices": run.resolved.machine.processes,
         "precision": run.resolved.machine.precision,
         "micro_batch_size": run.micro_batch_size,
+        "activation_checkpointing": run.checkpointing,
         "parameters": run.parameters[0],
         "parameters_trained": run.parameters[1],
         "steps": run.work.steps,
@@ -102,6 +125,8 @@ def _answer(plans: dict[str, Plan], against: list[Card], advised: list[Advice], 
         "fits": {card.name: card.verdict_of(most) for card in against},
         "micro_batch_sizes": {card.name: largest_micro_batch(run, card) for card in against},
         "costs": {card.name: asdict(taken) for card in against if (taken := cost(run, card, rate))},
+        "seconds_measured": seconds,
+        "real_peak_gb": real,
         "advice": [{"words": one.words, "peak_gb": one.plan.gb} for one in advised],
     }
 
@@ -118,6 +143,6 @@ def _phases(plans: dict[str, Plan]) -> dict[str, dict[str, float]]:
 def _why(plan: Plan, against: list[Card], advised: list[Advice]) -> str:
     """Why a plan does not fit, and what would need less."""
     where = f"{against[0].name} ({against[0].memory_gb:g} GB)" if len(against) == 1 else "any card of the table"
-    words = f"{plan.gb:.1f} GB on each device ({plan.need.phase}), times {MARGIN}, do not fit on {where}."
+    words = f"{plan.gb:.1f} GB on each device ({plan.need.phase}), times {margin(plan)}, do not fit on {where}."
     less = min(advised, key=lambda one: one.plan.gb, default=None)
     return f"{words} The least that was found: {less.plan.gb:.1f} GB with {less.words}." if less else words

@@ -107,7 +107,8 @@ def _work(
     sizes, per_step = np.array(lengths(rows)) + new, batches.rows_per_step or 1
     epochs = range(min(ceil(batches.steps / batches.updates * per_step / len(rows)), EPOCHS))
     steps = [step for epoch in epochs for step in steps_of_epoch(sizes.tolist(), per_step, config["seed"], epoch)]
-    largest = max(steps, key=lambda step: (sizes[step].max(), sizes[step].sum()))
+    at_once = batches.micro_batch_size
+    largest = max(steps, key=lambda step: (sizes[step].max() * min(len(step), at_once), sizes[step].sum()))
     padded = [_padded(method, batches.micro_batch_size, sizes[step]) for step in steps]
     tokens, squares = np.mean(padded, 0) * batches.steps
     own = ceil(per_step * method.group_size / resolved.machine.processes) if new else 0
