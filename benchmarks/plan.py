@@ -3,8 +3,8 @@
     python benchmarks/plan.py              every setting of the grid, then the table of docs/plan.md
     python benchmarks/plan.py "dpo lora"   one of them
 
-A process first trains a tiny model, so that the libraries are in memory. It is measured from right before its own is loaded to its
-end: the highest resident set (VmHWM) less what was resident then. Tensors are pages of their own (MALLOC_MMAP_THRESHOLD_), so
+A process first trains a tiny model, so that the libraries are in memory. It is measured from right before its own is loaded to
+its end: the highest resident set (VmHWM) less what was resident then. Tensors are pages of their own (MALLOC_MMAP_THRESHOLD_), so
 that what is freed is given back; `kept` are runs as they are by default, where freed memory is kept, holes and all.
 """
 
@@ -98,7 +98,7 @@ def measured(words: list[str], folder: str, own_pages: bool) -> float:
     python = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if two else []
     command = [sys.executable, *python, __file__, "--side", *words, f"output_dir={folder}"]
     variables = {"OMP_NUM_THREADS": "1"} if two else {}
-    variables |= {"MALLOC_MMAP_THRESHOLD_": str(2**20)} if own_pages else {}
+    variables |= {"MALLOC_MMAP_THRESHOLD_": str(2**16)} if own_pages else {}
     return max(float(found) for found in re.findall(r"PEAK ([\d.]+)", output(command, **variables)))
 
 
@@ -121,6 +121,9 @@ def side(words: list[str]) -> None:
     from ftcore.config.compose import load_config
     from ftcore.runs.start import train
 
+    if "RANK" not in os.environ:  # processes of torchrun train once
+        tiny = ["model=tiny", "max_steps=1", "data.too_long=truncate", "name=tiny"]
+        train(load_config(merged([*words, *tiny])))
     warm_up()
     load, before = prepare.load_method, [0]
 

@@ -320,11 +320,13 @@ class Resolved:
         machine: the devices.
         micro_batch_size: rows per forward pass of a process; with micro_batch_size=auto the largest number allowed.
         base: SHA-256 of the base weights.
+        planned_gb: memory that a process is planned to take on its device, where a plan was made.
     """
 
     machine: Machine
     micro_batch_size: int
     base: str
+    planned_gb: float | None = None
 
     @classmethod
     def from_json(cls, content: dict[str, object]) -> "Resolved":

@@ -126,6 +126,10 @@ def _run(line: Line) -> None:
         return
     hand_down(config)
     _call(verb.target, (config,), config.get(line.verb))
+    if line.verb == "train" and config["dry_run"] and not torchrun.rank():
+        from ftcore.plan.verb import show
+
+        show(config)
 
 
 def _call(target: str, parameters: tuple[object, ...], arguments: object) -> None:

@@ -121,7 +121,7 @@ class Planner:
             if config["adapter"].get("load_in_4bit"):
                 in_four_bits(method.network)
             need = rehearse(config, resolved.machine, method, work)
-        return Plan(config, resolved, need, work, len(work.micro_batch["ids"]), counted, root)
+        return Plan(config, resolved, need, work, work.micro_batch_size, counted, root)
 
     def _method(self, config: Config, resolved: Resolved, stages: dict[str, Config]) -> Method:
         """The method on the meta device."""

@@ -129,7 +129,7 @@ class _Rehearsal:
         with sharding.unsharded(self.method.networks()):
             pass  # FSDP2 makes buffers when it gathers for the first time
         for parameter in self.method.trained_parameters():
-            parameter.grad = torch.empty_like(parameter)
+            parameter.grad = torch.zeros_like(parameter)
         self.method.step_metrics = {"loss": torch.zeros(())}
         self.method.configure_gradient_clipping(self.optimizer)
         self.optimizer.step()

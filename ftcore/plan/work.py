@@ -33,6 +33,7 @@ class Work:
 
     Args:
         micro_batch: the largest one of a process.
+        micro_batch_size: rows of a whole one.
         accumulation: how many there are in each step.
         steps: optimizer steps.
         rows: training rows.
@@ -47,6 +48,7 @@ class Work:
     """
 
     micro_batch: Batch
+    micro_batch_size: int
     accumulation: int
     steps: int
     rows: int
@@ -119,6 +121,7 @@ def _work(
     )
     return Work(
         _micro_batch(method, batches, [rows[k] for k in largest]),
+        micro_batch_size=batches.micro_batch_size,
         accumulation=batches.accumulation,
         steps=batches.steps,
         rows=len(rows),

@@ -13,6 +13,7 @@ from ftcore.models.weights import check_weights, weights_hashes
 from ftcore.run_folder import Run
 from ftcore.runs.folder import run_folder
 from ftcore.runs.launch import check_processes, launch, run_rank
+from ftcore.runs.planned import with_plan
 from ftcore.runs.resolve import resolve, settle_precision
 from ftcore.runs.stages import run_stages
 from ftcore.settings import Config
@@ -62,5 +63,5 @@ def _run(config: Config, check: Check) -> Run | None:
         submit(config, run.folder)
     else:
         with run.held():
-            launch(config, resolved, run, records)
+            launch(*with_plan(config, resolved, run), run, records)
     return run

@@ -22,7 +22,7 @@ from ftcore.train.prepare import Job
 
 
 def plan(config: Config, job: Job) -> None:
-    """Print what is about to run: rows, steps, parameters; with dry_run also the memory that it needs."""
+    """Print what is about to run: rows, steps, parameters."""
     network, encoder, records, batches = job.method.network, job.method.encoder, job.records, job.batches
     trained, parameters = network.num_parameters(only_trainable=True), network.num_parameters()
     sizes = sorted(lengths(batches.examples))
@@ -43,8 +43,6 @@ def plan(config: Config, job: Job) -> None:
         lines.append(("control tokens", f"{len(forged):,} rows spell one; it stays text (the first: {first})"))
     for reason, count in encoder.counts.items():
         lines.append(("rows", f"{count:,} {reason} ({encoder.limit})"))
-    if config["dry_run"]:
-        lines.append(("memory", f"at least {memory_estimate_gb(job, sizes[-1]):.1f} GB per process"))
     table = Table(show_header=False, box=None, title=config["name"], title_justify="left", title_style="bold")
     for name, text in lines:
         table.add_row(name, Text(text))
@@ -67,20 +65,6 @@ def _odd(config: Config, job: Job) -> Iterator[str]:
         yield f"validate_every={every:,} is beyond the last of {steps:,} steps: validation comes once, after it"
     if (every := config["checkpoints"]["every"]) and every > steps:
         yield f"checkpoints.every={every:,} is beyond the last of {steps:,} steps: only a signal writes a checkpoint"
-
-
-def memory_estimate_gb(job: Job, longest: int) -> float:
-    """Lower estimate of the memory of training, 10^9 bytes: weights, gradients, AdamW's two moments, activations.
-
-    Activations per token and block: about 34 hidden sizes of numbers (Korthikanti et al., arXiv:2205.05198, without the
-    attention matrix, which fused attention does not keep).
-    """
-    network = job.method.network
-    weights = sum(parameter.nbytes for parameter in network.parameters())
-    trained = sum(parameter.nbytes for parameter in network.parameters() if parameter.requires_grad)
-    text = network.config.get_text_config()
-    activations = 34 * text.hidden_size * text.num_hidden_layers * job.batches.micro_batch_size * longest * 2
-    return (weights + 3 * trained + activations) / 1e9
 
 
 def finish(config: Config, run: Run, summary: dict[str, Any], samples: list[Row], loggers: list[Logger]) -> None:

@@ -83,7 +83,7 @@ def run(
         raise OutOfMemory(_out_of_memory(job)) from None
     finally:
         checkpoints.restore_handlers()
-    _end(config, run, job, compare, _figures(job, steps, compare, started), loggers)
+    _end(config, run, job, compare, _figures(job, steps, compare, started, resolved.planned_gb), loggers)
     if failure := _failure(job, compare):
         raise NumericalError(failure)
 
@@ -138,7 +138,9 @@ def _trainer(
     )
 
 
-def _figures(job: Job, steps: StepMetrics, compare: BeforeAfter, started: float) -> dict[str, object]:
+def _figures(
+    job: Job, steps: StepMetrics, compare: BeforeAfter, started: float, planned_gb: float | None
+) -> dict[str, object]:
     """Steps, tokens, time, memory and sizes of the run."""
     return {
         "steps": job.method.trainer.global_step,
@@ -148,6 +150,7 @@ def _figures(job: Job, steps: StepMetrics, compare: BeforeAfter, started: float)
         "seconds_training": steps.training_seconds,
         "seconds_comparing": compare.seconds,
         "peak_memory_gb": peak_memory_gb(),
+        **({"planned_memory_gb": planned_gb} if planned_gb else {}),
         "parameters_trained": job.method.network.num_parameters(only_trainable=True),
         "parameters": job.method.network.num_parameters(),
         "processes": job.batches.world_size,
