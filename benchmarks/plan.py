@@ -45,7 +45,7 @@ GRID = {
 }  # fmt: skip
 
 # Settings that are also measured as runs are by default.
-KEPT = ("sft lora", "sft full", "sft full, checkpointing", "sft lora, as it is by default", "sft full, fsdp_2cpu")
+KEPT = ("sft lora", "sft lora, as it is by default")
 
 
 def main(names: list[str]) -> None:

@@ -227,7 +227,7 @@ class PlanArguments(JsonArguments):
 
     target: str | None
     tokens: Annotated[int, Ge(2), Le(2**20)] | None
-    rows: Annotated[int, Ge(1), Le(10**7)] | None
+    rows: Annotated[int, Ge(1), Le(10**6)] | None
     rate: Annotated[float, Gt(0)] | None
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from math import ceil
 from typing import Any
 
@@ -97,8 +98,13 @@ def _made_up(method: Method, k: int, tokens: int) -> Example | Pair | Prompt:
 
 
 def _sequence(k: int, tokens: int) -> Example:
-    # No two begin alike, so that none shares its prompt with another.
-    return Example(f"row {k}", [TOKEN + k % 200, *[TOKEN] * (tokens - 1)], [False] + [True] * (tokens - 1))
+    return Example(f"row {k}", *_tokens(TOKEN + k % 200, tokens))
+
+
+@cache
+def _tokens(first: int, tokens: int) -> tuple[list[int], list[bool]]:
+    """Ids and loss mask of made-up rows. Neighbours do not begin alike, so that none shares its prompt with another."""
+    return [first, *[TOKEN] * (tokens - 1)], [False] + [True] * (tokens - 1)
 
 
 def _work(
