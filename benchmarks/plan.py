@@ -54,7 +54,7 @@ def main(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = made_up(Path(folder) / "rows.jsonl")
         for name in names or GRID:
-            words = merged(["logger=none", "max_steps=2", *GRID[name].format(rows=rows).split()])
+            words = merged(["logger=none", "max_steps=3", *GRID[name].format(rows=rows).split()])
             words += [] if "hardware=" in " ".join(words) else ["hardware=cpu"]
             plan = json.loads(output([sys.executable, __file__, "--plan", *words]))
             results[name] = {**plan, "real": measured(words, folder, own_pages=True)}
@@ -119,12 +119,20 @@ def side(words: list[str]) -> None:
     import ftcore.runs.preload  # noqa: F401 (all that is imported is there before the model)
     import ftcore.train.prepare as prepare
     from ftcore.config.compose import load_config
+    from ftcore.runs.planned import OF_A_LAUNCHER
     from ftcore.runs.start import train
 
-    if "RANK" not in os.environ:  # processes of torchrun train once
-        tiny = ["model=tiny", "max_steps=1", "data.too_long=truncate", "name=tiny"]
-        train(load_config(merged([*words, *tiny])))
-    warm_up()
+    place = {name: os.environ.pop(name) for name in OF_A_LAUNCHER if name in os.environ}
+    tiny = [
+        "model=tiny",
+        "adapter=lora",
+        "hardware=cpu",
+        "max_steps=1",
+        "data.too_long=truncate",
+        f"name=tiny-{os.getpid()}",
+    ]
+    train(load_config(merged([*words, *tiny])))
+    os.environ.update(place)
     load, before = prepare.load_method, [0]
 
     def watched(*arguments: object, **more: object) -> object:
@@ -135,21 +143,6 @@ def side(words: list[str]) -> None:
     prepare.load_method = watched  # type: ignore[assignment]
     train(load_config(words))
     print(f"PEAK {(resident('VmHWM') - before[0]) / 1e9:.3f}", flush=True)
-
-
-def warm_up() -> None:
-    """Train a tiny model for a step."""
-    import peft
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from ftcore.files import resolve
-
-    tiny = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(resolve("ftcore://tiny")))
-    network = peft.get_peft_model(tiny, peft.LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
-    ids = torch.ones(4, 64, dtype=torch.long)
-    network(input_ids=ids, labels=ids).loss.backward()
-    torch.optim.AdamW(network.parameters(), fused=True).step()
 
 
 def resident(name: str) -> int:
