@@ -252,7 +252,9 @@ NEEDS = {file.stem: re.sub(r"\n# ", " ", file.read_text()) for file in sorted((r
 @pytest.mark.parametrize("recipe", NEEDS)
 def test_a_recipe_needs_what_it_says(recipe, tmp_path):
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"question": f"What is {k}?", "answer": "A number."}) + "\n" for k in range(64)))
+    columns = ("question", "answer") if recipe == "own_jsonl" else ("prompt", "completion")
+    lines = (dict(zip(columns, (f"What is {k}?", "A number."), strict=True)) for k in range(64))
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
     own = [f"data.path={rows}"] if "data.path=my.jsonl" in NEEDS[recipe] else []
     most = largest(plans_of(f"recipes={recipe}", "logger=none", *own))
     said = re.search(r"Needs:.*?(?:(\d+) GB of memory|CUDA GPUs? of (\d+) GB)", NEEDS[recipe])

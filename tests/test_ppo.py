@@ -16,7 +16,7 @@ import torch
 from ftcore.config.build import build
 from ftcore.config.compose import load_config
 from ftcore.data.steps import TrainBatches
-from ftcore.methods.base import Method
+from ftcore.methods.base import Method, RunContext
 from ftcore.methods.losses import clipped_policy_loss, clipped_value_loss, generalized_advantages, moments, whitened
 from ftcore.methods.rlhf import RLHF
 from ftcore.models.foundation import Foundation
@@ -162,12 +162,10 @@ def defaults():
 
 
 @pytest.fixture
-def rlhf(monkeypatch):
+def rlhf():
     """The method on a tiny network, with a value head that says something. Scores come with the samples."""
-    monkeypatch.setattr("ftcore.methods.rlhf.RewardModel", lambda *_: None)
-    made = build(
-        defaults() | SETTINGS, Method, Foundation(network("llama3", sharper=4), SimpleNamespace(pad_token_id=0)), None
-    )
+    foundation = Foundation(network("llama3", sharper=4), SimpleNamespace(pad_token_id=0))
+    made = build(defaults() | SETTINGS, Method, foundation, None, RunContext(reward_model=lambda *_: None))
     torch.nn.init.normal_(made.value_head.weight, std=0.3, generator=torch.Generator().manual_seed(0))
     torch.nn.init.constant_(made.value_head.bias, 0.1)
     made.trainer = SimpleNamespace(accumulate_grad_batches=1, world_size=1)

@@ -145,7 +145,7 @@ def test_a_run_goes_on_from_an_earlier_run(ftcore, trained):
 
 def test_dry_run_counts_and_trains_nothing(ftcore):
     outcome = ftcore(*FAST, "dry_run=true")
-    assert outcome.status == 0 and "steps" in outcome.out and "memory" in outcome.out
+    assert outcome.status == 0 and "steps" in outcome.out and "GB on one device" in outcome.out
     assert not (outcome.cwd / "runs").exists()
 
 
