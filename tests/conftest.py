@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ftcore.cli.command import run_command
+from ftcore.errors import PRIVATE
 from ftcore.files import home
 
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -46,6 +47,13 @@ def own_home(tmp_path_factory):
     models.mkdir(parents=True, exist_ok=True)
     (own / "models").symlink_to(models)
     os.environ["FTCORE_HOME"] = str(own)
+
+
+@pytest.fixture(autouse=True)
+def not_private():
+    """A config with private=true holds for the processes that it starts, and in a test for no longer."""
+    yield
+    os.environ.pop(PRIVATE, None)
 
 
 @pytest.fixture

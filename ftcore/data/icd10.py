@@ -31,10 +31,10 @@ class ICD10(Data):
     depth: Annotated[int, Ge(3), Le(7)]
     max_per_chapter: Annotated[int, Ge(1)] | None
 
-    def read(self, path: Paths) -> Iterator[tuple[str, Row | DataError]]:
+    def read(self, path: Paths, record_type: str) -> Iterator[tuple[str, Row | DataError]]:
         """(where, row) in the order of a hash of the codes, so that the first rows are of all chapters."""
         if path != PACKAGED:
-            yield from super().read(path)
+            yield from super().read(path, record_type)
             return
         entries = sorted(_entries(self.depth), key=lambda entry: position(f"row {entry[0]}"))
         chapters = sorted({chapter for _, _, chapter in entries})

@@ -143,8 +143,8 @@ class Data:
         rows = replace(self, test_share=0.0, validation_share=0.0).load(record_type).train
         return Records(record_type, [], [], rows)
 
-    def read(self, path: Paths) -> Iterator[tuple[str, Row | DataError]]:
-        """(where, row) of a file. Data that is not read from files overrides this."""
+    def read(self, path: Paths, record_type: str) -> Iterator[tuple[str, Row | DataError]]:
+        """(where, row) of a file. Data that is not read from files, or gives each record type other rows, overrides this."""
         return read_rows(path, self.max_line_mb)
 
     def _compared(self, rows: Parts, keys: Keys, columns: tuple[str, ...]) -> tuple[list[Row], list[str]]:
@@ -244,7 +244,8 @@ class Reader:
 
     def rows(self, path: Paths) -> Iterator[Row]:
         """Checked rows. Raises `DataError` for a wrong one, or after `max_bad_rows` of them where they are skipped."""
-        for where, raw in read_hub(self.hub, str(path)) if self.hub else self.data.read(path):
+        hub = self.hub
+        for where, raw in read_hub(hub, str(path)) if hub else self.data.read(path, self.record_type):
             if isinstance(raw, dict):
                 self.seen.update(raw)
             try:

@@ -30,7 +30,12 @@ Keys = dict[int, bytes]
 
 def question_keys(rows: Iterable[Row]) -> Keys:
     """Identity of a row -> key of its question or text. Taking texts apart is slow, so it is done once."""
-    return {id(row): _key(_question(row)) for row in rows}
+    return {id(row): question_key(row) for row in rows}
+
+
+def question_key(row: Row) -> bytes:
+    """The key of a row's question or text: rows with the same key ask the same."""
+    return _key(_question(row))
 
 
 def _question(row: Row) -> str:

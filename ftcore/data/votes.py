@@ -1,0 +1,94 @@
+"""Votes as rows: `data=feedback` reads a store of feedback.py, or an export of it, and gives every method rows of its type."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from ftcore.data.feedback import Feedback, Vote
+from ftcore.data.records import Data
+from ftcore.data.sources import Paths, Row, read_rows
+from ftcore.errors import DataError
+from ftcore.files import resolve
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedbackData(Data):
+    """Votes that teach, as rows of any record type that is made of answers. What raters disagree on evenly is left out."""
+
+    def read(self, path: Paths, record_type: str) -> Iterator[tuple[str, Row | DataError]]:
+        """(where, row) of the votes in a store or an export; files of the other splits are read as rows."""
+        if path != (self.splits["train"] or self.path) or not isinstance(path, str):
+            yield from super().read(path, record_type)
+            return
+        file = Path(resolve(path))
+        if not file.is_file():
+            raise DataError(f"{file} is no file: data=feedback reads runs/feedback.db or an export of it.")
+        yield from rows_of(read_votes(file), record_type, file.name)
+
+
+def read_votes(file: Path) -> list[Vote]:
+    """The votes of a store or an export. Raises `DataError` for a line that is none."""
+    if file.suffix == ".db":
+        return Feedback(file.parent).exported()
+    votes = []
+    for where, row in read_rows(str(file)):
+        if isinstance(row, DataError):
+            raise row
+        if lacking := Vote.__required_keys__ - row.keys():
+            raise DataError(f"{where}: this is no vote, it has no {', '.join(sorted(lacking))}.")
+        if row["choice"] not in ("left", "right", "tie", "both_bad", "good", "bad", "edit"):
+            raise DataError(f"{where}: {json.dumps(row['choice'])[:40]} is no choice.")
+        votes.append(cast(Vote, {key: row[key] for key in Vote.__required_keys__}))
+    return votes
+
+
+def rows_of(votes: Iterable[Vote], kind: str, name: str) -> Iterator[tuple[str, Row]]:
+    """(where, row) of the votes that teach, as rows of a record type.
+
+    Preference rows: the better of two answers, a correction against what it corrects. Unpaired ones: these, and answers called
+    good or bad, both of two that are bad. Prompts with completions: corrections, and answers that are called good.
+    """
+    # (prompt, answer, other answer or "") -> votes for it less those against it
+    balance: dict[tuple[str, str, str], int] = defaultdict(int)
+    first: dict[tuple[str, str, str], str] = {}
+    for vote in votes:
+        if vote["purpose"] != "teach":
+            continue
+        for prompt, better, worse in _sides(vote):
+            turned = (prompt, worse, better) in balance
+            key = (prompt, worse, better) if turned else (prompt, better, worse)
+            balance[key] += -1 if turned else 1
+            first.setdefault(key, vote["id"])
+    seen = set[tuple[str, ...]]()
+    for (prompt, answer, other), count in balance.items():
+        good, bad = (answer, other) if count > 0 else (other, answer)
+        where = f"{name}:{first[prompt, answer, other]}"
+        for columns in _columns(kind, good, bad) if count else []:
+            if (row := (prompt, *map(str, columns.values()))) not in seen:
+                seen.add(row)
+                yield where, {"id": where, "group": prompt, "prompt": prompt, **columns}
+
+
+def _sides(vote: Vote) -> list[tuple[str, str, str]]:
+    """What a vote says: (prompt, better answer, worse answer); "" stands for no other answer."""
+    prompt, left, right = vote["prompt"], vote["left"], vote["right"] or ""
+    said = {
+        "left": [(left, right)], "right": [(right, left)], "both_bad": [("", left), ("", right)], "good": [(left, "")],
+        "bad": [("", left)],
+        "edit": [(vote["text"] or "", left), (vote["text"] or "", "")],
+    }  # fmt: skip
+    return [(prompt, better, worse) for better, worse in said.get(vote["choice"], []) if better != worse]
+
+
+def _columns(kind: str, good: str, bad: str) -> list[Row]:
+    """Columns of the rows of a record type that a better and a worse answer give; either may be missing ("")."""
+    if kind == "preference":
+        return [{"chosen": good, "rejected": bad}] if good and bad else []
+    if kind == "unpaired":
+        return [{"completion": text, "label": label} for text, label in ((good, True), (bad, False)) if text]
+    if kind == "prompt_completion":
+        return [{"completion": good}] if not bad else []
+    return [{}] if kind == "prompt" else []
