@@ -1,9 +1,9 @@
 """The folder of a run. `Run(folder)` alone knows the names of its files, and reads and writes them.
 
-config.yaml (what ran, without what belongs to the command alone), weights.json (hashes of the base weights), metrics.jsonl
-(a line for each optimizer step), checkpoints/, base.json (the base model's scores), model/ (the tuned weights in Hugging Face
-layout), samples.jsonl, row_scores.jsonl (the tuned model's scores by row) and, written last, summary.json; where asked for
-ledger.parquet, profile.txt and profile.json.
+config.yaml (what ran, without what belongs to the command alone), weights.json (hashes of the base weights), beginning.json
+(number of steps, first batch), metrics.jsonl (a line for each optimizer step), checkpoints/, base.json (the base model's scores),
+model/ (the tuned weights in Hugging Face layout), samples.jsonl, row_scores.jsonl (the tuned model's scores by row) and, written
+last, summary.json; where asked for ledger.parquet, profile.txt and profile.json.
 """
 
 import json
@@ -24,10 +24,13 @@ from ftcore.settings import Config
 
 Scores = dict[str, float | None]
 Row = dict[str, object]
+# The safe loader, in C where PyYAML has it: ten times as fast.
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MAX_ALIASES = 20  # of an earlier run's config.yaml; 2^20 leaves at most
 # Names of new folders, with "-2" and so on for further ones of the same second.
 TIME = "%Y-%m-%d_%H-%M-%S"
 STARTED = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:-(\d+))?")
+OWNER = re.compile(r"process (\d+) on (.+) since (\S+)")
 PARTIAL = ".partial"  # ends the name of a folder whose run is not finished: a stage's
 
 
@@ -82,6 +85,7 @@ class Run:
         self.metrics_file = self.folder / "metrics.jsonl"
         self.exports = self.folder / "export"
         self._summary = self.folder / "summary.json"
+        self._beginning = self.folder / "beginning.json"
         self._samples = self.folder / "samples.jsonl"
         self._row_scores = self.folder / "row_scores.jsonl"
         self._weights = self.folder / "weights.json"
@@ -94,8 +98,13 @@ class Run:
 
     @classmethod
     def below(cls, folder: Path) -> list["Run"]:
-        """All runs in a folder, sorted by path; links are not followed."""
-        return [cls(file.parent) for file in sorted(folder.rglob("config.yaml")) if not file.is_symlink()]
+        """All runs in a folder, sorted by path; links are not followed, and no run lies in another."""
+        found = []
+        for place, folders, files in os.walk(folder):
+            if "config.yaml" in files and not (Path(place) / "config.yaml").is_symlink():
+                found.append(cls(place))
+                folders.clear()
+        return sorted(found, key=lambda run: run.folder)
 
     @classmethod
     def named(cls, folder: Path) -> list["Run"]:
@@ -151,7 +160,7 @@ class Run:
         """A config as it stands in a file, unchecked; None when it cannot be read, or its aliases would multiply."""
         try:
             text = file.read_text(encoding="utf-8")
-            return None if len(re.findall(r"(^|[\s,:\[{-])\*\w", text)) > MAX_ALIASES else yaml.safe_load(text)
+            return None if len(re.findall(r"(^|[\s,:\[{-])\*\w", text)) > MAX_ALIASES else yaml.load(text, Loader)
         except (OSError, yaml.YAMLError, ValueError, RecursionError):
             return None
 
@@ -213,6 +222,18 @@ class Run:
         write_lines(self._row_scores, ({"score": name, **score} for name, score in by_row.items()))
         write_json(self._summary, summary)
 
+    def begin(self, beginning: Mapping[str, object]) -> None:
+        """Write beginning.json: how many `steps` there will be, and the `first_batch` as the model reads it."""
+        write_json(self._beginning, beginning)
+
+    @property
+    def beginning(self) -> dict[str, object]:
+        """beginning.json; {} when it is not there or cannot be read."""
+        try:
+            return dict(json.loads(self._beginning.read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return {}
+
     def metrics(self) -> Iterator[dict[str, float]]:
         """The whole lines of metrics.jsonl: `step` and what was measured there."""
         with suppress(FileNotFoundError):
@@ -254,12 +275,32 @@ class Run:
         owner = self.folder / "owner"
         try:
             with FileLock(self.lock, timeout=0):
-                owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+                owner.write_text(f"process {os.getpid()} on {socket.gethostname()} since {_started(os.getpid())}")
                 yield
                 owner.unlink(missing_ok=True)
         except Timeout:
-            who = owner.read_text() if owner.is_file() else "another process"
+            who = owner.read_text().partition(" since ")[0] if owner.is_file() else "another process"
             raise StorageError(f"{self.folder} is in use by {who}. Wait, or begin a new run without resume.") from None
+
+    @property
+    def process(self) -> int | None:
+        """The process of this machine that is in the folder now; None when there is none, or it is another machine's."""
+        try:
+            found = OWNER.fullmatch((self.folder / "owner").read_text())
+        except OSError:
+            return None
+        here = found and found[2] == socket.gethostname() and _started(int(found[1])) == found[3]
+        return int(found[1]) if found and here else None
+
+
+def _started(process: int) -> str:
+    """When a process was started: with its number this names it, since numbers are given again. "" when there is none."""
+    import psutil
+
+    try:
+        return f"{psutil.Process(process).create_time():.2f}"
+    except psutil.Error:
+        return ""
 
 
 def keep_lines(file: Path, wanted: Callable[[int], bool]) -> None:

@@ -231,6 +231,22 @@ class PlanArguments(JsonArguments):
     rate: Annotated[float, Gt(0)] | None
 
 
+class UiArguments(TypedDict):
+    """Keys under `ui`."""
+
+    host: str
+    port: Annotated[int, Ge(0), Lt(2**16)]
+    open: bool
+    show_private: bool
+
+
+# A class could not have a key named `from`.
+FeedbackArguments = TypedDict(
+    "FeedbackArguments",
+    {"from": str | None, "to": str | None, "prompts": str | None, "answers": PositiveInt | None, "json": bool},
+)
+
+
 class StorageArguments(JsonArguments):
     """Keys under `storage`."""
 
@@ -284,6 +300,9 @@ class Config(TypedDict):
     replay: NotRequired[Annotated[ReplayArguments, Role("command")]]
     plan: NotRequired[Annotated[PlanArguments, Role("command")]]
     explain: NotRequired[Annotated[ExplainArguments, Role("command")]]
+    runs: NotRequired[Annotated[JsonArguments, Role("command")]]
+    ui: NotRequired[Annotated[UiArguments, Role("command")]]
+    feedback: NotRequired[Annotated[FeedbackArguments, Role("command")]]
     storage: NotRequired[Annotated[StorageArguments, Role("command")]]
 
 

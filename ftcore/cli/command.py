@@ -8,7 +8,7 @@ from contextlib import nullcontext, redirect_stdout
 from pkgutil import resolve_name
 
 from ftcore import __version__
-from ftcore.cli.verbs import VERBS
+from ftcore.cli.verbs import VERBS, Verb
 from ftcore.cli.words import Line, read_line
 from ftcore.config.secrets import without_secrets
 from ftcore.config.trust import hand_down
@@ -106,7 +106,8 @@ def _sweep(line: Line) -> None:
     if row is None:
         swept = ", ".join(name for name, verb in VERBS.items() if verb.row is not None)
         raise ConfigError(f"{line.verb} takes one combination at a time. What -m can sweep: {swept}.")
-    sweep(line.overrides, tuple(line.config_dirs), run_command, row)
+    page = resolve_name("ftcore.ui.report:of_sweep")
+    sweep(line.overrides, tuple(line.config_dirs), run_command, row, page)
 
 
 def _run(line: Line) -> None:
@@ -116,7 +117,7 @@ def _run(line: Line) -> None:
     verb, config_dirs = VERBS[line.verb], tuple(line.config_dirs)
     if verb.before_config:
         arguments, words = own_arguments(line.verb, [word for word in line.overrides if word != f"verb={line.verb}"])
-        _call(verb.target, (arguments, words, config_dirs), arguments)
+        _call(verb, (arguments, words, config_dirs), arguments)
         return
     config = load_config(line.overrides, config_dirs)
     if "--cfg" in line.flags:
@@ -125,20 +126,22 @@ def _run(line: Line) -> None:
         plain.print(yaml.safe_dump(dict(config), sort_keys=False), end="")
         return
     hand_down(config)
-    _call(verb.target, (config,), config.get(line.verb))
+    _call(verb, (config,), config.get(line.verb))
     if line.verb == "train" and config["dry_run"] and not torchrun.rank():
         from ftcore.plan.verb import show
 
         show(config)
 
 
-def _call(target: str, parameters: tuple[object, ...], arguments: object) -> None:
+def _call(verb: Verb, parameters: tuple[object, ...], arguments: object) -> None:
     """Call a verb. With `json=true` print its answer as JSON, and what it prints itself on standard error."""
     as_json = isinstance(arguments, Mapping) and arguments.get("json")
     failure: DoesNotFit | None = None
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         try:
-            answer = resolve_name(target)(*parameters)
+            answer = resolve_name(verb.target)(*parameters)
+            if verb.page and answer and (page := resolve_name(verb.page)(answer)):
+                plain.print(f"The same to look at: {page}")
         except DoesNotFit as error:
             answer, failure = error.answer, error
     keep_answer(answer)

@@ -16,6 +16,7 @@ class Verb:
         usage: the words of a typical command.
         meaning: what it does, in one line.
         before_config: whether it reads the words of the command line itself.
+        page: `module:function` that makes a file of the answer for people, and returns its path, or None.
         row: dotted keys of the answer that a sweep shows for each job; None if it cannot be swept.
     """
 
@@ -23,11 +24,15 @@ class Verb:
     usage: str
     meaning: str
     before_config: bool = False
+    page: str | None = None
     row: tuple[str, ...] | None = None
 
 
 VERBS = {
-    "train": Verb("ftcore.runs.start:train", "train", "fine-tune, compare with the base model (the default)", row=()),
+    "train": Verb(
+        "ftcore.runs.start:train", "train", "fine-tune, compare with the base model (the default)",
+        page="ftcore.ui.report:of_finished", row=(),
+    ),
     "eval": Verb(
         "ftcore.verbs.finished:evaluate", "eval run=<folder>", "score a run on any data option",
         row=("base.loss", "tuned.loss", "base.accuracy", "tuned.accuracy"),
@@ -39,6 +44,7 @@ VERBS = {
     "chat": Verb("ftcore.verbs.finished:chat", "chat run=<folder>", "ask it questions"),
     "inspect": Verb(
         "ftcore.verbs.inspect_data:inspect", "inspect data=...", "what the rows are like, before training",
+        page="ftcore.ui.report:of_data",
         row=("rows.train", "rows.test", "tokens.median", "tokens.longest", "trained_share"),
     ),
     "plan": Verb(
@@ -58,6 +64,15 @@ VERBS = {
     "explain": Verb(
         "ftcore.verbs.explain:explain", "explain key=method.lr ...", "where a value is set, what it replaced, its type",
         before_config=True,
+    ),
+    "runs": Verb(
+        "ftcore.verbs.runs:runs", "runs", "all runs below output_dir, each below what it was made from, with their scores",
+    ),
+    "ui": Verb("ftcore.ui.server:ui", "ui", "a page in the browser: look at runs, vote on answers, train on the votes"),
+    "report": Verb("ftcore.ui.report:report", "report run=<folder>", "a run or a sweep as one HTML file"),
+    "feedback": Verb(
+        "ftcore.verbs.feedback:feedback", "feedback run=<folder> to=votes.jsonl",
+        "what people said of models' answers: count it, write it, take it in",
     ),
     "storage": Verb(
         "ftcore.verbs.storage:storage", "storage [delete=rows]",

@@ -229,6 +229,8 @@ class Feedback:
             if purpose == "teach" and _is_held_out(store, key):
                 raise DataError("This question has come to be held out: a vote that teaches must be on another.")
             values = (id, time.time(), rater.strip(), pair.left, pair.right, choice, text, note)
+            if found := _same_vote(store, rater.strip(), pair):  # a key that was pressed twice
+                return found
             store.execute("INSERT INTO votes VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)", values)
         return id
 
@@ -327,6 +329,14 @@ def _is_held_out(store: sqlite3.Connection, key: bytes) -> bool:
 
 def _prompt_of(store: sqlite3.Connection, key: bytes) -> int:
     return int(store.execute("SELECT id FROM prompts WHERE question = ?", (key,)).fetchone()[0])
+
+
+def _same_vote(store: sqlite3.Connection, rater: str, pair: Pair) -> str | None:
+    """The vote of a rater on the same answers that stands already."""
+    query = """SELECT id FROM votes WHERE NOT undone AND rater = :rater
+      AND (left = :left AND right IS :right OR left = :right AND right = :left)"""
+    found = store.execute(query, {"rater": rater, "left": pair.left, "right": pair.right}).fetchone()
+    return found[0] if found else None
 
 
 def _add_answer(store: sqlite3.Connection, prompt: int, author: str, sample: int, text: str) -> None:

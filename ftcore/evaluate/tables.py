@@ -73,14 +73,15 @@ def comparison(
         a, b, found = base.get(key), tuned.get(key), differences.get(key)
         if a is not None and b is not None:
             shown = (style.form.format(score) for score in (a, b))
-            table.add_row(style.label, *shown, _change(a, b, style, found), _verdict(found))
+            table.add_row(style.label, *shown, change_text(key, a, b, found), verdict(found))
     if any(one["rows_needed"] for one in differences.values()):
         table.caption = "(~n): about so many rows would decide a difference of this size"
     return table
 
 
-def _change(first: float, second: float, style: Style, found: Interval | None) -> str:
-    """The change, and its interval to about two digits of its width."""
+def change_text(key: str, first: float, second: float, found: Interval | None) -> str:
+    """The change of a score, and its interval to about two digits of its width."""
+    style = SCORES[key]
     is_share = style.form.endswith("%}")
     unit, sign, usual = (0.01, "%", 1) if is_share else (first / 100, "%", 1) if style.relative else (1.0, "", 3)
     if not found:
@@ -90,7 +91,8 @@ def _change(first: float, second: float, style: Style, found: Interval | None) -
     return f"{(second - first) / unit:+.{max(places, usual)}f}{sign} ({low:+.{places}f} to {high:+.{places}f})"
 
 
-def _verdict(found: Interval | None) -> str:
+def verdict(found: Interval | None) -> str:
+    """What an interval means, and about how many rows would decide."""
     if not found:
         return ""
     needed = found["rows_needed"]

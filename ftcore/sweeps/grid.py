@@ -10,6 +10,8 @@ from ftcore.settings import Node
 from ftcore.sweeps.job import Job, as_word, job_of
 from ftcore.sweeps.pool import Source
 
+WEIGHTLESS = ("plan", "inspect")  # verbs that load no weights
+
 
 class Grid(Source):
     """Every combination of the values in `search`, the last key changing fastest; `shared` are the words of all jobs.
@@ -25,7 +27,8 @@ class Grid(Source):
             lists.append([(key, as_word(value)) for value in values])
         self.jobs = [job_of(k, dict(pairs), shared, folder) for k, pairs in enumerate(itertools.product(*lists))]
         words = ([word for word in job.words if not word.startswith("--")] for job in self.jobs)
-        models = [load_config(of_job, config_dirs)["model"] for of_job in words]
+        configs = [load_config(of_job, config_dirs) for of_job in words]
+        models = [config["model"] for config in configs if config["verb"] not in WEIGHTLESS]
         for model in {str(model): model for model in models}.values():
             check_weights(model)
         self.total, self.done = len(self.jobs), sum(job.finished for job in self.jobs)

@@ -1,14 +1,12 @@
-"""The answer of a sweep: a table, sweep.json, and sweep.html with a plot for each swept key. Seeds are averaged.
+"""The answer of a sweep: a table and sweep.json. Seeds are averaged.
 
 The best two settings are compared over the held-out rows that both were scored on (evaluate/intervals.py).
 """
 
-import html
 import json
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.table import Column, Table
@@ -17,7 +15,7 @@ from rich.text import Text
 from ftcore.config.build import build
 from ftcore.console import plain, wide_console
 from ftcore.evaluate.intervals import Better, Interval, interval
-from ftcore.files import write_json, write_text
+from ftcore.files import write_json
 from ftcore.run_folder import RowScore
 from ftcore.settings import Config
 from ftcore.sweeps.job import Job
@@ -48,7 +46,7 @@ class Setting:
 
 
 def finish(config: Config, folder: Path, jobs: list[Job], columns: tuple[str, ...]) -> None:
-    """Print the table and the winner; write sweep.json and sweep.html. Verbs with `columns` of their own get the table alone."""
+    """Print the table and the winner; write sweep.json. Verbs with `columns` of their own get the table alone."""
     console = wide_console()
     answer: dict[str, object] = {"jobs": [_as_json(job) for job in jobs]}
     if columns:
@@ -62,11 +60,16 @@ def finish(config: Config, folder: Path, jobs: list[Job], columns: tuple[str, ..
         if any(len(one.jobs) > 1 for one in ranked):
             console.print(_settings_table(ranked, objective))
         console.print(verdict := _verdict(ranked, objective, direction))
-        settings = [vars(one) | {"jobs": [job.number for job in one.jobs]} for one in ranked]
-        answer |= {"objective": objective, "direction": direction, "verdict": verdict, "settings": settings}
+        comparable, better = not _unlike(ranked, objective), _better(direction)
+        behind = [_paired(one, ranked[0], objective, better)[1] if one is not ranked[0] else None for one in ranked]
+        settings = [
+            vars(one) | {"jobs": [job.number for job in one.jobs], "behind": found if comparable else None}
+            for one, found in zip(ranked, behind, strict=True)
+        ]
+        answer |= {"objective": objective, "direction": direction, "verdict": verdict, "comparable": comparable}
+        answer |= {"settings": settings}
         write_json(folder / "sweep.json", answer)
         _tell_wandb(config, folder, jobs, verdict)
-        _write_plots(jobs, objective, folder)
     plain.print(f"Everything is in {folder}")
 
 
@@ -96,19 +99,28 @@ def _verdict(ranked: list[Setting], objective: str, direction: str) -> str:
     if len(ranked) == 1:
         return f"{objective}: {ranked[0].mean:.4g} ({ranked[0]})."
     best, second, *_ = ranked
-    varied = {key for one in ranked for key, word in one.setting.items() if word != best.setting.get(key)}
-    if objective.endswith(".loss") and (groups := varied & {"method", "data"}):
+    if groups := _unlike(ranked, objective):
         return (
             f"{objective} cannot rank settings of different {' or '.join(sorted(groups))}: choose what they share, such as "
             "sweep.objective=tuned.accuracy."
         )
     verdict = f"Best by {objective}: {best} ({best.mean:.4g}); next {second} ({second.mean:.4g})."
-    paired_by, found = _paired(best, second, objective, "higher" if direction == "maximize" else "lower")
+    paired_by, found = _paired(best, second, objective, _better(direction))
     if not found:
         return f"{verdict} One run says little about chance: sweep over seeds too."
     said = "better than the next" if found["verdict"] == "better" else "not decided"
     needed = f" (about {found['rows_needed']:,} would decide a difference of this size)" if found["rows_needed"] else ""
     return f"{verdict} The difference over {paired_by}: {found['low']:+.3g} to {found['high']:+.3g} (95 %), {said}{needed}."
+
+
+def _unlike(ranked: list[Setting], objective: str) -> set[str]:
+    """The groups by which settings differ so that their objective says nothing of which is better: losses of other rows."""
+    varied = {key for one in ranked for key, word in one.setting.items() if word != ranked[0].setting.get(key)}
+    return varied & {"method", "data"} if objective.endswith(".loss") else set()
+
+
+def _better(direction: str) -> Better:
+    return "higher" if direction == "maximize" else "lower"
 
 
 def _paired(best: Setting, second: Setting, objective: str, better: Better) -> tuple[str, Interval | None]:
@@ -206,36 +218,3 @@ def _tell_wandb(config: Config, folder: Path, jobs: list[Job], verdict: str) -> 
         plain.print(hint)
     except Exception as error:  # of wandb, requests or its service: there is no common class
         plain.print(f"W&B: {type(error).__name__}; the answer is in {folder / 'sweep.json'}.")
-
-
-def _write_plots(jobs: list[Job], objective: str, folder: Path) -> None:
-    """sweep.html: the objective against each swept key, and parallel coordinates for several; nothing without plotly."""
-    try:
-        import plotly.graph_objects as go
-        from plotly.offline import get_plotlyjs
-    except ImportError:
-        return
-    done = [job for job in jobs if job.score(objective) is not None]
-    scores, names = [job.score(objective) for job in done], [f"job {job.number}" for job in done]
-    # Plotly would read text as HTML.
-    words = {key: [_number(html.escape(job.changes.get(key, ""), False)) for job in done] for key in _changed(done)}
-    figures = []
-    for key, values in words.items():
-        titles = {"title": key, "xaxis_title": key, "yaxis_title": objective}
-        figures.append(go.Figure(go.Scatter(x=values, y=scores, mode="markers", text=names), titles))
-    if len(words) > 1:
-        axes = [*(_axis(key, values) for key, values in words.items()), {"label": objective, "values": scores}]
-        figures.append(go.Figure(go.Parcoords(line={"color": scores, "showscale": True}, dimensions=axes)))
-    body = "".join(figure.to_html(full_html=False, include_plotlyjs=False) for figure in figures)
-    page = f"<!doctype html><meta charset='utf-8'><title>{folder.name}</title><script>{get_plotlyjs()}</script>{body}"
-    write_text(folder / "sweep.html", page)
-    plain.print(f"Plots: {folder / 'sweep.html'}")
-
-
-def _axis(key: str, words: list[float | str]) -> dict[str, Any]:
-    """An axis of parallel coordinates: numbers as they are, words at even distances."""
-    if all(isinstance(word, float) for word in words):
-        return {"label": key, "values": words}
-    names = sorted(set(map(str, words)))
-    places = [names.index(str(word)) for word in words]
-    return {"label": key, "values": places, "tickvals": list(range(len(names))), "ticktext": names}

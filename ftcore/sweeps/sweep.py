@@ -6,7 +6,7 @@ finished, in the folder that the command's hash names.
 
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ftcore.config.compose import load_config
 from ftcore.config.roles import keys_of
+from ftcore.console import plain
 from ftcore.errors import ConfigError, FtcoreError, Stopped
 from ftcore.machine.isolated import heeded
 from ftcore.settings import CHOSEN, Config
@@ -28,11 +29,17 @@ class SweepFailed(FtcoreError):  # noqa: N818
     """Some jobs of a sweep failed; the others are done."""
 
 
-def sweep(words: list[str], config_dirs: tuple[Path, ...], run_command: RunCommand, columns: tuple[str, ...]) -> None:
+def sweep(
+    words: list[str],
+    config_dirs: tuple[Path, ...],
+    run_command: RunCommand,
+    columns: tuple[str, ...],
+    page: Callable[[Path], Path],
+) -> None:
     """Run every combination, each job by `run_command` in a process of its own, or by a launcher of Hydra that `words` name.
 
-    `columns` are what the table shows of the answers of another verb than train. Raises `SweepFailed` when some failed, after
-    all others have ended, and `Stopped` on SIGTERM.
+    `columns` are what the table shows of the answers of another verb than train; of runs `page` makes a file to look at. Raises
+    `SweepFailed` when some failed, after all others have ended, and `Stopped` on SIGTERM.
     """
     from ftcore.sweeps.report import finish
 
@@ -60,6 +67,8 @@ def sweep(words: list[str], config_dirs: tuple[Path, ...], run_command: RunComma
         else:
             run_with_hydra(launcher, source.jobs, folder)
         finish(config, folder, source.jobs, columns)
+        if not columns:
+            plain.print(f"The same to look at: {page(folder)}")
     if failed := sum(bool(job.failure) for job in source.jobs):
         raise SweepFailed(f"{failed} of {len(source.jobs)} jobs failed (see the table). The same command runs those.")
 

@@ -10,7 +10,9 @@ from rich.text import Text
 
 from ftcore.config.tree import flatten
 from ftcore.console import console, plain, typed, wide_console
+from ftcore.data.shown import as_read
 from ftcore.data.sources import Row
+from ftcore.data.steps import steps_of_epoch
 from ftcore.data.token_cache import lengths
 from ftcore.errors import is_private
 from ftcore.evaluate.tables import SCORES, comparison, samples_table
@@ -19,6 +21,8 @@ from ftcore.settings import Config
 from ftcore.train import ledger
 from ftcore.train.loggers import wandb_hint, wandb_sync
 from ftcore.train.prepare import Job
+
+FIRST = 4  # rows of the first batch that are kept to be shown
 
 
 def plan(config: Config, job: Job) -> None:
@@ -47,6 +51,15 @@ def plan(config: Config, job: Job) -> None:
     for name, text in lines:
         table.add_row(name, Text(text))
     console.print(table)
+
+
+def beginning(job: Job) -> dict[str, object]:
+    """The number of steps and the first rows of the first step as the model reads them; of private rows their ids."""
+    batches = job.batches
+    per_step = batches.rows_per_step or batches.global_batch_size
+    first = steps_of_epoch(lengths(batches.examples), per_step, batches.seed, 0)[0]
+    shown = as_read(job.method.encoder.tokenizer, [batches.examples[k] for k in first[:FIRST]])  # type: ignore[misc]
+    return {"steps": batches.steps, "rows": len(first), "first_batch": shown}
 
 
 def _odd(config: Config, job: Job) -> Iterator[str]:

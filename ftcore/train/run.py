@@ -63,6 +63,8 @@ def run(
         report.plan(config, job)
     if config["dry_run"]:
         return
+    if first_process:
+        run.begin(report.beginning(job))
 
     # The comparison runs at the fit's start and end, inside its processes.
     cache = scores_file(config, resolved, job.method, job.held_out)

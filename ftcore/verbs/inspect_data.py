@@ -1,11 +1,9 @@
-"""What a person wants to see of the data before spending hours of a GPU: on the terminal, and as one HTML file with plots."""
+"""What a person wants to see of the data before spending hours of a GPU."""
 
-import html
-import io
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,29 +12,27 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from ftcore.config.build import build, record_type
-from ftcore.console import Console, plain, printable, quiet
+from ftcore.console import Console, quiet
 from ftcore.data import Data, Records
 from ftcore.data.examples import Example, Pair, Prompt
 from ftcore.data.records import SPLITS
+from ftcore.data.shown import as_read, parts, sides
 from ftcore.data.tokens import TEXTS, Encoder
 from ftcore.errors import DataError
-from ftcore.files import write_text
 from ftcore.models.foundation import Foundation, architecture_of
 from ftcore.run_folder import Run
 from ftcore.settings import Config
-from ftcore.train.ledger import hardest_table
+from ftcore.train.ledger import SHOWN, hardest, hardest_table
 
 Tokens = list[Example | Pair | Prompt]  # a method's kind of tokenised rows
 BINS = 20
-SHOWN_TOKENS = 300
 SHOWN_CHARACTERS = 200
 
 
 def inspect(config: Config) -> dict[str, object]:
     """Read all rows as a run of this config would, and print what they are like. Nothing is trained, no weights are loaded.
 
-    With `run=`, also its ledger's rows of the highest loss. Writes inspect-<name>.html into the working directory. Wrong and
-    leaked rows are listed instead of refused.
+    With `run=`, also its ledger's rows of the highest loss. Wrong and leaked rows are listed instead of refused.
     """
     quiet()
     data = replace(build(config["data"], Data), leakage="allow", on_bad_row="skip", max_bad_rows=10**9)
@@ -46,15 +42,29 @@ def inspect(config: Config) -> dict[str, object]:
         encoder = Encoder(build(node, Foundation, architecture_of(config), False).tokenizer, data)
     encoder.check_template(records.train)
     rows = _tokens(encoder, records)
-    bins, parts = _bins([len(row) for row in rows]), [_overview(config, records, encoder, rows)]
-    parts += [_histogram(bins)] + ([] if config["private"] else [_samples(encoder, rows)])
-    if config["run"]:
-        parts.append(hardest_table(Run(config["run"]), {} if config["private"] else _texts(records)))
-    Console(highlight=False).print(page := Group(*parts))
-    file = Path(f"inspect-{config['name'].replace('/', '-')}.html").resolve()
-    write_text(file, _html(config["name"], page, bins))
-    plain.print(f"The same with plots: {file}")
-    return _answer(records, encoder, rows) | {"page": str(file)}
+    bins, shown = _bins([len(row) for row in rows]), [_table(config["name"], _overview(config, records, encoder, rows))]
+    shown += [_histogram(bins)] + ([] if config["private"] else [_samples(encoder, rows)])
+    if config["run"] and Run(config["run"]).ledger.is_file():
+        shown.append(hardest_table(Run(config["run"]), {} if config["private"] else _texts(records)))
+    Console(highlight=False).print(Group(*shown))
+    return _answer(records, encoder, rows) | _page(config, records, encoder, rows, bins)
+
+
+def _page(
+    config: Config, records: Records, encoder: Encoder, rows: Tokens, bins: list[tuple[str, int]]
+) -> dict[str, object]:
+    """What a page shows beside the numbers; of private rows no text."""
+    texts = {} if config["private"] else _texts(records)
+    hard = hardest(Run(config["run"]), SHOWN) if config["run"] and Run(config["run"]).ledger.is_file() else []
+    hard = [{**row, "text": texts.get(str(row["id"]), "")} for row in hard]
+    return {
+        "name": config["name"],
+        "method": config["choices"]["method"],
+        "bins": bins,
+        "overview": _overview(config, records, encoder, rows),
+        "samples": as_read(encoder.tokenizer, _spread(rows)),
+        "hardest": hard,
+    }
 
 
 def _answer(records: Records, encoder: Encoder, rows: Tokens) -> dict[str, object]:
@@ -86,42 +96,46 @@ def _tokens(encoder: Encoder, records: Records) -> Tokens:
     return rows
 
 
-def _overview(config: Config, records: Records, encoder: Encoder, rows: Tokens) -> Table:
-    sizes, forged = sorted(map(len, rows)), encoder.spelling_control_tokens(records.train)
-    table = Table(show_header=False, box=None, title=config["name"], title_justify="left", title_style="bold")
-    table.add_row("record type", f"{records.type}, for method={config['choices']['method']}")
-    table.add_row("rows", ", ".join(f"{len(getattr(records, part)):,} {part}" for part in SPLITS))
-    sources = [] if config["private"] else [row["source"] for row in records.train if "source" in row]
-    for source, count in Counter(sources).most_common(10):
-        table.add_row("", Text(f"{count:,} train from source {source}"))
-    for note in [*records.notes, *encoder.notes()]:
-        table.add_row("notice", Text(note, style="yellow"))
-    middle, most = sizes[len(sizes) // 2], sizes[int(0.95 * (len(sizes) - 1))]
-    table.add_row("tokens a row", f"median {middle}, 95 % up to {most}, longest {sizes[-1]}; {sum(sizes):,} in all")
-    table.add_row("trained", f"{_trained_share(rows):.1%} of the tokens")
-    for reason, count in encoder.counts.items():
-        refused = "; a run refuses such rows: data.too_long=error" if encoder.data.too_long == "error" else ""
-        table.add_row("too long", f"{count:,} {reason} ({encoder.limit}{refused})")
-    places = ", ".join(row["where"] for row in forged[:5]) + " ..." * (len(forged) > 5)
-    spelt = f"{len(forged):,} rows hold text of a control token; it stays text" + f" ({places})" * bool(forged)
-    table.add_row("control tokens", Text(spelt))
-    if records.type == "unpaired":
-        table.add_row("labels", f"{sum(row['label'] for row in records.train) / len(records.train):.1%} good")
-    if records.type == "preference":  # could the better answer be told by its length alone?
-        gaps = [len(row["chosen"]) - len(row["rejected"]) for row in records.train]
-        longer, mean = sum(gap > 0 for gap in gaps) / len(gaps), sum(gaps) / len(gaps)
-        told = f"the chosen answer is longer in {longer:.1%} of the pairs, by {mean:+.0f} characters on average"
-        table.add_row("length bias", told)
+def _table(name: str, lines: list[tuple[str, str]]) -> Table:
+    table = Table(show_header=False, box=None, title=name, title_justify="left", title_style="bold")
+    for title, text in lines:
+        table.add_row(title, Text(text, style="yellow" if title == "notice" else ""))
     return table
 
 
-def _sides(row: Example | Pair | Prompt) -> list[Example | Prompt]:
-    return [row.chosen, row.rejected] if isinstance(row, Pair) else [row]
+def _overview(config: Config, records: Records, encoder: Encoder, rows: Tokens) -> list[tuple[str, str]]:
+    """What the rows are like, line by line."""
+    sizes, counts = sorted(map(len, rows)), ", ".join(f"{len(getattr(records, part)):,} {part}" for part in SPLITS)
+    lines = [("record type", f"{records.type}, for method={config['choices']['method']}"), ("rows", counts)]
+    sources = [] if config["private"] else [row["source"] for row in records.train if "source" in row]
+    lines += [("", f"{count:,} train from source {source}") for source, count in Counter(sources).most_common(10)]
+    lines += [("notice", note) for note in [*records.notes, *encoder.notes()]]
+    middle, most = sizes[len(sizes) // 2], sizes[int(0.95 * (len(sizes) - 1))]
+    lines.append(("tokens a row", f"median {middle}, 95 % up to {most}, longest {sizes[-1]}; {sum(sizes):,} in all"))
+    lines.append(("trained", f"{_trained_share(rows):.1%} of the tokens"))
+    refused = "; a run refuses such rows: data.too_long=error" if encoder.data.too_long == "error" else ""
+    lines += [("too long", f"{n:,} {reason} ({encoder.limit}{refused})") for reason, n in encoder.counts.items()]
+    return [*lines, *_of_type(records, encoder)]
+
+
+def _of_type(records: Records, encoder: Encoder) -> Iterator[tuple[str, str]]:
+    """Lines on control tokens, and on what only labels or pairs have."""
+    forged, train = encoder.spelling_control_tokens(records.train), records.train
+    places = ", ".join(row["where"] for row in forged[:5]) + " ..." * (len(forged) > 5)
+    spelt = f"{len(forged):,} rows hold text of a control token; it stays text" + f" ({places})" * bool(forged)
+    yield "control tokens", spelt
+    if records.type == "unpaired":
+        yield "labels", f"{sum(row['label'] for row in train) / len(train):.1%} good"
+    if records.type == "preference":  # could the better answer be told by its length alone?
+        gaps = [len(row["chosen"]) - len(row["rejected"]) for row in train]
+        longer, mean = sum(gap > 0 for gap in gaps) / len(gaps), sum(gaps) / len(gaps)
+        told = f"the chosen answer is longer in {longer:.1%} of the pairs, by {mean:+.0f} characters on average"
+        yield "length bias", told
 
 
 def _trained_share(rows: Tokens) -> float:
-    sides = [side for row in rows for side in _sides(row)]
-    return sum(side.trained for side in sides if isinstance(side, Example)) / sum(map(len, sides))
+    all_sides = [side for row in rows for _, side in sides(row)]
+    return sum(side.trained for side in all_sides if isinstance(side, Example)) / sum(map(len, all_sides))
 
 
 def _bins(sizes: list[int]) -> list[tuple[str, int]]:
@@ -149,11 +163,15 @@ def _samples(encoder: Encoder, rows: Tokens) -> Table:
     title = "rows as the model reads them; green is trained"
     columns = (Column(name, overflow="fold") for name in ("id", "tokens"))
     table = Table(*columns, title=title, title_justify="left", show_lines=True)
-    for k in sorted({0, len(rows) // 2, len(rows) - 1}):
-        names = ("\nchosen", "\nrejected") if isinstance(rows[k], Pair) else ("",)
-        for name, side in zip(names, _sides(rows[k]), strict=True):
-            table.add_row(Text(side.id + name), _coloured(encoder, side))
+    for row in _spread(rows):
+        for name, side in sides(row):
+            table.add_row(Text(f"{side.id}\n{name}".strip()), _coloured(encoder, side))
     return table
+
+
+def _spread(rows: Tokens) -> Tokens:
+    """The first, the middle and the last row."""
+    return [rows[k] for k in sorted({0, len(rows) // 2, len(rows) - 1})]
 
 
 def _texts(records: Records) -> dict[str, str]:
@@ -163,40 +181,4 @@ def _texts(records: Records) -> dict[str, str]:
 
 
 def _coloured(encoder: Encoder, side: Example | Prompt) -> Text:
-    """The beginning of a row, and the tokens around the first with loss where that comes later."""
-    mask, text = side.completion_mask if isinstance(side, Example) else [False] * len(side), Text()
-    first, half = mask.index(True) if any(mask) else 0, SHOWN_TOKENS // 2
-    parts = [(0, SHOWN_TOKENS)] if first < half else [(0, half // 2), (first - half // 2, first + half)]
-    for begin, end in parts:
-        text.append("" if begin == 0 else " ... ")
-        start = begin
-        for k in range(begin + 1, min(end, len(side)) + 1):  # runs together: one token alone may be half a character
-            if k == min(end, len(side)) or mask[k] != mask[start]:
-                text.append(
-                    str(encoder.tokenizer.decode(side.input_ids[start:k])), style="green" if mask[start] else ""
-                )
-                start = k
-    return text.append(" ...") if len(side) > end else text
-
-
-def _html(name: str, page: Group, bins: list[tuple[str, int]]) -> str:
-    console = Console(record=True, width=120, file=io.StringIO(), highlight=False)
-    console.print(page)
-    body = console.export_html(inline_styles=True, code_format="<pre style='font-family:monospace'>{code}</pre>")
-    title = html.escape(printable(name))
-    return f"<!doctype html><meta charset='utf-8'><title>{title}</title><h1>{title}</h1>{_svg(bins)}{body}"
-
-
-def _svg(bins: list[tuple[str, int]]) -> str:
-    """Bars of a histogram."""
-    width, height, most = 720, 200, max(count for _, count in bins)
-    step = width / len(bins)
-    bars = ""
-    for k, (label, count) in enumerate(bins):
-        tall = height * count / most
-        place = f'x="{k * step:.1f}" y="{height - tall:.1f}" width="{step - 2:.1f}" height="{tall:.1f}"'
-        bars += f'<rect {place} fill="#2563eb"><title>{label} tokens: {count:,} rows</title></rect>'
-    bars += f'<text x="0" y="{height + 16}">{bins[0][0]}</text>'
-    bars += f'<text x="{width}" y="{height + 16}" text-anchor="end">{bins[-1][0]}</text>'
-    frame = f'<svg viewBox="0 0 {width} {height + 20}" width="{width}" font-size="12">'
-    return f"<h2>Tokens a row</h2>{frame}{bars}</svg>"
+    return Text.assemble(*((part.text, "green" if part.trained else "") for part in parts(encoder.tokenizer, side)))

@@ -1,0 +1,153 @@
+"""All runs of an output folder: what each was made from, its scores, what people said of it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+from ftcore.data.feedback import Feedback
+from ftcore.errors import ConfigError
+from ftcore.evaluate.intervals import Interval
+from ftcore.evaluate.preferences import preferred
+from ftcore.evaluate.tables import SCORES
+from ftcore.evaluate.win_rate import WinRate
+from ftcore.run_folder import Run, Summary
+
+# The score that stands for a run: the first of these that it has.
+MAIN = ("accuracy", "cloze", "rewards/accuracies", "reward", "loss")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A score of base and tuned model and, where it is known, the interval of the difference."""
+
+    key: str
+    base: float
+    tuned: float
+    interval: Interval | None
+
+    @property
+    def label(self) -> str:
+        """The score's name."""
+        return SCORES[self.key].label
+
+    def __str__(self) -> str:
+        form = SCORES[self.key].form
+        return f"{form.format(self.base)} -> {form.format(self.tuned)}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run in the list of all.
+
+    Args:
+        place: its folder, below the output folder.
+        depth: how many runs it comes from, one after the other.
+        state: done, failed, running, or stopped.
+        parents: places of the runs that it was made from.
+        rows: training rows.
+        change: its main score.
+        forgotten: the perplexity on general text, base and tuned.
+        wins: how often people prefer its answers to those of the model it began with.
+    """
+
+    place: str
+    name: str
+    started: str
+    depth: int
+    state: str
+    parents: tuple[str, ...]
+    method: str
+    rows: int | None
+    change: Change | None
+    forgotten: Change | None
+    wins: WinRate | None
+    seconds: float | None
+    private: bool
+
+
+def history(folder: Path) -> list[Entry]:
+    """All runs below a folder, the newest first, but each run right below the one that it was made from."""
+    votes = Feedback(folder).votes()
+    found = {entry.place: entry for run in Run.below(folder) if (entry := entry_of(run, folder, votes))}
+    children: dict[str | None, list[Entry]] = {}
+    for entry in sorted(found.values(), key=lambda entry: (entry.started, entry.place), reverse=True):
+        children.setdefault(next((place for place in entry.parents if place in found), None), []).append(entry)
+    return list(_tree(None, children, 0))
+
+
+def _tree(parent: str | None, children: Mapping[str | None, list[Entry]], depth: int) -> Iterator[Entry]:
+    for entry in children.get(parent, ()):
+        yield Entry(**{**vars(entry), "depth": depth})
+        yield from _tree(entry.place, children, depth + 1)
+
+
+def entry_of(run: Run, folder: Path, votes: list[dict[str, Any]]) -> Entry | None:
+    """What the list says of a run; None where its config cannot be read."""
+    config, summary = _read(run.folder, _changed(run))
+    if not isinstance(config, Mapping) or not isinstance(choices := config.get("choices"), Mapping):
+        return None
+    place, known = _below(run.folder, folder), summary or Summary()
+    rows = known.score("data_rows")
+    return Entry(
+        place=place,
+        name=str(config.get("name")),
+        started=" ".join([run.started[0][:10], run.started[0][11:].replace("-", ":")]).strip(),
+        depth=0,
+        state=state_of(run, summary),
+        parents=tuple(_below(parent, folder) for parent in _parents(config, known)),
+        method=str(choices.get("method")),
+        rows=int(rows) if rows is not None else None,
+        change=next((change for key in MAIN if (change := change_of(known, key))), None),
+        forgotten=change_of(known, "probe_perplexity"),
+        wins=preferred(votes, place, f"{place}/base") if votes else None,
+        seconds=known.score("seconds"),
+        private=bool(config.get("private")),
+    )
+
+
+def state_of(run: Run, summary: Summary | None) -> str:
+    """done, failed, running, or stopped."""
+    if summary is not None:
+        return "failed" if summary.get("failure") else "done"
+    return "running" if run.process else "stopped"
+
+
+def change_of(summary: Summary, key: str) -> Change | None:
+    """A score of both models; None where one has none."""
+    base, tuned = summary.side("base").get(key), summary.side("tuned").get(key)
+    if base is None or tuned is None:
+        return None
+    intervals = cast(Mapping[str, Interval], summary.get("intervals") or {})
+    return Change(key, base, tuned, intervals.get(key))
+
+
+def _parents(config: Mapping[str, Any], summary: Summary) -> list[Path]:
+    """Folders of the runs that a run was made from, those that are gone too."""
+    if named := summary.get("parents"):
+        return [Path(str(parent["run"])) for parent in cast(list[Mapping[str, str]], named)]
+    nodes = (config.get("model"), config.get("method"))
+    values = [value for node in nodes if isinstance(node, Mapping) for value in node.values()]
+    return [run.folder for value in values if (run := Run.at(value))]
+
+
+def _below(path: Path, folder: Path) -> str:
+    """A folder as it is called below the output folder, or its whole path."""
+    place, root = path.resolve(), folder.resolve()
+    return str(place.relative_to(root)) if place.is_relative_to(root) else str(place)
+
+
+def _changed(run: Run) -> tuple[float, ...]:
+    """When what is read of a run was written: what was read before serves as long as this is the same."""
+    files = (run.config_file, run.folder / "summary.json")
+    return tuple(file.stat().st_mtime if file.is_file() else 0.0 for file in files)
+
+
+@lru_cache(maxsize=10_000)
+def _read(folder: Path, changed: tuple[float, ...]) -> tuple[Any, Summary | None]:
+    run = Run(folder)
+    try:
+        return run.config, run.summary
+    except ConfigError:  # half a file
+        return run.config, None
