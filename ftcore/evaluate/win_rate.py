@@ -66,7 +66,7 @@ def win_rate(votes: Sequence[float]) -> WinRate:
 
 
 def sides(took_left: Iterable[bool]) -> Sides:
-    """Whether a rater prefers a side. The sides are drawn by chance, so without a preference the rate is 1/2 whatever is better."""
+    """Whether a rater prefers a side. Sides are drawn by chance: without a preference the rate is 1/2, whatever is better."""
     found = win_rate([float(left) for left in took_left])
     biased = found["verdict"] != "not decided"
     return Sides(votes=found["votes"], rate=found["rate"], low=found["low"], high=found["high"], biased=biased)
