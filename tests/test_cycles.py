@@ -12,7 +12,7 @@ from ftcore.data.votes import as_lines
 from ftcore.files import PACKAGE, write_lines
 from ftcore.models.weights import weights_hashes
 from ftcore.run_folder import Run
-from ftcore.sharing.cycles import load_cycle, read_cycles
+from ftcore.sharing.cycles import load_cycle, read_cycles, words_of_each
 from tests.conftest import FAST, latest
 
 MEDICAL = PACKAGE / "datasets/medical"
@@ -190,13 +190,15 @@ def test_check_looks_at_every_cycle_with_what_the_package_gives(packed, ftcore, 
     )  # of sft
 
 
-def test_the_command_line_gives_what_a_package_does_not(packed):
-    given = read_cycles(packed / "recipe.yaml")[1].given(Run("before"))
-    config = load_cycle(packed / "2-first-votes/recipe.yaml", given, ["model.path=base", "data.path=x", "seed=5"], ())
-    assert (config["model"]["path"], config["seed"]) == ("before", 5)
+def test_a_cycle_takes_of_the_command_line_what_the_package_and_no_other_cycle_has(packed):
+    cycles = read_cycles(packed / "recipe.yaml")
+    base, votes, test, seed = "model.path=base", "data.path=x", "data.splits.test=x", "seed=5"
+    assert words_of_each(cycles, [base, seed]) == [[base, seed], [seed], [seed]]
+    del cycles[1].files["held_out.jsonl"]  # then its recipe asks for them
+    assert words_of_each(cycles, [votes, test]) == [[votes], [test], []]
+    config = load_cycle(cycles[1].recipe, cycles[1].given(Run("before")), [test, seed], ())
+    assert (config["model"]["path"], config["data"]["splits"]["test"], config["seed"]) == ("before", "x", 5)
     assert config["data"]["path"] == str(packed / "2-first-votes/votes.jsonl")
-    alone = load_cycle(packed / "1-sft-medical-tiny/recipe.yaml", {}, ["model.path=base"], ())
-    assert alone["model"]["path"] == "base"
 
 
 def test_a_run_that_came_to_other_weights_is_told_before_the_next_begins(packed, ftcore):

@@ -15,6 +15,7 @@ from typing import cast
 from ftcore.config.check import Problem
 from ftcore.config.compose import load_config, read_overrides
 from ftcore.config.given import quoted
+from ftcore.config.recipe_rules import staged_recipes
 from ftcore.data.votes import as_lines, votes_file
 from ftcore.errors import ConfigError
 from ftcore.files import resolve, sha256, write_json
@@ -132,18 +133,40 @@ def read_cycles(recipe: Path) -> list[Cycle]:
 def load_cycle(
     recipe: Path, given: Mapping[str, str], words: list[str], config_dirs: tuple[Path, ...], more: Check = lambda _: ()
 ) -> Config:
-    """The config of a recipe of a package, which gives some keys their paths: these are not the command line's to give."""
-    others = [word for word in words if read_overrides([word])[0].key_or_group not in given]
-    return load_config([*others, *(f"{k}={quoted(v)}" for k, v in given.items())], config_dirs, recipe, more)
+    """The config of a recipe with the words of a command line and what its package gives."""
+    return load_config([*words, *(f"{k}={quoted(v)}" for k, v in given.items())], config_dirs, recipe, more)
 
 
 def load_cycles(
     cycles: list[Cycle], words: list[str], config_dirs: tuple[Path, ...], more: Check = lambda _: ()
 ) -> list[Config]:
     """The configs of all cycles; a cycle's folder stands for its run there. Raises `ConfigError` for what is wrong with one."""
+    parts = zip(cycles, _given(cycles), words_of_each(cycles, words), strict=True)
+    return [load_cycle(cycle.recipe, given, own, config_dirs, more) for cycle, given, own in parts]
+
+
+def words_of_each(cycles: list[Cycle], words: list[str]) -> list[list[str]]:
+    """The words of a command line that each cycle takes: all, but what the package gives and what another cycle asks for.
+
+    A cycle asks for a key that its recipe leaves open and the package does not give.
+    """
+    keys = {word: str(read_overrides([word])[0].key_or_group) for word in words}
+    given = _given(cycles)
+    asked = [_left_open(cycle.recipe) - one.keys() for cycle, one in zip(cycles, given, strict=True)]
+    others = [set().union(*asked) - own | one.keys() for own, one in zip(asked, given, strict=True)]
+    return [[word for word in words if keys[word] not in left] for left in others]
+
+
+def _given(cycles: list[Cycle]) -> list[dict[str, str]]:
+    """What the package gives to each cycle; folders stand for runs."""
     runs = [None, *(Run(cycle.folder) for cycle in cycles[:-1])]
-    pairs = zip(cycles, runs, strict=True)
-    return [load_cycle(cycle.recipe, cycle.given(before), words, config_dirs, more) for cycle, before in pairs]
+    return [cycle.given(before) for cycle, before in zip(cycles, runs, strict=True)]
+
+
+def _left_open(recipe: Path) -> set[str]:
+    """The keys that a recipe leaves to the command line."""
+    with staged_recipes([("recipes", recipe)]) as staged:
+        return staged.required
 
 
 def _bounded(file: Path) -> dict[str, object]:

@@ -80,7 +80,7 @@ def pack(config: Config) -> None:
         if len(parts) > 1:
             write_cycles(root, names)
         _hand_over(root, target)
-    cycles = f", and the {len(parts) - 1} cycles before it beside them" if len(parts) > 1 else ""
+    cycles = f", and beside them the cycles before it ({len(parts) - 1})" if len(parts) > 1 else ""
     plain.print(f"Wrote {target / RECIPE} and {target / LOCK}{cycles}. Elsewhere:\n  {_command(asked, config)}")
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.table import Column, Table
@@ -18,7 +18,7 @@ from ftcore.machine import torchrun
 from ftcore.run_folder import Run, Summary
 from ftcore.runs.start import train
 from ftcore.settings import Config, ReplayArguments
-from ftcore.sharing.cycles import BEFORE, Cycle, load_cycle, load_cycles, read_cycles
+from ftcore.sharing.cycles import BEFORE, Cycle, load_cycle, load_cycles, read_cycles, words_of_each
 from ftcore.sharing.lock import Lock, differences, disagreements, facts, read_lock, rounds_otherwise
 from ftcore.sharing.places import recipe_file
 
@@ -49,9 +49,9 @@ def replay(arguments: ReplayArguments, words: list[str], config_dirs: tuple[Path
         return
     _check_all(cycles, command)
     run = None
-    for number, cycle in enumerate(cycles, 1):
+    for number, (cycle, own) in enumerate(zip(cycles, words_of_each(cycles, words), strict=True), 1):
         plain.print(f"Cycle {number} of {len(cycles)}: {cycle.recipe}")
-        if not (run := _replay(cycle.recipe, command, cycle.given(run))):
+        if not (run := _replay(cycle.recipe, replace(command, words=own), cycle.given(run))):
             plain.print("The later cycles begin with the run that was not made.")
             return
 
