@@ -119,7 +119,11 @@ def test_values_that_yaml_reads_in_two_ways_stay_what_they_are(ftcore, rows, tmp
     assert again["name"] == "1e3" and again["method"]["lr"] == 1e-05
 
 
-def test_stages_are_packed_as_overrides_and_a_run_as_foundation_is_refused(ftcore, tmp_path, monkeypatch):
+def reward_models(folder: Path) -> list[Path]:
+    return list(folder.glob("home/stages/reward-*[!k]"))
+
+
+def test_stages_are_packed_as_overrides_and_a_run_in_place_of_one_is_refused(ftcore, tmp_path, monkeypatch):
     monkeypatch.setenv("FTCORE_HOME", str(tmp_path / "home"))
     stages = "method.stages={policy: ['method=sft', 'max_steps=1'], reward_model: ['method=reward', 'max_steps=1']}"
     few = ["method.group_size=1", "global_batch_size=4", "max_steps=1", "method.max_new_tokens=4"]
@@ -130,7 +134,13 @@ def test_stages_are_packed_as_overrides_and_a_run_as_foundation_is_refused(ftcor
     assert "policy: [" in text and "max_steps=1" in text and str(tmp_path) not in text
     assert "policy: null" not in text  # as in conf/
     second = ftcore(*TINY, f"model.path={run.folder}", "name=second")
-    refused = ftcore("pack", f"run={second.folder}", "output_dir=other")
+    assert (
+        ftcore("pack", f"run={second.folder}", "output_dir=both").status == 0
+    )  # a cycle whose stages are packed as ever
+    assert "policy: [" in (tmp_path / "both/1-rlhf-medical-tiny/recipe.yaml").read_text()
+    given = [f"method.policy={second.folder}", *(f"method.reward_model={path}" for path in reward_models(tmp_path))]
+    third = ftcore(*FAST, "method=rlhf", *few, *given, "name=third")
+    refused = ftcore("pack", f"run={third.folder}", "output_dir=other")
     assert refused.status == 2 and "export run=" in refused.err and not (tmp_path / "other").exists()
 
 

@@ -1,8 +1,9 @@
 """Votes as rows: `data=feedback` reads a store of feedback.py, or an export of it, and gives every method rows of its type."""
 
+import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -11,7 +12,8 @@ from ftcore.data.feedback import Feedback, Vote
 from ftcore.data.records import Data
 from ftcore.data.sources import Paths, Row, read_rows
 from ftcore.errors import DataError
-from ftcore.files import resolve
+from ftcore.files import resolve, to_json
+from ftcore.settings import Node
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,29 @@ class FeedbackData(Data):
         if not file.is_file():
             raise DataError(f"{file} is no file: data=feedback reads runs/feedback.db or an export of it.")
         yield from rows_of(read_votes(file), record_type, file.name)
+
+
+TARGET = f"{FeedbackData.__module__}.{FeedbackData.__qualname__}"
+
+
+def votes_file(data: Node) -> Path | None:
+    """The file of the votes that a data node reads; None for data that is not made of votes."""
+    if data["_target_"] != TARGET:
+        return None
+    splits = cast(Mapping[str, str | None], data["splits"])
+    return Path(resolve(splits["train"] or str(data["path"])))
+
+
+def as_lines(file: Path) -> bytes:
+    """The votes of a file as JSON lines: the file itself where it holds them so, else its export."""
+    if file.suffix == ".jsonl":
+        return file.read_bytes()
+    return "".join(to_json(vote) + "\n" for vote in read_votes(file)).encode()
+
+
+def votes_hash(file: Path) -> str:
+    """SHA-256 of the votes of a file as JSON lines."""
+    return hashlib.sha256(as_lines(file)).hexdigest()
 
 
 def read_votes(file: Path) -> list[Vote]:

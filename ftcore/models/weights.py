@@ -52,15 +52,23 @@ def weights_hashes(model: Model) -> dict[str, str]:
 
     The hashes are cached by size and times of the files, so that large files are read once.
     """
-    run = Run.at(model["path"])
-    folder = run.model if run else weights_folder(model)
-    cached = home() / "hashes" / f"{short_hash([str(folder), _file_stamps(folder)])}.json"
+    if run := Run.at(model["path"]):
+        return _hashes(run.model, with_config=False)
+    return _hashes(weights_folder(model), with_weights=not model["random_weights"])
+
+
+def run_hash(run: Run) -> str:
+    """SHA-256 that identifies the weights which a run gave: of the hashes of their files, as a run made from it has them."""
+    return json_hash(_hashes(run.model, with_config=False))
+
+
+def _hashes(folder: Path, with_weights: bool = True, with_config: bool = True) -> dict[str, str]:
+    cached = home() / "hashes" / f"{short_hash([str(folder), _file_stamps(folder), with_weights, with_config])}.json"
     with suppress(OSError, ValueError):
         return dict(json.loads(cached.read_text()))
-    known, is_drawn = _manifest(folder), model["random_weights"] and not run
-    files = [] if is_drawn else sorted(folder.glob("*.safetensors"))
+    known, files = _manifest(folder), sorted(folder.glob("*.safetensors")) if with_weights else []
     hashes = {file.name: known.get(file.name) or sha256(file) for file in files}
-    if not run:
+    if with_config:
         hashes[CONFIG] = _hash_of_config(folder / CONFIG)
     with suppress(OSError):  # nowhere to write: computed again next time
         write_text(cached, json.dumps(hashes))

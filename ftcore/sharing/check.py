@@ -12,13 +12,20 @@ from ftcore.data.sources import files_of
 from ftcore.errors import DataError
 from ftcore.files import SCHEME, resolve
 from ftcore.settings import FILES, CheckArguments, Config
+from ftcore.sharing.cycles import load_cycles, read_cycles
 from ftcore.sharing.places import recipe_file
 
 
 def check(arguments: CheckArguments, words: list[str], config_dirs: tuple[Path, ...]) -> dict[str, object]:
-    """Say all that is wrong with a recipe, or what it would train; no model is loaded. Raises `ConfigError` with all of it."""
+    """Say all that is wrong with a recipe, or what it would train; no model is loaded. Raises `ConfigError` with all of it.
+
+    Of a package of cycles all recipes are checked.
+    """
     recipe = recipe_file(arguments["recipe"]) if arguments["recipe"] else None
-    config = load_config(words, config_dirs, recipe, _missing)
+    if recipe and (cycles := read_cycles(recipe)):
+        *_, config = load_cycles(cycles, words, config_dirs, _missing)
+    else:
+        config = load_config(words, config_dirs, recipe, _missing)
     choices, path = config["choices"], config["data"]["path"]
     named = " and ".join(f"{group}={choices[group]}" for group in FILES if choices[group])
     limits = [f"{config['max_steps']} steps"] if config["max_steps"] else []

@@ -1,14 +1,16 @@
 """recipe.lock.json: what the result of a packed run depends on beside its recipe, and the scores it gave.
 
 Versions, machine, weights, tokenizer, chat template and rows are held by name and hash: a lock carries no row, no path and no
-weight. It may come from anywhere, so it is read as data of a known shape.
+weight. What a run was made from, earlier runs and votes, it names by hash too. It may come from anywhere, so it is read as data
+of a known shape.
 """
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import NotRequired, TypedDict, cast
 
 from ftcore.config.tree import flatten
 from ftcore.data.records import Records
@@ -34,6 +36,9 @@ SHARES = {"accuracy": "rows_with_checkable_answer", "rewards/accuracies": "rows"
 CPU = {"relative": 1e-6, "rows": 0}
 GPU = {"relative": 1e-2, "rows": 2}
 MAX_BYTES, LONGEST = 1_000_000, 200
+# What older locks lack.
+LATER = {"parents", "votes"}
+HASH = re.compile(r"[0-9a-f]{64}")
 
 
 class ModelFacts(TypedDict):
@@ -61,6 +66,8 @@ class Lock(Facts):
     format: int
     expected: dict[str, Scores]
     tolerance: dict[str, float]
+    parents: NotRequired[list[str]]
+    votes: NotRequired[str | None]
 
 
 def facts(config: Config, records: Records) -> Facts:
@@ -123,7 +130,14 @@ def write_lock(file: Path, found: Facts, summary: Summary, recipe: Path) -> None
     """Write the lock of a recipe. `found` are the run's facts."""
     on_gpu = found["machine"] and found["machine"]["device"] != "CPU"
     scores = {"expected": {side: summary.side(side) for side in SIDES}, "tolerance": GPU if on_gpu else CPU}
-    write_json(file, {"format": FORMAT, **found, "recipe": sha256(recipe), **scores})
+    write_json(file, {"format": FORMAT, **found, "recipe": sha256(recipe), **scores, **_made_from(summary)})
+
+
+def _made_from(summary: Summary) -> dict[str, object]:
+    """The hashes of the weights of a run's parents, and of its votes; runs of before did not note them."""
+    parents = cast(list[dict[str, str]], summary.get("parents", []))
+    votes = cast(dict[str, str], summary.get("votes", {}))
+    return {"parents": [parent["weights"] for parent in parents], "votes": votes.get("sha256")}
 
 
 def read_lock(file: Path) -> Lock:
@@ -132,8 +146,9 @@ def read_lock(file: Path) -> Lock:
         content = file.read_bytes()[: MAX_BYTES + 1]
         lock = json.loads(content)
         known = {"format", *FACTS, "expected", "tolerance"}
-        right = lock.keys() == known and lock["format"] == FORMAT and _is_plain(lock)
+        right = lock.keys() - LATER == known and lock["format"] == FORMAT and _is_plain(lock)
         right = right and all(_are_scores(lock["expected"].get(side)) for side in SIDES)
+        right = right and _are_hashes([*lock.get("parents", []), *filter(None, [lock.get("votes")])])
         right = right and _are_scores(lock["tolerance"]) and lock["tolerance"].keys() == CPU.keys()
     except FileNotFoundError:
         raise ConfigError(f"There is no {file.absolute()}: `pack` writes it beside the recipe; copy both.") from None
@@ -149,6 +164,10 @@ def _is_plain(node: object) -> bool:
     return all(text.isprintable() and len(text) <= LONGEST for text in texts)
 
 
+def _are_hashes(values: list[object]) -> bool:
+    return all(isinstance(value, str) and HASH.fullmatch(value) for value in values)
+
+
 def _are_scores(node: object) -> bool:
     return isinstance(node, dict) and all(v is None or type(v) in (int, float) for v in node.values())
 
@@ -158,6 +177,11 @@ def differences(lock: Lock, found: Facts) -> list[tuple[str, str, str]]:
     then, now = (dict(flatten({part: facts.get(part) for part in FACTS})) for facts in (lock, found))
     differing = [path for path in then | now if then.get(path) != now.get(path)]
     return [(path, _short(then.get(path)), _short(now.get(path))) for path in differing]
+
+
+def rounds_otherwise(lock: Lock, differing: list[str]) -> bool:
+    """Whether a run with these differing facts may come to other weights than the lock's although nothing is wrong."""
+    return lock["tolerance"] != CPU or any(path.startswith(("versions.", "machine.")) for path in differing)
 
 
 def _short(value: object) -> str:

@@ -1,13 +1,17 @@
 """`pack`: a recipe and a lock of a finished run, for others to `replay`.
 
 The recipe holds what differs from the shipped conf/ and no place of the machine it comes from: own files are known by name and
-hash, and who receives it gives theirs on the command line. What it depends on beside that is in the lock.
+hash, and who receives it gives theirs on the command line. What it depends on beside that is in the lock. A run that goes on from
+earlier ones is packed with theirs, each in a folder of its own, and with the votes that they were trained on: see cycles.py.
 """
 
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -30,6 +34,7 @@ from ftcore.run_folder import Run, Summary
 from ftcore.runs.folder import changes_of_result
 from ftcore.runs.stages import folder_of, stage_config, stages_of
 from ftcore.settings import CHOSEN, NAMED_AFTER, Config
+from ftcore.sharing.cycles import BEFORE, CYCLES, LAST, MOST, copied_rows, folder_names, write_cycles
 from ftcore.sharing.lock import LOCK, Facts, facts, write_lock
 from ftcore.sharing.places import RECIPE, own_places
 
@@ -38,34 +43,116 @@ PLAIN = re.compile(r"[A-Za-z][\w /-]*")  # text that no reader of YAML takes for
 SCORES = ("loss", "accuracy", "rewards/accuracies", "reward", "probe_perplexity")
 
 
+@dataclass(frozen=True)
+class Part:
+    """A finished run as it is packed.
+
+    Args:
+        config: what the recipe describes: as it was before stages were made, with rows that are in the package.
+        places: key -> path of what the recipe leaves to whoever receives it.
+        asked: those that no part of the package gives.
+        before: the folder of the cycle before.
+    """
+
+    config: Config
+    summary: Summary
+    found: Facts
+    places: dict[str, str]
+    asked: dict[str, str]
+    before: str | None
+
+
 def pack(config: Config) -> None:
     """Write recipe.yaml and recipe.lock.json of the finished run `run=` into `output_dir=`, by default `./<name of the run>`.
 
-    Raises `ConfigError` for a run that is not finished or that no recipe can describe, `DataError` when its rows have changed.
+    Those of the runs that it goes on from are written into folders there, with a cycles.json. Raises `ConfigError` for a run that
+    is not finished or that no recipe can describe, `DataError` when its rows have changed.
     """
-    run, summary = _finished(config)
+    target = _target(config)
+    chain = _cycles(config)
+    with tempfile.TemporaryDirectory() as private:
+        root, names = Path(private), folder_names(run["name"] for run in chain)
+        pairs = zip(chain, pairwise([None, *names]), strict=True)
+        parts = [_part(run, root / str(name), before, len(chain) > 1) for run, (before, name) in pairs]
+        asked = _asked_of_all(parts)
+        for part, name in zip(parts, names, strict=True):
+            _write(part, root / name, asked if name == LAST else part.places)
+        if len(parts) > 1:
+            write_cycles(root, names)
+        _hand_over(root, target)
+    cycles = f", and beside them the cycles before it ({len(parts) - 1})" if len(parts) > 1 else ""
+    plain.print(f"Wrote {target / RECIPE} and {target / LOCK}{cycles}. Elsewhere:\n  {_command(asked, config)}")
+
+
+def _target(config: Config) -> Path:
+    """The folder to write to. Raises `ConfigError` for another run than the one that is there, `StorageError` for a package."""
+    run, _ = _finished(config)
     ran = dict(flatten(run.config))
     target = expanded(config["output_dir"] if config["output_dir"] != ran["output_dir"] else config["name"])
-    if (target / RECIPE).exists():
-        raise StorageError(f"{target / RECIPE} exists already; remove it, or say where with output_dir=<folder>.")
-    with torch.device("meta"):  # base and tuned weights are checked, not loaded
-        load_run(run)
+    for file in (target / RECIPE, target / CYCLES):
+        if file.exists():
+            raise StorageError(f"{file} exists already; remove it, or say where with output_dir=<folder>.")
     if changed := [key for key, value in _described(config).items() if key in ran and ran[key] != value]:
         raise ConfigError(f"pack takes a run as it is: leave {', '.join(changed)} out.")
-    original = _without_made_stages(config)
-    places = _places(original)
-    records = build(config["data"], Data).load(record_type(config["method"]))
+    return target
+
+
+def _cycles(config: Config) -> list[Config]:
+    """The configs of the runs that a run goes on from by `model.path`, the earliest first, and its own."""
+    chain = [_without_made_stages(config)]
+    while parent := Run.at(chain[0]["model"]["path"]):
+        if len(chain) == MOST:
+            raise ConfigError(f"{config['run']} goes on from more than {MOST - 1} runs, which no package holds.")
+        words = [f"run={quoted(str(parent))}", f"trust=[{','.join(config['trust'])}]"]
+        chain.insert(0, _without_made_stages(load_config(words)))
+    return chain
+
+
+def _part(config: Config, folder: Path, before: str | None, chained: bool) -> Part:
+    """A run of a package, checked. Where it is one of several, its votes are copied into its folder."""
+    run, summary = _finished(config)
+    with torch.device("meta"):  # base and tuned weights are checked, not loaded
+        load_run(run)
+    data = build(config["data"], Data)
+    config = copied_rows(config, folder) if chained else config
+    places, records = _places(config), data.load(record_type(config["method"]))
     if records.content_hash != summary["data_sha256"]:
         raise DataError(f"The rows have changed since {run} was made, so its scores cannot be expected of them.")
-    found = cast(Facts, {**facts(original, records), **cast(dict[str, object], summary["made_with"])})
-    with tempfile.TemporaryDirectory() as private:
-        recipe = Path(private) / RECIPE
-        recipe.write_text(_recipe(original, summary, places, found), encoding="utf-8")
-        _check_recipe(recipe, original, places)
-        with whole_file(target / RECIPE) as beside, whole_file(target / LOCK) as lock:  # both or none
-            write_lock(lock, found, summary, recipe)
-            shutil.copyfile(recipe, beside)
-    plain.print(f"Wrote {target / RECIPE} and {target / LOCK}. Elsewhere:\n  {_command(places, config)}")
+    made = {BEFORE} if before else set()
+    asked = {key: path for key, path in places.items() if Path(path).parent != folder and key not in made}
+    found = cast(Facts, {**facts(config, records), **cast(dict[str, object], summary["made_with"])})
+    return Part(config, summary, found, places, asked, before)
+
+
+def _asked_of_all(parts: list[Part]) -> dict[str, str]:
+    """What the command line gives to all cycles. Raises `ConfigError` for a key that is another file in each of two."""
+    asked: dict[str, tuple[str, object]] = {}
+    for part in parts:
+        for key, path in part.asked.items():
+            known = part.found["files"].get(key, {}).get("sha256")
+            if asked.setdefault(key, (path, known))[1] != known:
+                raise ConfigError(
+                    f"{key} is {Path(asked[key][0]).name} in one cycle and {Path(path).name} in another, and a replay gives one "
+                    "value to all. Export the run between them, train from the exported folder, and pack the new run."
+                )
+    return {key: path for key, (path, _) in asked.items()}
+
+
+def _write(part: Part, folder: Path, asked: dict[str, str]) -> None:
+    """Write recipe and lock of a part. `asked` are the places that its command asks for."""
+    folder.mkdir(exist_ok=True)
+    recipe = folder / RECIPE
+    recipe.write_text(_recipe(part, asked), encoding="utf-8")
+    _check_recipe(recipe, part.config, part.places)
+    write_lock(folder / LOCK, part.found, part.summary, recipe)
+
+
+def _hand_over(made: Path, target: Path) -> None:
+    """Copy all files of a package to where they belong, or none. The recipe is put there last."""
+    files = sorted((file for file in made.rglob("*") if file.is_file()), key=lambda file: file != made / RECIPE)
+    with ExitStack() as whole:  # is left backwards
+        for file in files:
+            shutil.copyfile(file, whole.enter_context(whole_file(target / file.relative_to(made))))
 
 
 def _finished(config: Config) -> tuple[Run, Summary]:
@@ -115,10 +202,12 @@ def _refuse_run(key: str, run: Run) -> None:
 
 
 def _places(config: Config) -> dict[str, str]:
-    """Key -> path of what the receiver gives. Raises `ConfigError` for runs and for places that no override could give."""
+    """Key -> path of what the receiver gives. Raises `ConfigError` for runs that no cycle gives, and for places that no override
+    could give.
+    """
     places = dict(own_places(config))
     for key, path in places.items():
-        if role_of(key, config).path == "weights" and (run := Run.at(path)):
+        if key != BEFORE and role_of(key, config).path == "weights" and (run := Run.at(path)):
             _refuse_run(key, run)
     for key, value in _described(config).items():
         found = [p for p in ABSOLUTE.findall(str(value)) if p.count("/") > 1 and expanded(p).exists()]
@@ -127,8 +216,9 @@ def _places(config: Config) -> dict[str, str]:
     return places
 
 
-def _recipe(config: Config, summary: Summary, places: dict[str, str], found: Facts) -> str:
+def _recipe(part: Part, asked: dict[str, str]) -> str:
     """The text of recipe.yaml."""
+    config, places, found = part.config, part.places, part.found
     chosen = {group: option for group in CHOSEN if (option := config["choices"].get(group))}
     if unknown := [f"{group}={option}" for group, option in chosen.items() if option not in options(group)]:
         raise ConfigError(f"{unknown[0]} is no option of this version: a recipe cannot name one of another folder.")
@@ -140,34 +230,37 @@ def _recipe(config: Config, summary: Summary, places: dict[str, str], found: Fac
             put(differing, key, "???" if key in places else value)
     if found["model"]["revision"] and "model.path" not in places:  # a branch moves
         put(differing, "model.revision", found["model"]["revision"])
-    notes = {key: f"{_known_by(key, path, found)}: give {key}=<path>." for key, path in places.items()}
-    lines = [HEADER, *_comments(config, summary, places, found), "defaults:"]
+    notes = {key: f"Own: {_known_by(key, path, part)}: give {key}=<path>." for key, path in places.items()}
+    lines = [HEADER, *_comments(part, asked), "defaults:"]
     lines += [f"  - override /{group}: {option}" for group, option in chosen.items()]
     return "\n".join([*lines, *_lines(differing, notes)]) + "\n"
 
 
-def _comments(config: Config, summary: Summary, places: dict[str, str], found: Facts) -> Iterator[str]:
+def _comments(part: Part, asked: dict[str, str]) -> Iterator[str]:
+    config, summary = part.config, part.summary
     names = " ".join(f"{group}={config['choices'][group]}" for group in (*NAMED_AFTER, "adapter"))
     yield f"# For: the run {config['name']} again: {names}."
     memory, seconds = summary.number("peak_memory_gb"), summary.number("seconds")
-    yield f"# Needs: {memory:.1f} GB of memory; it took {seconds:.0f} s on {found['machine']['device']}."
-    yield f"# {_command(places, config)}"
+    yield f"# Needs: {memory:.1f} GB of memory; it took {seconds:.0f} s on {part.found['machine']['device']}."
+    yield f"# {_command(asked, config)}"
     base, tuned = summary.side("base"), summary.side("tuned")
     both = {key: (a, b) for key in SCORES if None not in (a := base.get(key), b := tuned.get(key))}
     gave = [f"{key} {a:.4g} -> {b:.4g}" for key, (a, b) in both.items()]
     yield f"# Gave: {', '.join(gave) or 'no scores'} on {tuned.get('rows', 0)} held-out rows (seed {config['seed']})."
 
 
-def _command(places: dict[str, str], config: Config) -> str:
-    given = [f"{key}=<path>" for key in places] + [f"trust=[{','.join(config['trust'])}]"] * bool(config["trust"])
+def _command(asked: dict[str, str], config: Config) -> str:
+    given = [f"{key}=<path>" for key in asked] + [f"trust=[{','.join(config['trust'])}]"] * bool(config["trust"])
     return " ".join([f"python -m ftcore replay recipe={RECIPE}", *given, "expect=true"])
 
 
-def _known_by(key: str, path: str, found: Facts) -> str:
-    """Name and hash of a file, in a comment."""
-    name = Path(path).name if Path(path).name.isprintable() else "a file"
-    hashes = found["model"]["weights"].values() if key == "model.path" else [found["files"][key]["sha256"]]
-    return f"Own: {name}, SHA-256 {', '.join(map(str, hashes))}"
+def _known_by(key: str, path: str, part: Part) -> str:
+    """Name and hash of a file or of an earlier cycle's weights, in a comment."""
+    name, found = Path(path).name if Path(path).name.isprintable() else "a file", part.found
+    if key != BEFORE:
+        return f"{name}, SHA-256 {found['files'][key]['sha256']}"
+    made = f"the run of {part.before}" if part.before else name
+    return f"{made}, SHA-256 {', '.join(found['model']['weights'].values())}"
 
 
 def _lines(node: Mapping[str, object], notes: dict[str, str], path: str = "") -> Iterator[str]:

@@ -30,6 +30,7 @@ from ftcore.train.callbacks import KeepBest, ProgressBar, RetentionGuard, StepMe
 from ftcore.train.card import model_card
 from ftcore.train.ledger import Ledger
 from ftcore.train.loggers import JSONLines, check_installed
+from ftcore.train.origin import origin
 from ftcore.train.prepare import Job, prepare
 from ftcore.train.profile import Profile
 from ftcore.train.resume import Checkpoints
@@ -65,6 +66,7 @@ def run(
         return
     if first_process:
         run.begin(report.beginning(job))
+    made_from = origin(config, run) if first_process else {}  # now: votes go on to come in
 
     # The comparison runs at the fit's start and end, inside its processes.
     cache = scores_file(config, resolved, job.method, job.held_out)
@@ -85,7 +87,8 @@ def run(
         raise OutOfMemory(_out_of_memory(job)) from None
     finally:
         checkpoints.restore_handlers()
-    _end(config, run, job, compare, _figures(job, steps, compare, started, resolved.planned_gb), loggers)
+    figures = _figures(job, steps, compare, started, resolved.planned_gb)
+    _end(config, run, job, compare, figures | made_from, loggers)
     if failure := _failure(job, compare):
         raise NumericalError(failure)
 
