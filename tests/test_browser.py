@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
+from urllib.parse import urlencode
 
 import pytest
 
@@ -71,6 +72,12 @@ def page(browser, runs):
         opened.close()
 
 
+def press(page, key):
+    """A key that leads to the next page."""
+    with page.expect_navigation():
+        page.keyboard.press(key)
+
+
 def place(runs, name):
     return f"{name}/{Run.named(runs / name)[0].name}"
 
@@ -121,21 +128,16 @@ def test_votes_by_keys_alone_are_kept_and_undone(page, runs):
     page.goto(vote_url(page, runs))
     before = len(store.votes())
     for n, key in enumerate(("1", "ArrowRight", "3", "4"), 1):
-        shown = page.locator(".prompt .text").inner_text()
-        page.keyboard.press(key)
-        page.wait_for_function("shown => document.querySelector('.prompt .text')?.innerText !== shown", arg=shown)
+        press(page, key)
         assert len(store.votes()) == before + n
     assert [vote["choice"] for vote in store.votes()][-4:] == ["left", "right", "tie", "both_bad"]
-    page.keyboard.press("u")
-    page.wait_for_load_state()
-    page.wait_for_timeout(200)
+    press(page, "u")
     assert len(store.votes()) == before + 3
     page.keyboard.press("e")
     page.keyboard.press("n")
     page.keyboard.type("1 too short")  # keys are letters while one types
     page.keyboard.press("Escape")
-    page.keyboard.press("2")
-    page.wait_for_timeout(300)
+    press(page, "2")
     assert store.votes()[-1]["note"] == "1 too short" and store.votes()[-1]["choice"] == "right"
 
 
@@ -144,8 +146,8 @@ def test_a_correction_becomes_what_is_learned(page, runs):
 
     page.goto(vote_url(page, runs, second=None))
     page.locator("textarea[name=text]").fill("An X-ray.")
-    page.get_by_role("button", name="Instead of the").click()
-    page.wait_for_load_state()
+    with page.expect_navigation():
+        page.get_by_role("button", name="Instead of the").click()
     last = Feedback(runs).votes()[-1]
     assert (last["choice"], last["text"]) == ("edit", "An X-ray.")
 
@@ -154,9 +156,7 @@ def test_from_votes_to_the_next_run_without_a_command(page, runs):
     page.goto(vote_url(page, runs))
     for _ in range(8):
         if page.locator(".pair").count():
-            page.keyboard.press("1")
-            page.wait_for_load_state()
-            page.wait_for_timeout(100)
+            press(page, "1")
     page.goto(f"{page.home}/cycle?run={place(runs, 'first')}")
     page.get_by_label("Name").fill("taught")
     page.get_by_label("Passes").fill("1")
@@ -165,17 +165,14 @@ def test_from_votes_to_the_next_run_without_a_command(page, runs):
     page.get_by_role("link", name="Its run").click(timeout=90_000)
     page.get_by_text("done", exact=True).first.wait_for(timeout=90_000)
     (made,) = Run.named(runs / "taught")
-    assert (
-        made.summary
-        and made.config["choices"]["method"] == "dpo"
-        and made.parents[0].name == Run.named(runs / "first")[0].name
-    )
+    assert made.summary and made.config["choices"]["method"] == "dpo"
+    assert made.parents[0].name == Run.named(runs / "first")[0].name
     page.goto(page.home)
     assert page.locator("th.d1", has_text="taught").count() == 1  # below the run that it was made from
 
 
 def test_the_curve_moves_while_a_run_trains(page, runs):
-    words = latest(*FAST, *SAMPLED, "max_steps=400", f"output_dir={runs}", "name=long", "validate_every=null")
+    words = latest(*FAST, *SAMPLED, "max_steps=4000", f"output_dir={runs}", "name=long", "validate_every=null")
     training = subprocess.Popen([sys.executable, "-m", "ftcore", *words], cwd=runs.parent, stdout=subprocess.DEVNULL)
     try:
         for _ in range(150):
@@ -197,29 +194,37 @@ def test_the_curve_moves_while_a_run_trains(page, runs):
         training.kill()
 
 
+OWNED = "document.title = 'owned'"
 HOSTILE = [
-    "<script>document.title = 'owned'</script>", "<img src=x onerror=\"document.title='owned'\">", "\x1b[31mred\x1b[0m \x1b]0;owned\x07",
-    "\u202eright to left\u2066", "{{ 7 * 7 }}{% raw %}", "</textarea><script>document.title = 'owned'</script>", "a" * 99_000,
-    "' OR 1=1; DROP TABLE votes; --", "javascript:alert(1)", "&lt;b&gt;", "\u0000 nothing", "<svg/onload=\"document.title='owned'\">",
-]  # fmt: skip
+    f"<script>{OWNED}</script>",
+    f'<img src=x onerror="{OWNED}">',
+    f"</textarea><script>{OWNED}</script>",
+    f'<svg/onload="{OWNED}">',
+    "javascript:alert(1)",
+    "\x1b[31mred\x1b[0m \x1b]0;owned\x07",
+    "\u202eright to left\u2066",
+    "{{ 7 * 7 }}{% raw %}",
+    "' OR 1=1; DROP TABLE votes; --",
+    "&lt;b&gt;",
+    "\0 nothing",
+    "a" * 1_000_000,
+]
 
 
 def test_hostile_answers_names_and_notes_are_text(page, runs):
     from ftcore.data.feedback import Feedback
 
     store = Feedback(runs)
-    store.add_prompts(f"Hostile {k}? {text}" for k, text in enumerate(HOSTILE))
+    store.add_prompts(f"Hostile {k}? {text[:999]}" for k, text in enumerate(HOSTILE))
     found = store.unanswered("evil", 1000, 1)
     store.add_answers("evil", ((id, k, f"{k} {HOSTILE[id % len(HOSTILE)]}") for id, _ in found for k in (0, 1)))
     for k in range(50):
         name = f"{HOSTILE[k % len(HOSTILE)][:50]}{k}"
-        page.goto(
-            f"{page.home}/vote?{'&'.join(['rater=' + re.sub('.', lambda c: f'%{ord(c[0]):02x}' if ord(c[0]) < 128 else 'x', name, flags=re.S), 'purpose=teach', 'first=evil', 'second=evil'])}"
-        )
+        session = {"rater": name, "purpose": "teach", "first": "evil", "second": "evil"}
+        page.goto(f"{page.home}/vote?{urlencode(session)}")
         page.locator("input[name=note]").fill(HOSTILE[k % len(HOSTILE)][:900].replace("\x00", ""))
         page.keyboard.press("Escape")
-        page.keyboard.press("1")
-        page.wait_for_load_state()
+        press(page, "1")
     page.goto(f"{page.home}/feedback")
     assert page.title() == "Feedback - ftcore" and not page.errors
     assert "\x1b" not in page.content() and "\u202e" not in page.content()

@@ -66,6 +66,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()
     except OSError as error:
         raise HardwareError(
             f"Port {port} cannot be used: {error.strerror}. Choose another: ui port=0 takes any."
@@ -96,7 +97,7 @@ class Site:
         }  # fmt: skip
         routes = [Route(path, self._page(handler)) for path, handler in shown.items()]
         routes += [Route(path, self._form(handler), methods=["POST"]) for path, handler in changed.items()]
-        files = [Route(f"/{name}", _file(HERE / name)) for name in ("style.css", "page.js")]
+        files = [Route(f"/{name}", _file(HERE / name)) for name in ("style.css", "page.js", "icon.svg")]
         return [*routes, *files, Route("/live/{place:path}", self.live)]
 
     def _page(self, handler: Callable[[Request], Response]) -> Callable[[Request], Response]:
