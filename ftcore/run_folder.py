@@ -128,6 +128,11 @@ class Run:
         return self.config_file.is_file()
 
     @property
+    def changed(self) -> tuple[float, ...]:
+        """When its config and its summary were written: what was read of them serves as long as this is the same."""
+        return tuple(file.stat().st_mtime if file.is_file() else 0.0 for file in (self.config_file, self._summary))
+
+    @property
     def started(self) -> tuple[str, int]:
         """When it was begun, by its folder's name: the time, and its number among those of that second."""
         found = STARTED.fullmatch(self.name)

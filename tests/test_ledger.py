@@ -46,7 +46,7 @@ def test_every_epoch_has_every_row_once_and_cut_rows_are_marked(ftcore, rows):
     assert all(row["trained_tokens"] > 0 for row in found)
 
 
-def test_inspect_shows_the_hardest_rows_of_a_run(ftcore, rows, fails):
+def test_inspect_shows_the_hardest_rows_of_a_run(ftcore, rows):
     words = ("data=jsonl", f"data.path={rows(*QUESTIONS)}", "data.test_share=0", *FAST, *ONE_EPOCH)
     run = ftcore(*words).folder
     first = max(ledger(run), key=lambda row: row["loss"])
@@ -54,4 +54,4 @@ def test_inspect_shows_the_hardest_rows_of_a_run(ftcore, rows, fails):
     out = ftcore("inspect", f"run={run}").out
     assert "highest loss" in out and out.rindex(first["id"]) > out.index("highest loss")
     without = ftcore(*words, "ledger=false").folder
-    assert "ledger=true" in fails(2, "inspect", f"run={without}")
+    assert "ledger=true" in ftcore("inspect", f"run={without}").out

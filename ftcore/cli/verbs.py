@@ -68,7 +68,7 @@ VERBS = {
     "runs": Verb(
         "ftcore.verbs.runs:runs", "runs", "all runs below output_dir, each below what it was made from, with their scores",
     ),
-    "ui": Verb("ftcore.ui.server:ui", "ui", "a page in the browser: look at runs, vote on answers, train on the votes"),
+    "ui": Verb("ftcore.ui.start:ui", "ui", "a page in the browser: look at runs, vote on answers, train on the votes"),
     "report": Verb("ftcore.ui.report:report", "report run=<folder>", "a run or a sweep as one HTML file"),
     "feedback": Verb(
         "ftcore.verbs.feedback:feedback", "feedback run=<folder> to=votes.jsonl",

@@ -85,7 +85,7 @@ def _tree(parent: str | None, children: Mapping[str | None, list[Entry]], depth:
 
 def entry_of(run: Run, folder: Path, votes: list[dict[str, Any]]) -> Entry | None:
     """What the list says of a run; None where its config cannot be read."""
-    config, summary = _read(run.folder, _changed(run))
+    config, summary = _read(run.folder, run.changed)
     if not isinstance(config, Mapping) or not isinstance(choices := config.get("choices"), Mapping):
         return None
     place, known = _below(run.folder, folder), summary or Summary()
@@ -136,12 +136,6 @@ def _below(path: Path, folder: Path) -> str:
     """A folder as it is called below the output folder, or its whole path."""
     place, root = path.resolve(), folder.resolve()
     return str(place.relative_to(root)) if place.is_relative_to(root) else str(place)
-
-
-def _changed(run: Run) -> tuple[float, ...]:
-    """When what is read of a run was written: what was read before serves as long as this is the same."""
-    files = (run.config_file, run.folder / "summary.json")
-    return tuple(file.stat().st_mtime if file.is_file() else 0.0 for file in files)
 
 
 @lru_cache(maxsize=10_000)

@@ -31,6 +31,7 @@ USES = {
     "preference": ("pairs", "corrections"), "unpaired": ("pairs", "labels", "corrections"),
     "prompt_completion": ("corrections", "labels"),
 }  # fmt: skip
+FOUNDATION = "a foundation model"  # what a first run goes on from
 FEWEST = 4  # votes
 VOTES = "votes"  # folder of what was trained on, below the output folder
 
@@ -48,26 +49,36 @@ class Cycles:
         runs = [run for run in Run.below(self.folder) if run.finished and run.model.is_dir()]
         places = [store.author(run) for run in sorted(runs, key=lambda run: run.started, reverse=True)]
         said = {place: counts(store.votes(authors={place, f"{place}/base"})) for place in places}
-        chosen = place if place in places else max(places, key=lambda place: bool(_enough(said[place])), default="")
-        found = said.get(chosen, {})
+        if place not in (*places, FOUNDATION):
+            place = max(places, key=lambda place: bool(_enough(said[place])), default=FOUNDATION)
+        found, first = said.get(place, {}), place == FOUNDATION
         kinds, usable = {kind: found[kind] for kind in PROPOSED if found.get(kind)}, _enough(found)
-        proposed = PROPOSED[max(kinds, key=lambda kind: kinds[kind])] if kinds else ""
+        proposed = "sft" if first else PROPOSED[max(kinds, key=lambda kind: kinds[kind])] if kinds else ""
         return {
-            "counts": found, "methods": usable, "proposed": proposed, "runs": places, "chosen": chosen,
-            "name": _next_name(self.folder, chosen), "fewest": FEWEST,
+            "counts": found, "methods": options("method") if first else usable, "proposed": proposed, "first": first,
+            "runs": [*places, FOUNDATION], "chosen": place, "name": "first" if first else _next_name(self.folder, place),
+            "fewest": FEWEST, "data": options("data") if first else [], "models": options("model") if first else [],
+            "usual": load_config([])["choices"],
         }  # fmt: skip
 
-    def check(self, run: Run, form: Mapping[str, str]) -> int:
-        """Begin to check a cycle; returns its number. Raises `ConfigError` for fields that say nothing usable."""
+    def check(self, run: Run | None, form: Mapping[str, str]) -> int:
+        """Begin to check a cycle from a run, or from a foundation; returns its number.
+
+        Raises `ConfigError` for fields that say nothing usable.
+        """
         method, name = form.get("method", ""), form.get("name", "").strip()
-        if method not in methods():
-            raise ConfigError("Choose a method that the votes can be used by.")
+        if method not in (methods() if run else options("method")):
+            raise ConfigError("Choose a method: one that the votes can be used by.")
         if not re.fullmatch(r"[\w.-]{1,60}", name) or name.startswith("."):
             raise ConfigError("A name has up to 60 letters, digits, dots and hyphens.")
         numbers = {key: form.get(field, "").strip() for key, field in (("max_epochs", "passes"), ("method.lr", "lr"))}
         given = [f"{key}={_number(key, value)}" for key, value in numbers.items() if value]
-        number, asked = next(self.numbers), {"run": run, "method": method, "name": name}
-        self.asked[number] = (asked, self.pool.submit(_checked, self.folder, run, method, [f"name={name}", *given]))
+        fields = [f"method={method}", f"output_dir={self.folder}", f"name={name}", *given]
+        if not run:  # a name of an option, which the check refuses if there is none
+            fields += [f"{group}={form.get(group, '')}" for group in ("data", "model")]
+        number, source = next(self.numbers), run.folder.parent.name if run else form.get("model", "")
+        asked = {"source": source, "method": method, "name": name}
+        self.asked[number] = (asked, self.pool.submit(_checked, self.folder, run, name, fields))
         return number
 
     def checked(self, number: int) -> dict[str, Any]:
@@ -99,13 +110,14 @@ def methods() -> dict[str, str]:
     return {name: kind for name, kind in kinds.items() if kind in USES and name != "reward"}
 
 
-def _checked(folder: Path, run: Run, method: str, fields: Sequence[str]) -> dict[str, Any]:
+def _checked(folder: Path, run: Run | None, name: str, fields: Sequence[str]) -> dict[str, Any]:
     """Export the votes, then check and plan the run on them, by the commands that a user would type."""
-    votes = folder / VOTES / fields[0].removeprefix("name=") / "votes.jsonl"
-    exported = ask("feedback", f"run={run}", f"output_dir={folder}", f"method={method}", f"to={votes}")
-    words = [f"run={run}", f"model.path={run}", f"method={method}", "data=feedback", f"data.path={votes}"]
-    words += [f"data.splits.test={exported['held_out']}"] if exported.get("held_out") else []
-    words += [f"output_dir={folder}", *fields]
+    words, exported = list(fields), {}
+    if run:
+        votes = folder / VOTES / name / "votes.jsonl"
+        exported = ask("feedback", f"run={run}", *fields[:2], f"to={votes}")
+        words = [f"run={run}", f"model.path={run}", "data=feedback", f"data.path={votes}", *fields]
+        words += [f"data.splits.test={exported['held_out']}"] if exported.get("held_out") else []
     checked = ask("check", *words)
     plan = ask("plan", *words, may_fail=True)
     return {

@@ -1,9 +1,6 @@
-"""`ui`: the page in the browser. What it shows is made in pages.py; what it changes goes to the store of votes and the queue."""
+"""The pages in the browser. What they show is made in pages.py; what they change goes to the store of votes and the queue."""
 
-import secrets
 import shutil
-import socket
-import webbrowser
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,16 +13,13 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from ftcore.console import plain
 from ftcore.data.feedback import Feedback
-from ftcore.errors import ConfigError, FtcoreError, HardwareError
+from ftcore.errors import FtcoreError
 from ftcore.evaluate.history import history, state_of
-from ftcore.files import expanded
 from ftcore.run_folder import Run
-from ftcore.settings import Config
 from ftcore.ui import pages
-from ftcore.ui.cycle import Cycles, Inspected
-from ftcore.ui.guard import LOOPBACK, Guard
+from ftcore.ui.cycle import FOUNDATION, Cycles, Inspected
+from ftcore.ui.guard import Guard
 from ftcore.ui.jobs import Queue
 from ftcore.ui.votes import Booth
 
@@ -34,44 +28,10 @@ EVERY = 1.0  # seconds between two looks at a run that trains
 Form = Mapping[str, str]
 
 
-def ui(config: Config) -> None:
-    """Serve the page until Ctrl-C. Raises `ConfigError` for an address that others reach, `HardwareError` for a port in use."""
-    import uvicorn
-
-    host, port = config["ui"]["host"], config["ui"]["port"]
-    if host not in LOOPBACK:
-        raise ConfigError(
-            f"ui.host={host}: the page shows rows and starts jobs, so it is served on this machine alone. From another one: "
-            f"ssh -L {port}:localhost:{port} <this machine>, then open it there."
-        )
-    listener = _listen(host, port)
-    port, token = listener.getsockname()[1], secrets.token_urlsafe(24)
-    folder = expanded(config["output_dir"]).resolve()
-    app = Starlette(
-        routes=Site(folder, config["ui"]["show_private"]).routes(),
-        middleware=[Middleware(Guard, token=token, cookie=f"ftcore-{port}")],
-    )
-    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/?token={token}"
-    plain.print(f"The runs below {folder}: {address}\nCtrl-C ends the page; what is queued goes on.")
-    if config["ui"]["open"]:
-        webbrowser.open(address)
-    uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=1)).run(
-        [listener]
-    )
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket on the port. Raises `HardwareError` when another process has it."""
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen()
-    except OSError as error:
-        raise HardwareError(
-            f"Port {port} cannot be used: {error.strerror}. Choose another: ui port=0 takes any."
-        ) from None
-    return listener
+def application(folder: Path, show_private: bool, token: str, cookie: str) -> Starlette:
+    """The pages of an output folder, behind their guard."""
+    guard = Middleware(Guard, token=token, cookie=cookie)
+    return Starlette(routes=Site(folder, show_private).routes(), middleware=[guard])
 
 
 class Site:
@@ -271,7 +231,8 @@ class Site:
 
     def check_cycle(self, form: Form) -> str:
         """Check a cycle that was asked for."""
-        return f"/cycle/{self.cycles.check(self._run(form.get('run', '')), form)}"
+        run = None if form.get("run") == FOUNDATION else self._run(form.get("run", ""))
+        return f"/cycle/{self.cycles.check(run, form)}"
 
     def stop_job(self, form: Form) -> str:
         """Take a job out of the queue, or end it."""

@@ -115,6 +115,8 @@ def _overview(config: Config, records: Records, encoder: Encoder, rows: Tokens) 
     lines.append(("trained", f"{_trained_share(rows):.1%} of the tokens"))
     refused = "; a run refuses such rows: data.too_long=error" if encoder.data.too_long == "error" else ""
     lines += [("too long", f"{n:,} {reason} ({encoder.limit}{refused})") for reason, n in encoder.counts.items()]
+    if config["run"] and not Run(config["run"]).ledger.is_file():
+        lines.append(("ledger", "the run kept none: with ledger=true its hardest rows are shown"))
     return [*lines, *_of_type(records, encoder)]
 
 
