@@ -18,7 +18,6 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-p
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.skipif(not CHROMIUM, reason="this machine has no Chromium: apt-get install chromium"),
-    pytest.mark.xdist_group("browser"),
 ]
 FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
 SAMPLED = ["evaluate.max_rows=12", "evaluate.max_new_tokens=4"]

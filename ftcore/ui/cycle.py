@@ -22,7 +22,7 @@ from ftcore.data.feedback import Feedback
 from ftcore.errors import ConfigError, DataError
 from ftcore.evaluate.preferences import counts
 from ftcore.run_folder import Run
-from ftcore.ui.jobs import Queue
+from ftcore.runs.queue import Queue
 
 # What the votes are -> the method that is proposed.
 PROPOSED = {"pairs": "dpo", "labels": "kto", "corrections": "sft"}
@@ -120,13 +120,8 @@ def _checked(folder: Path, run: Run | None, name: str, fields: Sequence[str]) ->
         words += [f"data.splits.test={exported['held_out']}"] if exported.get("held_out") else []
     checked = ask("check", *words)
     plan = ask("plan", *words, may_fail=True)
-    return {
-        "problem": "",
-        "words": words,
-        "votes": exported,
-        "config": yaml.safe_dump(checked["config"], sort_keys=False),
-        "plan": plan,
-    }
+    shown = yaml.safe_dump(checked["config"], sort_keys=False)
+    return {"problem": "", "words": words, "votes": exported, "config": shown, "plan": plan}
 
 
 def _result(future: Future[dict[str, Any]]) -> dict[str, Any]:

@@ -11,18 +11,16 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ftcore.config.compose import load_config
-from ftcore.config.options import options
-from ftcore.config.roles import values_of
 from ftcore.config.tree import flatten
+from ftcore.config.words import words_of
 from ftcore.console import printable, typed
 from ftcore.data.feedback import Feedback
 from ftcore.errors import FtcoreError
-from ftcore.evaluate.history import Entry, entry_of, history, state_of
+from ftcore.evaluate.history import Entry, change_of, entry_of, history, state_of
 from ftcore.evaluate.intervals import Interval
+from ftcore.evaluate.series import Series, series
 from ftcore.evaluate.tables import SCORES, change_text, intervals, verdict
 from ftcore.run_folder import Run, Scores, Summary
-from ftcore.settings import CHOSEN, Config
 from ftcore.ui import charts
 
 PER_PAGE = 25  # samples
@@ -30,13 +28,8 @@ LONGEST = 4_000  # characters of a text that a page shows
 FIRST = ("loss", "nll", "retention", "rise", "lr", "tokens_per_second", "grad_norm")  # charts, in this order
 UNSHOWN = {"tokens"}
 SORTS = {
-    "": "cycles",
-    "newest": "newest",
-    "score": "best score",
-    "forgotten": "least forgotten",
-    "seconds": "fastest",
-    "name": "name",
-}
+    "": "cycles", "newest": "newest", "score": "best score", "forgotten": "least forgotten", "seconds": "fastest", "name": "name",
+}  # fmt: skip
 SHOWS = {"": "all answers", "changed": "changed", "better": "got better", "worse": "got worse"}
 
 
@@ -97,21 +90,12 @@ def runs(folder: Path, query: Mapping[str, str]) -> dict[str, Any]:
     shown = [entry for entry in shown if method in ("", entry.method)]
     flat = sort in SORTS and sort != ""
     sweeps = sorted(str(file.parent.relative_to(folder)) for file in folder.glob("*/sweep-*/sweep.json"))
-    lines = [
-        (entry, 0 if flat else min(entry.depth, 6), _whisker_of(entry))
-        for entry in (sorted(shown, key=_orders(sort)) if flat else shown)
-    ]
+    shown = sorted(shown, key=_orders(sort)) if flat else shown
+    lines = [(entry, 0 if flat else min(entry.depth, 6), _whisker_of(entry)) for entry in shown]
     methods = sorted({entry.method for entry in entries})
     chosen = {"q": query.get("q", ""), "method": method, "sort": sort}
-    return {
-        "lines": lines,
-        "sweeps": sweeps,
-        "methods": methods,
-        "sorts": SORTS,
-        "chosen": chosen,
-        "all": len(entries),
-        "folder": str(folder),
-    }
+    found = {"lines": lines, "sweeps": sweeps, "methods": methods, "all": len(entries), "folder": str(folder)}
+    return {**found, "sorts": SORTS, "chosen": chosen}
 
 
 def _orders(sort: str) -> Any:
@@ -133,74 +117,15 @@ def _whisker_of(entry: Entry) -> Markup:
 # One run.
 
 
-class Series:
-    """metrics.jsonl as columns; what is appended is read alone."""
-
-    def __init__(self, file: Path) -> None:
-        self.file, self.read, self.columns = (
-            file,
-            0,
-            defaultdict[str, tuple[list[float], list[float]]](lambda: ([], [])),
-        )
-
-    def update(self) -> None:
-        """Read the whole lines that are new."""
-        if not self.file.is_file():
-            return
-        if self.file.stat().st_size < self.read:  # a resumed run has cut it
-            self.read, self.columns = 0, defaultdict(lambda: ([], []))
-        with self.file.open("rb") as stream:
-            stream.seek(self.read)
-            content = stream.read()
-        content = content[: content.rfind(b"\n") + 1]
-        self.read += len(content)
-        for line in content.splitlines():
-            row = _json(line)
-            step = row.pop("step", None)
-            for key, value in row.items() if isinstance(step, int | float) else ():
-                if isinstance(value, int | float):
-                    steps, values = self.columns[key]
-                    steps.append(step)
-                    values.append(value)
-
-    def pictures(self) -> list[Markup]:
-        """A chart for each measure, training and validation in one."""
-        names: dict[str, dict[str, charts.Line]] = defaultdict(dict)
-        for key, line in self.columns.items():
-            part, _, name = key.partition("/")
-            if (name or part) not in UNSHOWN:
-                names[name if part in ("train", "val") else key]["validation" if part == "val" else "training"] = line
-        order = sorted(names, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
-        return [charts.lines(name.replace("_", " "), names[name]) for name in order]
-
-    def last(self, key: str) -> float | None:
-        """The last value of a measure."""
-        values = self.columns[key][1] if key in self.columns else []
-        return values[-1] if values else None
-
-    def seconds_a_step(self) -> float | None:
-        """Mean of the last twenty steps, from their tokens and tokens per second."""
-        tokens, speeds = self.columns["train/tokens"][1][-21:], self.columns["train/tokens_per_second"][1][-20:]
-        taken = [
-            (b - a) / speed
-            for a, b, speed in zip(tokens, tokens[1:], speeds[-(len(tokens) - 1) :], strict=False)
-            if speed
-        ]
-        return sum(taken) / len(taken) if taken else None
-
-
-def _json(line: bytes) -> dict[str, Any]:
-    try:
-        found = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-@lru_cache(maxsize=32)
-def series(file: Path) -> Series:
-    """The measures of a run, read as far as they were."""
-    return Series(file)
+def pictures(found: Series) -> list[Markup]:
+    """A chart for each measure, training and validation in one."""
+    names: dict[str, dict[str, charts.Line]] = defaultdict(dict)
+    for key, line in found.columns.items():
+        part, _, name = key.partition("/")
+        if (name or part) not in UNSHOWN:
+            names[name if part in ("train", "val") else key]["validation" if part == "val" else "training"] = line
+    order = sorted(names, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
+    return [charts.lines(name.replace("_", " "), names[name]) for name in order]
 
 
 def live(run: Run) -> dict[str, Any]:
@@ -211,7 +136,7 @@ def live(run: Run) -> dict[str, Any]:
     left = round(each * (steps - step[0])) if each and isinstance(steps, int) and steps > step[0] else None
     return {
         "step": int(step[0]), "steps": steps, "left": left, "speed": found.last("train/tokens_per_second"),
-        "loss": found.last("train/loss"), "pictures": found.pictures(), "state": state_of(run, run.summary),
+        "loss": found.last("train/loss"), "pictures": pictures(found), "state": state_of(run, run.summary),
     }  # fmt: skip
 
 
@@ -220,7 +145,7 @@ def one_run(run: Run, folder: Path, query: Mapping[str, str], children: Sequence
     summary: Mapping[str, Any] = run.summary or {}
     config: Mapping[str, Any] = run.config or {}
     base, tuned, found = (summary.get(key) or {} for key in ("base", "tuned", "intervals"))
-    chosen = {"q": query.get("q", ""), "show": query.get("show", ""), "page": query.get("page", "1")}
+    chosen = {key: query.get(key, "") for key in ("q", "show", "page")}
     entry = entry_of(run, folder, Feedback(folder).votes())
     return {
         "run": run, "place": _below(run.folder, folder), "entry": entry, "summary": summary, "children": children,
@@ -267,23 +192,6 @@ def _command(folder: Path, changed: float) -> str:
         return typed("python", "-m", "ftcore", f"run={folder}")
 
 
-def words_of(config: Config) -> list[str]:
-    """The overrides that differ from the defaults."""
-    usual = load_config([])["choices"]
-    groups = [
-        f"{group}={name}" for group in CHOSEN if (name := config["choices"].get(group)) and name in options(group)
-    ]
-    base, kinds = (
-        dict(flatten(load_config([f"data.path={config['data'].get('path')}", *groups]))),
-        ("result", "rows", "scores", "machine"),
-    )
-    differing = {key: value for key, value in values_of(config, *kinds).items() if base.get(key, ...) != value}
-    return [word for word in groups if word.partition("=")[2] != usual.get(word.partition("=")[0])] + [
-        f"{key}={'null' if value is None else str(value).lower() if isinstance(value, bool) else value}"
-        for key, value in differing.items()
-    ]
-
-
 def _below(path: Path, folder: Path) -> str:
     return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
 
@@ -295,7 +203,7 @@ def compare(first: Run, second: Run, folder: Path, query: Mapping[str, str]) -> 
     """Two tuned models on the held-out rows that both were scored on; the keys in which their configs differ; their answers."""
     one, other = ((run.summary or Summary()).side("tuned") for run in (first, second))
     found = intervals(first.row_scores(), second.row_scores())
-    chosen = {"q": query.get("q", ""), "show": query.get("show", ""), "page": query.get("page", "1")}
+    chosen = {key: query.get(key, "") for key in ("q", "show", "page")}
     names = (_below(first.folder, folder), _below(second.folder, folder))
     old, new = dict(flatten(first.config or {})), dict(flatten(second.config or {}))
     differing = [
@@ -312,13 +220,7 @@ def _joined(first: Run, second: Run) -> list[dict[str, Any]]:
     """The tuned models' answers of two runs to the same rows."""
     others = {row["id"]: row for row in second.samples()}
     return [
-        {
-            **row,
-            "base": row.get("tuned"),
-            "base_right": row["tuned_right"],
-            "tuned": other.get("tuned"),
-            "tuned_right": other["tuned_right"],
-        }
+        {**row, **other, "base": row.get("tuned"), "base_right": row["tuned_right"]}
         for row in first.samples()
         if (other := others.get(row["id"]))
     ]
@@ -329,50 +231,23 @@ def _joined(first: Run, second: Run) -> list[dict[str, Any]]:
 
 def sweep(folder: Path) -> dict[str, Any]:
     """A sweep's table, its settings with intervals against the best, and plots of an objective that compares them."""
-    content = _json((folder / "sweep.json").read_bytes())
+    content = orjson.loads((folder / "sweep.json").read_bytes())
     jobs: list[dict[str, Any]] = content.get("jobs", [])
     changed = list(dict.fromkeys(key for job in jobs for key in job["changes"]))
     objective = content.get("objective") if content.get("comparable", True) else "tuned.accuracy"
-    scored = [(job, value) for job in jobs if (value := _score(job["summary"], str(objective))) is not None]
-    plots = [
-        charts.dots(
-            f"{objective} by {key}",
-            [(str(job["changes"].get(key, "")), value, f"job {job['job']}") for job, value in scored],
-        )
-        for key in changed
-        if scored
-    ]
-    scores = {job["job"]: _sides(job["summary"]) for job in jobs}
-    return {
-        "sweep": content,
-        "name": "/".join(folder.parts[-2:]),
-        "changed": changed,
-        "jobs": jobs,
-        "sides": scores,
-        "plots": plots,
-        "objective": objective,
-    }
+    summaries = {job["job"]: Summary(job["summary"]) for job in jobs}
+    scored = [(job, value) for job in jobs if (value := summaries[job["job"]].score(str(objective))) is not None]
+    points = {key: [(str(job["changes"].get(key, "")), y, f"job {job['job']}") for job, y in scored] for key in changed}
+    plots = [charts.dots(f"{objective} by {key}", dots) for key, dots in points.items() if dots]
+    sides = {number: _sides(summary) for number, summary in summaries.items()}
+    shown = {"sweep": content, "name": "/".join(folder.parts[-2:]), "changed": changed, "jobs": jobs}
+    return {**shown, "sides": sides, "plots": plots}
 
 
-def _sides(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _sides(summary: Summary) -> list[tuple[str, str]]:
     """Label and "base -> tuned" of the scores that stand for a run."""
-    base, tuned = summary.get("base") or {}, summary.get("tuned") or {}
-    keys = [
-        key
-        for key in ("accuracy", "rewards/accuracies", "reward", "loss", "probe_perplexity")
-        if key in base and key in tuned
-    ]
-    return [
-        (SCORES[key].label, f"{SCORES[key].form.format(base[key])} -> {SCORES[key].form.format(tuned[key])}")
-        for key in keys
-        if base[key] is not None and tuned[key] is not None
-    ]
-
-
-def _score(summary: object, key: str) -> float | None:
-    for part in key.split("."):
-        summary = summary.get(part) if isinstance(summary, Mapping) else None
-    return summary if isinstance(summary, int | float) else None
+    keys = ("accuracy", "rewards/accuracies", "reward", "loss", "probe_perplexity")
+    return [(change.label, str(change)) for key in keys if (change := change_of(summary, key))]
 
 
 def data(answer: Mapping[str, Any]) -> dict[str, Any]:

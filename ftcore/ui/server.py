@@ -17,10 +17,10 @@ from ftcore.data.feedback import Feedback
 from ftcore.errors import FtcoreError
 from ftcore.evaluate.history import history, state_of
 from ftcore.run_folder import Run
+from ftcore.runs.queue import Queue
 from ftcore.ui import pages
 from ftcore.ui.cycle import FOUNDATION, Cycles, Inspected
 from ftcore.ui.guard import Guard
-from ftcore.ui.jobs import Queue
 from ftcore.ui.votes import Booth
 
 HERE = Path(__file__).parent / "templates"

@@ -4,13 +4,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 from urllib.parse import urlencode
 
-from ftcore.console import typed
 from ftcore.data.feedback import PAIRED, Choice, Feedback, Pair, Purpose
 from ftcore.errors import DataError
 from ftcore.evaluate.preferences import agreement, compared_authors, counts, preferred, raters
 from ftcore.run_folder import Run
+from ftcore.runs.queue import Job, Queue
 from ftcore.ui import charts
-from ftcore.ui.jobs import Job, Queue
 
 FEW = 10  # pairs that are left when more answers are written
 BLOCK = 40  # prompts that they are written to
@@ -145,8 +144,3 @@ def _again(form: Mapping[str, str]) -> str:
 
 def _interval(won: Mapping[str, Any]) -> Any:
     return charts.whisker(won["low"], won["high"], won["rate"], 0.5, (0.0, 1.0)) if won["rate"] is not None else ""
-
-
-def command(place: str) -> str:
-    """The same from the command line."""
-    return typed("python", "-m", "ftcore", "feedback", f"run={place}")

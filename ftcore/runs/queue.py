@@ -1,6 +1,6 @@
 """The queue of jobs, on the disk: commands of ftcore, one at a time, each in a process of its own that outlives the page.
 
-`python -m ftcore.ui.jobs <output_dir>` works off the queue and ends; whoever queues a job starts it. Training goes before
+`python -m ftcore.runs.queue <output_dir>` works off the queue and ends; whoever queues a job starts it. Training goes before
 answers that are written ahead, so these wait while a job trains.
 """
 
@@ -85,7 +85,7 @@ class Queue:
     def wake(self) -> None:
         """Work off the queue in a process of its own, if it is not being done."""
         if any(job.state in ("queued", "running") for job in self.jobs()):
-            command = [sys.executable, "-m", "ftcore.ui.jobs", str(self.output_dir)]
+            command = [sys.executable, "-m", "ftcore.runs.queue", str(self.output_dir)]
             nothing = subprocess.DEVNULL
             subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True)
 
