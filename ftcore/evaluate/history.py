@@ -1,7 +1,7 @@
 """All runs of an output folder: what each was made from, its scores, what people said of it."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -71,16 +71,23 @@ def history(folder: Path) -> list[Entry]:
     """All runs below a folder, the newest first, but each run right below the one that it was made from."""
     votes = Feedback(folder).votes()
     found = {entry.place: entry for run in Run.below(folder) if (entry := entry_of(run, folder, votes))}
+    newest = sorted(found.values(), key=lambda entry: (entry.started, entry.place), reverse=True)
+    parents = {entry.place: next((place for place in entry.parents if place in found), None) for entry in newest}
     children: dict[str | None, list[Entry]] = {}
-    for entry in sorted(found.values(), key=lambda entry: (entry.started, entry.place), reverse=True):
-        children.setdefault(next((place for place in entry.parents if place in found), None), []).append(entry)
-    return list(_tree(None, children, 0))
+    for entry in newest:
+        children.setdefault(parents[entry.place], []).append(entry)
+    seen = set[str]()
+    roots = [*children.get(None, []), *newest]  # what no root leads to is in a circle, or below one
+    return [one for entry in roots for one in _tree(entry, children, 0, seen)]
 
 
-def _tree(parent: str | None, children: Mapping[str | None, list[Entry]], depth: int) -> Iterator[Entry]:
-    for entry in children.get(parent, ()):
-        yield Entry(**{**vars(entry), "depth": depth})
-        yield from _tree(entry.place, children, depth + 1)
+def _tree(entry: Entry, children: Mapping[str | None, list[Entry]], depth: int, seen: set[str]) -> Iterator[Entry]:
+    """An entry and what was made from it, as far as it was not seen."""
+    if entry.place not in seen:
+        seen.add(entry.place)
+        yield replace(entry, depth=depth)
+        for child in children.get(entry.place, ()):
+            yield from _tree(child, children, depth + 1, seen)
 
 
 def entry_of(run: Run, folder: Path, votes: list[dict[str, Any]]) -> Entry | None:

@@ -56,7 +56,7 @@ class Sides(TypedDict):
 def win_rate(votes: Sequence[float]) -> WinRate:
     """The rate of `votes` (1: the first is better, 0: the second, 1/2: a tie) in the order in which they were given.
 
-    >>> win_rate([1.0] * 9)["verdict"], win_rate([1.0, 0.0, 0.5])["verdict"]
+    >>> win_rate([1.0] * 11)["verdict"], win_rate([1.0, 0.0, 0.5])["verdict"]
     ('better', 'not decided')
     """
     if not votes:
