@@ -92,7 +92,19 @@ def _tree(entry: Entry, children: Mapping[str | None, list[Entry]], depth: int, 
 
 def entry_of(run: Run, folder: Path, votes: list[dict[str, Any]]) -> Entry | None:
     """What the list says of a run; None where its config cannot be read."""
-    config, summary = _read(run.folder, run.changed)
+    entry = _made(run.folder, folder, run.changed)
+    if entry and not entry.state:
+        entry = replace(entry, state=state_of(run, None))
+    own = {entry.place, f"{entry.place}/base"} if entry else set()
+    said = [vote for vote in votes if vote["left_author"] in own and vote["right_author"] in own]
+    return replace(entry, wins=preferred(said, entry.place, f"{entry.place}/base")) if entry and said else entry
+
+
+@lru_cache(maxsize=10_000)
+def _made(path: Path, folder: Path, changed: tuple[float, ...]) -> Entry | None:
+    """The entry of a run whose files are as they were then, without votes; its state is "" until it has ended."""
+    run = Run(path)
+    config, summary = _read(run)
     if not isinstance(config, Mapping) or not isinstance(choices := config.get("choices"), Mapping):
         return None
     place, known = _below(run.folder, folder), summary or Summary()
@@ -102,13 +114,13 @@ def entry_of(run: Run, folder: Path, votes: list[dict[str, Any]]) -> Entry | Non
         name=str(config.get("name")),
         started=" ".join([run.started[0][:10], run.started[0][11:].replace("-", ":")]).strip(),
         depth=0,
-        state=state_of(run, summary),
+        state=state_of(run, summary) if summary is not None else "",
         parents=tuple(_below(parent, folder) for parent in _parents(config, known)),
         method=str(choices.get("method")),
         rows=int(rows) if rows is not None else None,
         change=next((change for key in MAIN if (change := change_of(known, key))), None),
         forgotten=change_of(known, "probe_perplexity"),
-        wins=preferred(votes, place, f"{place}/base") if votes else None,
+        wins=None,
         seconds=known.score("seconds"),
         private=bool(config.get("private")),
     )
@@ -145,9 +157,7 @@ def _below(path: Path, folder: Path) -> str:
     return str(place.relative_to(root)) if place.is_relative_to(root) else str(place)
 
 
-@lru_cache(maxsize=10_000)
-def _read(folder: Path, changed: tuple[float, ...]) -> tuple[Any, Summary | None]:
-    run = Run(folder)
+def _read(run: Run) -> tuple[Any, Summary | None]:
     try:
         return run.config, run.summary
     except ConfigError:  # half a file

@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 
+import numpy as np
 from markupsafe import Markup, escape
+from numpy.typing import NDArray
 
 from ftcore.console import printable
 
 WIDTH, HEIGHT = 400, 190
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 24
 BUCKETS = 200  # of a thinned line: each keeps its lowest and its highest point
-Line = tuple[Sequence[float], Sequence[float]]
+Line = tuple[Sequence[float] | NDArray[np.float64], Sequence[float] | NDArray[np.float64]]
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
@@ -30,24 +33,22 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 def thinned(line: Line) -> Line:
     """The line with at most two points in each of `BUCKETS` stretches, the lowest and the highest, in their order."""
-    xs, ys = line
+    xs, ys = (np.asarray(axis, dtype=float) for axis in line)
     if len(xs) <= 2 * BUCKETS:
-        return line
-    kept = set[int]()
-    for k in range(BUCKETS):
-        stretch = range(k * len(xs) // BUCKETS, (k + 1) * len(xs) // BUCKETS)
-        kept |= {min(stretch, key=ys.__getitem__), max(stretch, key=ys.__getitem__)}
-    order = sorted(kept | {len(xs) - 1})
-    return [xs[k] for k in order], [ys[k] for k in order]
+        return xs, ys
+    ends = np.linspace(0, len(xs), BUCKETS + 1).astype(int)
+    kept = {a + find(ys[a:b]) for a, b in pairwise(ends) for find in (np.argmin, np.argmax)} | {len(xs) - 1}
+    order = np.array(sorted(kept))
+    return xs[order], ys[order]
 
 
 def lines(title: str, named: Mapping[str, Line]) -> Markup:
     """Lines over steps, each with its last value in the legend."""
-    shown = {name: finite for name, line in named.items() if (finite := _finite(line))[0]}
+    shown = {name: finite for name, line in named.items() if len((finite := _finite(line))[0])}
     if not shown:
         return Markup("")
-    xs, ys = ([value for line in shown.values() for value in line[axis]] for axis in (0, 1))
-    scale = Scale(min(xs), max(xs), *_padded(min(ys), max(ys)))
+    xs, ys = (np.concatenate([line[axis] for line in shown.values()]) for axis in (0, 1))
+    scale = Scale(xs.min(), xs.max(), *_padded(ys.min(), ys.max()))
     body = scale.axes()
     for k, line in enumerate(shown.values()):
         points = " ".join(f"{scale.x(x):.1f},{scale.y(y):.1f}" for x, y in zip(*thinned(line), strict=True))
@@ -147,8 +148,8 @@ def _padded(low: float, high: float) -> tuple[float, float]:
 
 
 def _finite(line: Line) -> Line:
-    kept = [(x, y) for x, y in zip(*line, strict=True) if y is not None and math.isfinite(y)]
-    return [x for x, _ in kept], [y for _, y in kept]
+    xs, ys = (np.asarray(axis, dtype=float) for axis in line)
+    return xs[np.isfinite(ys)], ys[np.isfinite(ys)]
 
 
 def _number(word: str) -> float | None:

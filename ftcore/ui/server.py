@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from starlette.applications import Starlette
@@ -40,6 +41,7 @@ class Site:
     def __init__(self, folder: Path, show_private: bool) -> None:
         self.folder, self.show_private = folder, show_private
         self.templates, self.queue, self.store = pages.templates(), Queue(folder), Feedback(folder)
+        Thread(target=history, args=(folder,), daemon=True).start()  # what many runs are is known before the first page
         self.booth, self.cycles, self.inspected = Booth(self.store, self.queue), Cycles(folder, self.queue), Inspected()
 
     def routes(self) -> list[Route]:
