@@ -33,7 +33,7 @@ MEDICAL = "ftcore://medical/sft.{}.jsonl"
 FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 MINUTES = 15  # that a job may take
-FIRST_PASSES, PASSES = 0.5, 3
+FIRST_PASSES, PASSES = 0.5, 4
 
 
 class Expert:
@@ -158,5 +158,5 @@ def report(folder: Path, places: list[str], times: list[float], wall: float, ask
 if __name__ == "__main__":
     main(
         Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp()).resolve() / "runs",
-        int((sys.argv[2:] or ["120"])[0]),
+        int((sys.argv[2:] or ["200"])[0]),
     )

@@ -133,10 +133,14 @@ class Feedback:
             return store.total_changes - before
 
     def unanswered(self, author: str, count: int, samples: int) -> list[tuple[int, str]]:
-        """Id and text of the next prompts to teach with that have fewer than `samples` answers of an author."""
+        """Id and text of the next prompts to teach with that have fewer than `samples` answers of an author.
+
+        Those that nobody has voted on come first, and of these the typed ones.
+        """
         query = """SELECT p.*, p.text AS typed FROM prompts p WHERE p.purpose = 'teach' AND
           (SELECT COUNT(*) FROM answers a WHERE a.prompt = p.id AND a.author = ?) < ?
-          ORDER BY p.text IS NULL, p.question LIMIT ?"""
+          ORDER BY EXISTS (SELECT 1 FROM votes v JOIN answers a ON a.id = v.left WHERE a.prompt = p.id AND NOT v.undone),
+          p.text IS NULL, p.question LIMIT ?"""
         with self._open() as store:
             found = [dict(row) for row in store.execute(query, (author, samples, count))]
         texts = ((row["id"], self.prompt_text(row)) for row in found)
