@@ -4,6 +4,7 @@ import json
 import os
 import re
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import yaml
 from starlette.testclient import TestClient
 
 from ftcore.config.compose import load_config, of_run
+from ftcore.data.feedback import Feedback
 from ftcore.run_folder import Run
 from ftcore.runs.queue import Queue
 from ftcore.ui import charts, report
@@ -175,6 +177,19 @@ def test_texts_of_private_runs_are_nowhere(client, folder):
     assert "show_private=true" in client.get(vote).text
     assert TEXT not in report.of_run(Run(folder / "hidden/2026-01-03_00-00-00")).read_text()
     assert TEXT in report.of_run(Run(folder / "a/2026-01-01_00-00-00")).read_text()
+
+
+def test_prompts_of_private_runs_are_not_shown_beside_others_answers(client, folder):
+    store = Feedback(folder)
+    assert not store.votes() and not store.authors()
+    with sqlite3.connect(store.file) as file:
+        values = (1, b"key", "teach", "hidden/2026-01-03_00-00-00", "r0")
+        file.execute("INSERT INTO prompts (id, question, purpose, run, row) VALUES (?, ?, ?, ?, ?)", values)
+    store.add_answers("m", [(1, 1, "one"), (1, 2, "two")])
+    answer = client.get("/vote?rater=A&purpose=teach&first=m&second=m")
+    assert (
+        answer.status_code == 422 and "show_private=true" in answer.text and "one" not in answer.text.split("<h1>")[1]
+    )
 
 
 def test_deleting_needs_a_tick_and_nobody_in_the_folder(client, folder):

@@ -60,6 +60,16 @@ class Pair(NamedTuple):
     right: int | None
 
 
+class Shown(NamedTuple):
+    """What a rater sees of a pair; the run whose row the prompt is, None when it was typed."""
+
+    prompt: str | None
+    left: str
+    right: str | None
+    purpose: Purpose
+    run: str | None
+
+
 class Vote(TypedDict):
     """A vote with the texts it is about, as it is exported."""
 
@@ -202,7 +212,7 @@ class Feedback:
             sides.reverse()
         return Pair(best["prompt"], *sides), len(found)
 
-    def texts(self, pair: Pair) -> tuple[str | None, str, str | None, Purpose]:
+    def texts(self, pair: Pair) -> Shown:
         """Prompt, left and right answer of a pair, and the prompt's purpose. Raises `DataError` unless they are of one prompt."""
         ids = [id for id in (pair.left, pair.right) if id is not None]
         with self._open() as store:
@@ -212,11 +222,12 @@ class Feedback:
         if not prompt or len(found) != len(set(ids)) or any(row["prompt"] != pair.prompt for row in found.values()):
             raise DataError("These answers are not two of one prompt.")
         right = found[pair.right]["text"] if pair.right is not None else None
-        return self.prompt_text(dict(prompt)), found[pair.left]["text"], right, prompt["purpose"]
+        text = self.prompt_text(dict(prompt))
+        return Shown(text, found[pair.left]["text"], right, prompt["purpose"], prompt["run"])
 
     def vote(self, rater: str, pair: Pair, choice: Choice, text: str | None = None, note: str | None = None) -> str:
         """Keep a vote; it is on the disk when this returns its id. Raises `DataError` for one that cannot be."""
-        *_, purpose = self.texts(pair)
+        purpose = self.texts(pair).purpose
         for words in (rater, text or "", note or ""):
             _check_length(words)
         if not rater.strip():

@@ -95,9 +95,18 @@ def entry_of(run: Run, folder: Path, votes: list[dict[str, Any]]) -> Entry | Non
     entry = _made(run.folder, folder, run.changed)
     if entry and not entry.state:
         entry = replace(entry, state=state_of(run, None))
-    own = {entry.place, f"{entry.place}/base"} if entry else set()
-    said = [vote for vote in votes if vote["left_author"] in own and vote["right_author"] in own]
-    return replace(entry, wins=preferred(said, entry.place, f"{entry.place}/base")) if entry and said else entry
+    return replace(entry, wins=_wins(entry, votes)) if entry and votes else entry
+
+
+def _wins(entry: Entry, votes: list[dict[str, Any]]) -> WinRate | None:
+    """How often a run is preferred to what it began with, which is the run that it was made from where there is one."""
+    base, before = f"{entry.place}/base", {*entry.parents}
+    found = []
+    for vote in votes:
+        sides = [base if vote[side] in before else vote[side] for side in ("left_author", "right_author")]
+        if set(sides) == {entry.place, base}:
+            found.append({**vote, "left_author": sides[0], "right_author": sides[1]})
+    return preferred(found, entry.place, base) if found else None
 
 
 @lru_cache(maxsize=10_000)
@@ -152,9 +161,12 @@ def _parents(config: Mapping[str, Any], summary: Summary) -> list[Path]:
 
 
 def _below(path: Path, folder: Path) -> str:
-    """A folder as it is called below the output folder, or its whole path."""
+    """A folder as it is called below the output folder, also when that has moved; or its whole path."""
     place, root = path.resolve(), folder.resolve()
-    return str(place.relative_to(root)) if place.is_relative_to(root) else str(place)
+    if place.is_relative_to(root):
+        return str(place.relative_to(root))
+    moved = "/".join(place.parts[-2:])
+    return moved if (root / moved).is_dir() else str(place)
 
 
 def _read(run: Run) -> tuple[Any, Summary | None]:

@@ -89,7 +89,7 @@ class Site:
 
     def _show(self, name: str, status: int = 200, /, **context: Any) -> Response:
         page = self.templates.get_template(f"{name}.html")
-        return HTMLResponse(page.render(static=False, private=not self.show_private, **context), status)
+        return HTMLResponse(page.render(static=False, **context), status)
 
     def _error(self, message: str, status: int) -> Response:
         return self._show("error", status, title="Not possible", message=message)

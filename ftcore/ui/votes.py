@@ -20,6 +20,7 @@ CHOICES: dict[Choice, tuple[str, str, bool]] = {
     "bad": ("Bad", "2", False),
     "skip": ("Skip", "s", True),
 }  # fmt: skip
+PRIVATE = "This is of a private run: start the page with show_private=true to see it."
 SESSION = ("rater", "purpose", "first", "second")
 
 
@@ -57,7 +58,7 @@ class Booth:
         if not rater or not first or purpose not in ("teach", "measure"):
             raise DataError("Say who you are, what the votes are for and whose answers to look at.")
         if not all(visible(author) for author in (first, second) if author):
-            raise DataError("These answers are of a private run: start the page with show_private=true to see them.")
+            raise DataError(PRIVATE)
         found = self.store.next_pair(rater, purpose, first, second)
         left = found[1] if found else 0
         if purpose == "teach" and left < FEW:
@@ -73,7 +74,9 @@ class Booth:
         }
         if not found:
             return context
-        prompt, one, other, _ = self.store.texts(found[0])
+        prompt, one, other, _, run = self.store.texts(found[0])
+        if run and not visible(run):
+            raise DataError(PRIVATE)
         choices = [
             (choice, *shown[:2]) for choice, shown in CHOICES.items() if shown[2] == bool(second) or choice == "skip"
         ]

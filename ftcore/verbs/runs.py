@@ -20,11 +20,9 @@ def runs(config: Config) -> dict[str, object]:
     if not found:
         plain.print(f"There is no run below {folder}. Begin with: python -m ftcore")
         return {"runs": []}
-    numbers = (
-        Column(name, justify="right", no_wrap=True) for name in ("rows", "base -> tuned", "change (95 % interval)")
-    )
-    rest = ("verdict", "general text", "preferred to its base", "s", "state")
-    table = Table("run", "method", *numbers, *rest)
+    names = ("rows", "base -> tuned", "change (95 % interval)", "verdict", "general text", "preferred to its base", "s")
+    columns = (Column(name, justify="right", overflow="fold") for name in names)
+    table = Table(Column("run", no_wrap=True, overflow="fold"), "method", *columns, "state")
     for entry in found:
         table.add_row(*map(Text, _cells(entry)))
     wide_console().print(table)
