@@ -1,11 +1,12 @@
-"""An expert in the browser: three cycles, sft -> votes -> dpo -> votes -> dpo, without a command.
+"""An expert in the browser: three cycles, sft -> votes -> training -> votes -> training, without a command.
 
-    python benchmarks/cycles.py [folder] [prompts]
+    python benchmarks/cycles.py [folder] [prompts] [method]
 
 A script opens the page of an empty folder in Chromium and does what an expert would, by its buttons and keys: it begins a first
 run on data=medical, lets its model write answers to training prompts, votes on them by the reference answers (one vote in ten is
-wrong on purpose; where both answers are wrong it writes the right one), trains on the votes, and again. Then it compares each two
-models blindly on the held-out prompts, with as much noise. Wall and CPU time, accuracy and win-rates go to results/cycles.json.
+wrong on purpose; where both answers are wrong it writes the right one), trains on the votes by the method that the page proposes
+(or by the one that is given), and again. Then it compares each two models blindly on the held-out prompts, with as much noise.
+Wall and CPU time, accuracy and win-rates go to results/cycles.json.
 """
 
 import json
@@ -33,14 +34,14 @@ MEDICAL = "ftcore://medical/sft.{}.jsonl"
 FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 MINUTES = 15  # that a job may take
-FIRST_PASSES, PASSES = 0.5, 4
+FIRST_PASSES, PASSES = 0.5, 3
 
 
 class Expert:
     """Somebody who knows the answers, and errs one time in ten."""
 
-    def __init__(self, page: Page, home: str, folder: Path) -> None:
-        self.page, self.home, self.folder, self.random = page, home, folder, random.Random(0)
+    def __init__(self, page: Page, home: str, folder: Path, method: str | None) -> None:
+        self.page, self.home, self.folder, self.method, self.random = page, home, folder, method, random.Random(0)
         rows = [row for part in ("train", "test") for _, row in rows_of(MEDICAL.format(part))]
         self.answers = {row["prompt"]: row for row in rows}
 
@@ -58,6 +59,8 @@ class Expert:
     def next_run(self, place: str, name: str) -> str:
         """The next cycle from a run, by the method that the page proposes."""
         self.page.goto(f"{self.home}/cycle?run={place}")
+        if self.method:
+            self.page.get_by_label("Method").select_option(self.method)
         self.page.get_by_label("Passes").fill(str(PASSES))
         self.page.get_by_label("Name").fill(name)
         return self._check_and_start(name)
@@ -114,14 +117,14 @@ def served(folder: Path):
         server.wait()
 
 
-def main(folder: Path, prompts: int) -> None:
+def main(folder: Path, prompts: int, method: str | None) -> None:
     """Play the expert and print what came of it."""
     begun, asked = time.perf_counter(), []
     with served(folder) as address, sync_playwright() as driver:
         page = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS).new_page()
         page.on("request", lambda request: asked.append(request.url))
         page.goto(address)
-        expert = Expert(page, address.partition("/?")[0], folder)
+        expert = Expert(page, address.partition("/?")[0], folder, method)
         places, times = [expert.first_run()], [time.perf_counter() - begun]
         for name in ("second", "third"):
             expert.write_answers(places[-1], prompts)
@@ -146,6 +149,7 @@ def report(folder: Path, places: list[str], times: list[float], wall: float, ask
         "votes": {
             place: counts([v for v in votes if place in (v["left_author"], v["right_author"])]) for place in places
         },
+        "methods": [Run(folder / place).config["choices"]["method"] for place in places],
         "accuracy": [Run(folder / place).summary.score("tuned.accuracy") for place in places],
         "seconds_of_runs": [Run(folder / place).summary.score("seconds") for place in places],
         "wins": {f"{a + 1} over {b + 1}": preferred(votes, places[a], places[b]) for a, b in ((2, 0), (1, 0), (2, 1))},

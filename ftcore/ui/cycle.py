@@ -24,7 +24,7 @@ from ftcore.evaluate.preferences import counts
 from ftcore.run_folder import Run
 from ftcore.runs.queue import Queue
 
-# What the votes are -> the method that is proposed, by the first of which there are enough: dpo takes corrections too.
+# What most votes are -> the method that is proposed. dpo takes corrections too, and learns less of them than sft does.
 PROPOSED = {"pairs": "dpo", "labels": "kto", "corrections": "sft"}
 # Record type of a method -> the kinds of votes that it can be trained on.
 USES = {
@@ -53,7 +53,7 @@ class Cycles:
             place = max(places, key=lambda place: bool(_enough(said[place])), default=FOUNDATION)
         found, first = said.get(place, {}), place == FOUNDATION
         kinds, usable = {kind: found[kind] for kind in PROPOSED if found.get(kind)}, _enough(found)
-        proposed = next((PROPOSED[kind] for kind, number in kinds.items() if number >= FEWEST), "sft")
+        proposed = PROPOSED[max(kinds, key=lambda kind: kinds[kind])] if kinds else "sft"
         return {
             "counts": found, "methods": options("method") if first else usable, "proposed": proposed, "first": first,
             "runs": [*places, FOUNDATION], "chosen": place, "name": "first" if first else _next_name(self.folder, place),
