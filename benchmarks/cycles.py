@@ -160,7 +160,5 @@ def report(folder: Path, places: list[str], times: list[float], wall: float, ask
 
 
 if __name__ == "__main__":
-    main(
-        Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp()).resolve() / "runs",
-        int((sys.argv[2:] or ["200"])[0]),
-    )
+    given = dict(enumerate(sys.argv[1:]))
+    main(Path(given.get(0) or tempfile.mkdtemp()).resolve() / "runs", int(given.get(1, "160")), given.get(2))
