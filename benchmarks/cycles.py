@@ -161,4 +161,4 @@ def report(folder: Path, places: list[str], times: list[float], wall: float, ask
 
 if __name__ == "__main__":
     given = dict(enumerate(sys.argv[1:]))
-    main(Path(given.get(0) or tempfile.mkdtemp()).resolve() / "runs", int(given.get(1, "160")), given.get(2))
+    main(Path(given.get(0) or tempfile.mkdtemp()).resolve() / "runs", int(given.get(1, "240")), given.get(2))

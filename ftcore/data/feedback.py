@@ -192,12 +192,12 @@ class Feedback:
             if second
             else ""
         )
-        query = f"""SELECT a.prompt, a.id AS a, {"b.id" if second else "NULL"} AS b,
-          (SELECT COUNT(*) FROM votes v WHERE NOT v.undone AND v.left IN (a.id, {"b.id" if second else "NULL"})
-            AND (v.right IN (a.id, {"b.id" if second else "NULL"}) OR v.right IS NULL)) AS others
+        b = "b.id" if second else "NULL"
+        same = f"NOT v.undone AND v.left IN (a.id, {b}) AND (v.right IN (a.id, {b}) OR v.right IS NULL)"
+        query = f"""SELECT a.prompt, a.id AS a, {b} AS b, (SELECT COUNT(*) FROM votes v WHERE {same}) AS others
           FROM answers a JOIN prompts p ON p.id = a.prompt {join}
-          WHERE a.author = :first AND p.purpose = :purpose AND NOT EXISTS (SELECT 1 FROM votes v WHERE NOT v.undone
-            AND v.rater = :rater AND (v.left = a.id OR v.right = a.id {"OR v.left = b.id OR v.right = b.id" if second else ""}))
+          WHERE a.author = :first AND p.purpose = :purpose
+          AND NOT EXISTS (SELECT 1 FROM votes v WHERE v.rater = :rater AND {same})
           ORDER BY p.text IS NULL, p.question, a.sample"""
         with self._open() as store:
             names = {"first": first, "second": second, "purpose": purpose, "rater": rater}
@@ -258,20 +258,17 @@ class Feedback:
                 store.execute("UPDATE votes SET undone = 1 WHERE id = ?", (last["id"],))
         return last is not None
 
-    def votes(self, *, authors: set[str] | None = None) -> list[dict[str, Any]]:
-        """All votes that stand, in the order of their time, without prompts' texts; of some authors' answers."""
+    def votes(self) -> list[dict[str, Any]]:
+        """All votes that stand, in the order of their time, without prompts' texts."""
         if not self.file.exists():
             return []
         with self._open() as store:
-            found = [
-                dict(row)
-                for row in store.execute(f"{VOTES} WHERE NOT v.undone AND choice <> 'skip' ORDER BY v.time, v.id")
-            ]
-        return [vote for vote in found if not authors or authors & {vote["left_author"], vote["right_author"]}]
+            query = f"{VOTES} WHERE NOT v.undone AND choice <> 'skip' ORDER BY v.time, v.id"
+            return [dict(row) for row in store.execute(query)]
 
-    def exported(self, authors: set[str] | None = None) -> list[Vote]:
+    def exported(self) -> list[Vote]:
         """All votes with their texts; those whose prompt is gone are left out."""
-        votes = [(vote, self.prompt_text(vote)) for vote in self.votes(authors=authors)]
+        votes = [(vote, self.prompt_text(vote)) for vote in self.votes()]
         return [_exported(vote, text) for vote, text in votes if text is not None]
 
     def take_in(self, votes: Iterable[Vote]) -> int:

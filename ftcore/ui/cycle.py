@@ -48,14 +48,13 @@ class Cycles:
         """Runs to go on from, what the votes are, and the methods that can use them."""
         runs = [run for run in Run.below(self.folder) if run.finished and run.model.is_dir()]
         places = [store.author(run) for run in sorted(runs, key=lambda run: run.started, reverse=True)]
-        said = {place: counts(store.votes(authors={place, f"{place}/base"})) for place in places}
         if place not in (*places, FOUNDATION):
-            place = max(places, key=lambda place: bool(_enough(said[place])), default=FOUNDATION)
-        found, first = said.get(place, {}), place == FOUNDATION
-        kinds, usable = {kind: found[kind] for kind in PROPOSED if found.get(kind)}, _enough(found)
+            place = next(iter(places), FOUNDATION)
+        found, first = counts(store.votes()), place == FOUNDATION
+        kinds = {kind: found[kind] for kind in PROPOSED if found[kind] and not first}
         proposed = PROPOSED[max(kinds, key=lambda kind: kinds[kind])] if kinds else "sft"
         return {
-            "counts": found, "methods": options("method") if first else usable, "proposed": proposed, "first": first,
+            "counts": found, "methods": options("method") if first else _enough(found), "proposed": proposed, "first": first,
             "runs": [*places, FOUNDATION], "chosen": place, "name": "first" if first else _next_name(self.folder, place),
             "fewest": FEWEST, "data": options("data") if first else [], "models": options("model") if first else [],
             "usual": load_config([])["choices"],

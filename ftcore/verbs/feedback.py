@@ -35,12 +35,11 @@ HELD_OUT = "held_out.jsonl"
 def feedback(config: Config) -> dict[str, object]:
     """Count the votes; first, as far as asked, take in votes or prompts and write answers; last, write the votes to a file.
 
-    With `run=` of answers of that run and of the model that it began with. Beside the file of `to=` the held-out rows of the
-    run's data are written, as far as they are of the type that `method=` reads.
+    With `run=` that run's rows and answers are taken in, `answers=` lets its model write, and beside the file of `to=` the
+    held-out rows of its data are written, as far as they are of the type that `method=` reads.
     """
     store, arguments = Feedback(expanded(config["output_dir"])), config["feedback"]
     run = Run(config["run"]) if config["run"] else None
-    authors = {store.author(run), f"{store.author(run)}/base"} if run else None
     answer: dict[str, object] = {"store": str(store.file)}
     if arguments["from"]:
         answer["taken_in"] = store.take_in(read_votes(expanded(arguments["from"])))
@@ -52,10 +51,10 @@ def feedback(config: Config) -> dict[str, object]:
         store.add_run(run)
     if arguments["answers"]:
         answer["answers"] = _write_answers(config, run, store, arguments["answers"])
-    votes = store.votes(authors=authors)
+    votes = store.votes()
     answer |= {**counts(votes), "raters": raters(votes), "agreement": agreement(votes), "wins": list(_wins(votes))}
     if arguments["to"]:
-        answer |= _export(config, run, store, authors, expanded(arguments["to"]))
+        answer |= _export(config, run, store, expanded(arguments["to"]))
     _show(answer)
     return answer
 
@@ -84,11 +83,9 @@ def _show(answer: Mapping[str, Any]) -> None:
         plain.print(f"Several people voted on {found:,} pairs, and on {answer['agreement']['agreed']:,} of them alike.")
 
 
-def _export(
-    config: Config, run: Run | None, store: Feedback, authors: set[str] | None, file: Path
-) -> dict[str, object]:
+def _export(config: Config, run: Run | None, store: Feedback, file: Path) -> dict[str, object]:
     """Write the votes, and beside them the held-out rows of the run's data, by which the next run is measured."""
-    votes = store.exported(authors)
+    votes = store.exported()
     write_lines(file, votes)
     held_out = _held_out(config, run) if run else []
     if held_out:
