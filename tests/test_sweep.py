@@ -328,7 +328,8 @@ def test_inspect_is_swept_and_its_table_has_numbers(ftcore, rows, words):
     assert done["state"] == "done" and done["summary"]["rows"] == {"train": 1100, "validation": 0, "test": 0}
     assert "gone.jsonl" in failed["state"] and failed["state"].startswith("DataError: ") and not failed["summary"]
     kept = json.loads(next(outcome.cwd.glob("runs/*/sweep-*/*/answer.json")).read_text())
-    assert kept == done["summary"] and kept["tokens"]["longest"] >= kept["tokens"]["median"] > 0
+    assert done["summary"] == {key: value for key, value in kept.items() if key not in ("samples", "hardest")}
+    assert kept["tokens"]["longest"] >= kept["tokens"]["median"] > 0
     rows({"prompt": "What is it?", "completion": "It."}, name="gone.jsonl")
     again = ftcore(*command)
     assert again.status == 0, again.err

@@ -74,7 +74,8 @@ def finish(config: Config, folder: Path, jobs: list[Job], columns: tuple[str, ..
 
 
 def _as_json(job: Job) -> dict[str, object]:
-    summary = {key: value for key, value in (job.summary or {}).items() if key != "samples"}  # texts stay in its folder
+    texts = ("samples", "hardest")  # they stay in its folder
+    summary = {key: value for key, value in (job.summary or {}).items() if key not in texts}
     place = {"folder": str(job.folder), "summary": summary}
     return {"job": job.number, "changes": job.changes, "state": job.state, **place}
 
