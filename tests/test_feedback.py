@@ -194,7 +194,6 @@ def test_votes_on_a_question_that_is_held_out_since_are_refused(store, run, rows
     assert not ids(store)
 
 
-@pytest.mark.xfail(strict=True, reason="next_pair() and unanswered() do not leave out what is held out since")
 def test_a_question_that_is_held_out_since_is_not_shown(store, run, rows):
     answer(store, 3)
     about = pair(store)
@@ -204,7 +203,6 @@ def test_a_question_that_is_held_out_since_is_not_shown(store, run, rows):
     assert about.prompt not in {id for id, _ in store.unanswered("another", 10_000, 1)}
 
 
-@pytest.mark.xfail(strict=True, reason="votes() and exported() do not look at held_out")
 def test_a_vote_on_a_question_that_is_held_out_since_does_not_teach(store, run, rows):
     answer(store, 3)
     store.vote("Ann", about := pair(store), "left")
@@ -212,9 +210,6 @@ def test_a_vote_on_a_question_that_is_held_out_since_does_not_teach(store, run, 
     assert not list(rows_of(store.exported(), "preference", "votes"))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="question_key() of a conversation is of its system message too, a typed prompt's not"
-)
 def test_a_held_out_question_after_a_system_message_is_not_taken(tmp_path, run, rows):
     def row(k):
         said = {"system": "Be brief.", "user": f"What is number {k}?", "assistant": f"It is {k}."}
@@ -227,7 +222,6 @@ def test_a_held_out_question_after_a_system_message_is_not_taken(tmp_path, run, 
         store.add_prompts([rows_of_run(chats)[1][0]["prompt"]])
 
 
-@pytest.mark.xfail(strict=True, reason="add_run() leaves prompts at a run that is gone, whose texts cannot be read")
 def test_prompts_of_a_run_that_is_gone_are_those_of_the_next_run_on_the_same_rows(store, run, finished):
     shutil.rmtree(run.folder)
     (store.folder / "second").mkdir()
@@ -236,7 +230,6 @@ def test_prompts_of_a_run_that_is_gone_are_those_of_the_next_run_on_the_same_row
     assert len(store.unanswered(MODEL, 4, 2)) == 4
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason='question_key({"prompt": ""}) asks for a text')
 def test_a_prompt_without_a_word_is_refused(typed):
     with pytest.raises(DataError):
         typed.add_prompts([""])
@@ -287,20 +280,17 @@ def test_answers_to_two_prompts_are_no_pair(typed):
     assert len(ids(typed)) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="texts() compares numbers of different ids")
 def test_an_answer_and_itself_are_no_pair(typed):
     about = pair(typed)
     with pytest.raises(DataError):
         typed.vote("Ann", about._replace(right=about.left), "left")
 
 
-@pytest.mark.xfail(strict=True, reason="vote() takes any choice, which read_votes() then refuses in the export")
 def test_an_unknown_choice_is_refused(typed):
     with pytest.raises(DataError):
         typed.vote("Ann", pair(typed), "perhaps")
 
 
-@pytest.mark.xfail(strict=True, raises=OverflowError, reason="numbers beyond SQLite's are not checked, nor by the page")
 def test_a_number_that_no_file_holds_is_refused(typed):
     with pytest.raises(DataError):
         typed.vote("Ann", Pair(10**30, 1, 2), "left")
@@ -328,7 +318,6 @@ def test_the_same_vote_twice_is_one_vote(typed):
     assert pair(typed) != about
 
 
-@pytest.mark.xfail(strict=True, reason="vote() reads before its transaction begins")
 def test_the_same_vote_twice_at_once_is_one_vote(typed):
     about = pair(typed)
     for k in range(10):
@@ -353,7 +342,6 @@ def test_votes_are_taken_back_the_last_one_first(typed):
     assert again not in (first, second) and ids(typed) == [third, again]
 
 
-@pytest.mark.xfail(strict=True, reason="vote() strips the name, undo() does not; the page sends it as it was typed")
 def test_a_vote_is_taken_back_by_the_name_that_it_was_given_with(typed):
     typed.vote("Ann ", pair(typed), "left")
     assert typed.undo("Ann ")
@@ -371,7 +359,6 @@ def test_what_is_skipped_is_not_shown_again_and_does_not_count(typed):
     assert len(seen) == 11 and about.prompt not in seen and typed.next_pair("Bob", "teach", MODEL, MODEL)[1] == 12
 
 
-@pytest.mark.xfail(strict=True, reason="the skip is found as the same vote, and its id is returned")
 def test_who_goes_back_to_what_he_skipped_can_vote_on_it(typed):
     about = pair(typed)
     typed.vote("Ann", about, "skip")
@@ -399,7 +386,6 @@ def test_every_fifth_pair_is_one_that_others_have_voted_on(typed):
     assert [n for n, prompt in enumerate(mine, 1) if prompt in theirs] == [EACH, 2 * EACH]
 
 
-@pytest.mark.xfail(strict=True, reason="a skip counts among the votes of others in next_pair()")
 def test_a_pair_that_others_have_skipped_is_not_one_that_they_have_voted_on(typed):
     say(typed, "skip", "Bob")
     voted = say(typed, "left", "Bob")
@@ -507,7 +493,6 @@ def test_processes_that_vote_at_once_lose_nothing(tmp_path, disk):
     assert len(written) == 120 and set(written) < set(ids(Feedback(tmp_path))) and len(ids(Feedback(tmp_path))) == 121
 
 
-@pytest.mark.xfail(strict=True, reason="SQLite does not wait where journal_mode=WAL finds a new file locked")
 def test_who_comes_second_to_a_new_file_waits(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "is_local", lambda folder: True)
     store = Feedback(tmp_path)
@@ -592,7 +577,6 @@ def test_where_raters_contradict_each_other_the_majority_counts(sides, expected)
     assert rows_from("prompt_completion", single) == {("p", "a") for _, good, _ in expected if good == "a"}
 
 
-@pytest.mark.xfail(strict=True, reason="rows_of() weighs pairs and labels apart from each other")
 def test_no_answer_is_called_both_good_and_bad():
     votes = votes_of(("p", "a", "b", "left", None), ("p", "a", "b", "both_bad", None))
     assert not {("p", "a", True), ("p", "a", False)} <= rows_from("unpaired", votes)
@@ -651,7 +635,6 @@ def test_a_vote_that_was_taken_back_does_not_come_back_with_an_export(voted, tmp
     assert voted.take_in(exported) == 0 and len(ids(voted)) == 7
 
 
-@pytest.mark.xfail(strict=True, reason="take_in() keeps the purpose of a prompt that is there, whatever the vote's is")
 def test_a_vote_that_measures_does_not_teach_where_its_prompt_was_typed(typed):
     votes = votes_of(("Where is FORM 3?", "a", "b", "left", None), purpose="measure")
     typed.take_in(votes)
@@ -668,14 +651,12 @@ def test_a_line_that_is_no_vote_is_named_without_what_it_holds(tmp_path, fails, 
     assert not (tmp_path / "runs" / "feedback.db").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="read_votes() quotes a choice that is none")
 def test_a_choice_that_is_none_is_not_quoted(tmp_path, fails):
     file = write(tmp_path / "votes.jsonl", votes_of(("p", "a", "b", "hush", None)))
     message = fails(3, "feedback", f"from={file}")
     assert "votes.jsonl:1" in message and "hush" not in message
 
 
-@pytest.mark.xfail(strict=True, reason="read_votes() looks at the keys of a vote, not at their values")
 @pytest.mark.parametrize(
     "change",
     [{"prompt": 5}, {"prompt": ""}, {"prompt": None}, {"left": None}, {"left": ["a"]}, {"right": None}, {"authors": ["m"]},
@@ -698,13 +679,11 @@ def test_a_file_that_is_missing_is_an_error(tmp_path, fails):
     assert "no file" in fails(3, "feedback", "from=nowhere.jsonl")
 
 
-@pytest.mark.xfail(strict=True, reason="read_votes() opens feedback.db in the folder of any .db that it is given")
 def test_a_store_that_is_missing_is_an_error(tmp_path):
     with pytest.raises(DataError):
         read_votes(tmp_path / "nowhere.db")
 
 
-@pytest.mark.xfail(strict=True, reason="read_votes() opens feedback.db in the folder of any .db that it is given")
 def test_a_store_of_another_name_is_read(typed):
     typed.vote("Ann", pair(typed), "left")
     copy = typed.folder / "backup.db"

@@ -183,9 +183,6 @@ def test_what_was_decided_once_stays_so():
     assert win_rate([1.0, 0.0] * 5 + [0.0] * 30 + [1.0] * 25)["verdict"] == "worse"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="win_rate() moves one limit to 1/2 when the verdict sticks, and leaves the other and the rate"
-)
 @pytest.mark.parametrize("losses", [12, 1_000])
 def test_the_limits_are_around_the_rate_where_it_has_turned_since(losses):
     assert inside(win_rate([1.0] * 11 + [0.0] * losses))

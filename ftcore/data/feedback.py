@@ -13,10 +13,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict, cast
+from typing import Any, Literal, NamedTuple, TypedDict, cast, get_args
 
 import psutil
+from filelock import FileLock
 
 from ftcore.config.build import build, record_type
 from ftcore.data.records import Data
@@ -28,6 +30,7 @@ from ftcore.run_folder import Run
 NAME = "feedback.db"
 Purpose = Literal["teach", "measure"]
 Choice = Literal["left", "right", "tie", "both_bad", "good", "bad", "edit", "skip"]
+CHOICES = get_args(Choice)
 PAIRED: tuple[Choice, ...] = ("left", "right", "tie", "both_bad")
 # Score of the left answer, of a vote on two.
 SCORE = {"left": 1.0, "right": 0.0, "tie": 0.5, "both_bad": 0.5}
@@ -46,7 +49,8 @@ CREATE TABLE IF NOT EXISTS held_out (question BLOB PRIMARY KEY);
 CREATE INDEX IF NOT EXISTS answers_by_author ON answers (author, prompt);
 CREATE INDEX IF NOT EXISTS votes_by_rater ON votes (rater, time);
 """
-VOTES = """SELECT v.id, v.time, v.rater, v.choice, v.text, v.note, v.undone, p.id AS prompt, p.purpose, p.run, p.row,
+VOTES = """SELECT v.id, v.time, v.rater, v.choice, v.text, v.note, v.undone, p.id AS prompt, p.run, p.row,
+  CASE WHEN p.question IN (SELECT question FROM held_out) THEN 'measure' ELSE p.purpose END AS purpose,
   p.text AS typed, p.question, l.id AS left_id, l.author AS left_author, l.text AS left,
   r.id AS right_id, r.author AS right_author, r.text AS right
   FROM votes v JOIN answers l ON l.id = v.left LEFT JOIN answers r ON r.id = v.right JOIN prompts p ON p.id = l.prompt"""
@@ -89,27 +93,34 @@ class Vote(TypedDict):
 class Feedback:
     """The store of an output folder. Every method opens the file anew, so that any thread and process may call it."""
 
-    def __init__(self, output_dir: Path) -> None:
+    def __init__(self, output_dir: Path, name: str = NAME) -> None:
         self.folder = output_dir
-        self.file = output_dir / NAME
+        self.file = output_dir / name
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        """A connection in one transaction, which is on the disk when the block ends."""
+        """A connection in one transaction, in which nobody else writes, and which is on the disk when the block ends."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        new = not self.file.exists()
         try:
-            with closing(sqlite3.connect(self.file, timeout=30, isolation_level="IMMEDIATE")) as store:
+            with closing(sqlite3.connect(self._made(), timeout=30, isolation_level=None)) as store:
                 store.row_factory = sqlite3.Row
-                store.execute(f"PRAGMA journal_mode={'WAL' if is_local(self.folder) else 'DELETE'}")
+                with FileLock(f"{self.file}.lock", mode=0o600):
+                    store.executescript(
+                        "BEGIN IMMEDIATE; COMMIT"
+                    )  # this waits for others, changing the journal does not
+                    store.execute(f"PRAGMA journal_mode={'WAL' if is_local(self.folder) else 'DELETE'}")
+                    store.executescript(TABLES)
                 store.execute("PRAGMA synchronous=FULL")
-                if new:
-                    os.chmod(self.file, 0o600)
-                store.executescript(TABLES)
+                store.execute("BEGIN IMMEDIATE")
                 with store:
                     yield store
         except sqlite3.DatabaseError as error:
             raise DataError(f"{self.file} cannot be used as a store of votes: {error}.") from None
+
+    def _made(self) -> Path:
+        """The file, which is its owner's alone from the start."""
+        os.close(os.open(self.file, os.O_CREAT, 0o600))
+        return self.file
 
     # Prompts and answers.
 
@@ -119,11 +130,18 @@ class Feedback:
         train, held_out = rows_of_run(run)
         with self._open() as store:
             keys = {row["id"]: question_key(row) for row in held_out}
-            store.executemany("INSERT OR IGNORE INTO held_out VALUES (?)", ((key,) for key in keys.values()))
+            asked = (
+                question_key({"prompt": row["prompt"]}) for row in held_out if "prompt" in row
+            )  # without its system
+            store.executemany("INSERT OR IGNORE INTO held_out VALUES (?)", ((key,) for key in {*keys.values(), *asked}))
             chosen = sorted((question_key(row), row["id"]) for row in train if "prompt" in row)[:MOST_PROMPTS]
             new = [(key, "teach", name, id) for key, id in chosen if not _is_held_out(store, key)]
             new += [(keys[row["id"]], "measure", name, row["id"]) for row in held_out if "prompt" in row]
             store.executemany("INSERT OR IGNORE INTO prompts (question, purpose, run, row) VALUES (?, ?, ?, ?)", new)
+            runs = [row[0] for row in store.execute("SELECT DISTINCT run FROM prompts WHERE text IS NULL")]
+            gone = [other for other in runs if not Run(self.folder / other).begun]
+            moved = ((name, id, key, other) for key, _, _, id in new for other in gone)
+            store.executemany("UPDATE prompts SET run = ?, row = ? WHERE question = ? AND run = ?", moved)
             for sample in run.samples():
                 for side, author in (("base", f"{name}/base"), ("tuned", name)):
                     if side in sample and (key := keys.get(sample["id"])):
@@ -135,6 +153,8 @@ class Feedback:
             before = store.total_changes
             for text in texts:
                 _check_length(text)
+                if not text.strip():
+                    raise DataError("A prompt has at least one word.")
                 key = question_key({"prompt": text})
                 if _is_held_out(store, key):
                     raise DataError("This question is held out to measure models; one that teaches must be another.")
@@ -148,13 +168,14 @@ class Feedback:
         Those that nobody has voted on come first, and of these the typed ones.
         """
         query = """SELECT p.*, p.text AS typed FROM prompts p WHERE p.purpose = 'teach' AND
+          p.question NOT IN (SELECT question FROM held_out) AND
           (SELECT COUNT(*) FROM answers a WHERE a.prompt = p.id AND a.author = ?) < ?
           ORDER BY EXISTS (SELECT 1 FROM votes v JOIN answers a ON a.id = v.left WHERE a.prompt = p.id AND NOT v.undone),
-          p.text IS NULL, p.question LIMIT ?"""
+          p.text IS NULL, p.question"""
         with self._open() as store:
-            found = [dict(row) for row in store.execute(query, (author, samples, count))]
+            found = [dict(row) for row in store.execute(query, (author, samples))]
         texts = ((row["id"], self.prompt_text(row)) for row in found)
-        return [(id, text) for id, text in texts if text is not None]
+        return list(islice(((id, text) for id, text in texts if text is not None), count))
 
     def add_answers(self, author: str, answers: Iterable[tuple[int, int, str]]) -> None:
         """Keep (prompt, number of the sample, text) of what an author wrote."""
@@ -194,9 +215,11 @@ class Feedback:
         )
         b = "b.id" if second else "NULL"
         same = f"NOT v.undone AND v.left IN (a.id, {b}) AND (v.right IN (a.id, {b}) OR v.right IS NULL)"
-        query = f"""SELECT a.prompt, a.id AS a, {b} AS b, (SELECT COUNT(*) FROM votes v WHERE {same}) AS others
+        query = f"""SELECT a.prompt, a.id AS a, {b} AS b,
+          (SELECT COUNT(*) FROM votes v WHERE {same} AND v.choice <> 'skip') AS others
           FROM answers a JOIN prompts p ON p.id = a.prompt {join}
           WHERE a.author = :first AND p.purpose = :purpose
+          AND (p.purpose = 'measure' OR p.question NOT IN (SELECT question FROM held_out))
           AND NOT EXISTS (SELECT 1 FROM votes v WHERE v.rater = :rater AND {same})
           ORDER BY p.text IS NULL, p.question, a.sample"""
         with self._open() as store:
@@ -215,11 +238,13 @@ class Feedback:
     def texts(self, pair: Pair) -> Shown:
         """Prompt, left and right answer of a pair, and the prompt's purpose. Raises `DataError` unless they are of one prompt."""
         ids = [id for id in (pair.left, pair.right) if id is not None]
+        if any(not 0 <= number < 2**63 for number in (pair.prompt, *ids)):
+            raise DataError("These answers are not two of one prompt.")
         with self._open() as store:
             prompt = store.execute("SELECT *, text AS typed FROM prompts WHERE id = ?", (pair.prompt,)).fetchone()
             query = f"SELECT id, prompt, text FROM answers WHERE id IN ({', '.join('?' * len(ids))})"
             found = {row["id"]: row for row in store.execute(query, ids)}
-        if not prompt or len(found) != len(set(ids)) or any(row["prompt"] != pair.prompt for row in found.values()):
+        if not prompt or len(found) != len(ids) or any(row["prompt"] != pair.prompt for row in found.values()):
             raise DataError("These answers are not two of one prompt.")
         right = found[pair.right]["text"] if pair.right is not None else None
         text = self.prompt_text(dict(prompt))
@@ -232,6 +257,8 @@ class Feedback:
             _check_length(words)
         if not rater.strip():
             raise DataError("A vote needs the name of who gives it.")
+        if choice not in CHOICES:
+            raise DataError("This is no choice.")
         if choice in PAIRED and pair.right is None:
             raise DataError(f"{choice} compares two answers, and there is one.")
         if choice in ("good", "bad", "edit") and (pair.right is not None or (choice == "edit") != bool(text)):
@@ -241,7 +268,7 @@ class Feedback:
         id = secrets.token_hex(8)
         with self._open() as store:
             key = store.execute("SELECT question FROM prompts WHERE id = ?", (pair.prompt,)).fetchone()[0]
-            if purpose == "teach" and _is_held_out(store, key):
+            if purpose == "teach" and choice != "skip" and _is_held_out(store, key):
                 raise DataError("This question has come to be held out: a vote that teaches must be on another.")
             values = (id, time.time(), rater.strip(), pair.left, pair.right, choice, text, note)
             if found := _same_vote(store, rater.strip(), pair):  # a key that was pressed twice
@@ -253,7 +280,7 @@ class Feedback:
         """Take back the last vote of a rater; whether there was one."""
         query = "SELECT id FROM votes WHERE rater = ? AND NOT undone ORDER BY time DESC LIMIT 1"
         with self._open() as store:
-            last = store.execute(query, (rater,)).fetchone()
+            last = store.execute(query, (rater.strip(),)).fetchone()
             if last:
                 store.execute("UPDATE votes SET undone = 1 WHERE id = ?", (last["id"],))
         return last is not None
@@ -279,6 +306,8 @@ class Feedback:
             with self._open() as store:
                 if vote["purpose"] == "teach" and _is_held_out(store, key):
                     raise DataError("A vote that teaches is on a question that is held out here.")
+                if vote["purpose"] == "measure":
+                    store.execute("INSERT OR IGNORE INTO held_out VALUES (?)", (key,))
                 values = (key, vote["purpose"], text)
                 store.execute("INSERT OR IGNORE INTO prompts (question, purpose, text) VALUES (?, ?, ?)", values)
                 prompt = _prompt_of(store, key)
@@ -345,7 +374,7 @@ def _prompt_of(store: sqlite3.Connection, key: bytes) -> int:
 
 def _same_vote(store: sqlite3.Connection, rater: str, pair: Pair) -> str | None:
     """The vote of a rater on the same answers that stands already."""
-    query = """SELECT id FROM votes WHERE NOT undone AND rater = :rater
+    query = """SELECT id FROM votes WHERE NOT undone AND rater = :rater AND choice <> 'skip'
       AND (left = :left AND right IS :right OR left = :right AND right = :left)"""
     found = store.execute(query, {"rater": rater, "left": pair.left, "right": pair.right}).fetchone()
     return found[0] if found else None

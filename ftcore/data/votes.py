@@ -1,14 +1,13 @@
 """Votes as rows: `data=feedback` reads a store of feedback.py, or an export of it, and gives every method rows of its type."""
 
 import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
-from ftcore.data.feedback import Feedback, Vote
+from ftcore.data.feedback import CHOICES, LONGEST, PAIRED, Feedback, Purpose, Vote
 from ftcore.data.records import Data
 from ftcore.data.sources import Paths, Row, read_rows
 from ftcore.errors import DataError
@@ -56,18 +55,37 @@ def votes_hash(file: Path) -> str:
 
 def read_votes(file: Path) -> list[Vote]:
     """The votes of a store or an export. Raises `DataError` for a line that is none."""
+    if not file.is_file():
+        raise DataError(f"{file} is no file.")
     if file.suffix == ".db":
-        return Feedback(file.parent).exported()
+        return Feedback(file.parent, file.name).exported()
     votes = []
     for where, row in read_rows(str(file)):
         if isinstance(row, DataError):
             raise row
-        if lacking := Vote.__required_keys__ - row.keys():
-            raise DataError(f"{where}: this is no vote, it has no {', '.join(sorted(lacking))}.")
-        if row["choice"] not in ("left", "right", "tie", "both_bad", "good", "bad", "edit"):
-            raise DataError(f"{where}: {json.dumps(row['choice'])[:40]} is no choice.")
+        if problem := _problem(row):
+            raise DataError(f"{where}: this is no vote: {problem}.")
         votes.append(cast(Vote, {key: row[key] for key in Vote.__required_keys__}))
     return votes
+
+
+def _problem(row: Row) -> str:
+    """What is wrong with a row that should be a vote, without what it holds; "" when it is one."""
+    if lacking := sorted(Vote.__required_keys__ - row.keys()):
+        return f"it has no {', '.join(lacking)}"
+    two, text = row["choice"] in PAIRED or row["right"] is not None, row["text"]
+    wrong = [key for key in ("id", "rater", "prompt") if not isinstance(row[key], str) or not row[key].strip()]
+    wrong += [key for key in ("left", "right")[: 1 + two] if not isinstance(row[key], str)]
+    wrong += ["text"] * ((row["choice"] == "edit") != bool(text) or not isinstance(text, str | None))
+    wrong += ["note"] * (not isinstance(row["note"], str | None))
+    wrong += ["time"] * (not isinstance(row["time"], int | float))
+    wrong += ["choice"] * (row["choice"] not in CHOICES or row["choice"] == "skip" or two != (row["choice"] in PAIRED))
+    wrong += ["purpose"] * (row["purpose"] not in get_args(Purpose))
+    authors = row["authors"]
+    named = isinstance(authors, list) and len(authors) == 1 + two and all(isinstance(one, str) for one in authors)
+    wrong += ["authors"] * (not named)
+    wrong += [key for key in ("prompt", "left", "right", "text", "note") if len(str(row[key] or "")) > LONGEST]
+    return f"its {', '.join(dict.fromkeys(wrong))} cannot be" if wrong else ""
 
 
 def rows_of(votes: Iterable[Vote], kind: str, name: str) -> Iterator[tuple[str, Row]]:
@@ -76,17 +94,15 @@ def rows_of(votes: Iterable[Vote], kind: str, name: str) -> Iterator[tuple[str, 
     Preference rows: the better of two answers, a correction against what it corrects. Unpaired ones: these, and answers called
     good or bad, both of two that are bad. Prompts with completions: corrections, and answers that are called good.
     """
-    # (prompt, answer, other answer or "") -> votes for it less those against it
-    balance: dict[tuple[str, str, str], int] = defaultdict(int)
+    balance: dict[tuple[str, str, str], int] = defaultdict(
+        int
+    )  # what is compared -> votes for it less those against it
     first: dict[tuple[str, str, str], str] = {}
     for vote in votes:
-        if vote["purpose"] != "teach":
-            continue
-        for prompt, better, worse in _sides(vote):
-            turned = (prompt, worse, better) in balance
-            key = (prompt, worse, better) if turned else (prompt, better, worse)
-            balance[key] += -1 if turned else 1
-            first.setdefault(key, vote["id"])
+        for prompt, better, worse in _sides(vote) if vote["purpose"] == "teach" else ():
+            for key, sign in _compared(kind, prompt, better, worse, balance):
+                balance[key] += sign
+                first.setdefault(key, vote["id"])
     seen = set[tuple[str, ...]]()
     for (prompt, answer, other), count in balance.items():
         good, bad = (answer, other) if count > 0 else (other, answer)
@@ -95,6 +111,16 @@ def rows_of(votes: Iterable[Vote], kind: str, name: str) -> Iterator[tuple[str, 
             if (row := (prompt, *map(str, columns.values()))) not in seen:
                 seen.add(row)
                 yield where, {"id": where, "group": prompt, "prompt": prompt, **columns}
+
+
+def _compared(
+    kind: str, prompt: str, better: str, worse: str, known: Mapping[tuple[str, str, str], int]
+) -> list[tuple[tuple[str, str, str], int]]:
+    """(prompt, answer, other answer or "") and whether the vote is for or against it; a label is of one answer alone."""
+    if kind == "unpaired":
+        return [((prompt, answer, ""), sign) for answer, sign in ((better, 1), (worse, -1)) if answer]
+    turned = (prompt, worse, better) in known
+    return [((prompt, worse, better), -1) if turned else ((prompt, better, worse), 1)]
 
 
 def _sides(vote: Vote) -> list[tuple[str, str, str]]:

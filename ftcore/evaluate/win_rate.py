@@ -21,7 +21,7 @@ Verdict = Literal["better", "worse", "not decided"]
 ALPHA = 0.05
 REACHED = math.log(1 / ALPHA)
 # The q, spread like Beta(A, A). Of 1, 2, 4, 8 and 15 the A that decides with the fewest votes: rates of 60, 70 and 80 % with
-# 182, 44 and 23 in the median.
+# 184, 47 and 23 in the median.
 A = 4
 Q = np.arange(1, 200) / 200
 WEIGHTS = np.log((Q * (1 - Q)) ** (A - 1) / ((Q * (1 - Q)) ** (A - 1)).sum())
@@ -66,11 +66,13 @@ def win_rate(votes: Sequence[float]) -> WinRate:
     decided = np.flatnonzero(capital(counts, 0.5) >= REACHED)
     wins, losses, _ = counts[decided[0] if len(decided) else -1]
     verdict: Verdict = "not decided" if not len(decided) else "better" if wins > losses else "worse"
-    low, high = (_limit(counts[-1], float(given.mean()), end) for end in (0.0, 1.0))
-    low = max(low, 0.5) if verdict == "better" else low  # what one moment has left out stays out
-    high = min(high, 0.5) if verdict == "worse" else high
+    rate = float(given.mean())
+    low, high = (_limit(counts[-1], rate, end) for end in (0.0, 1.0))
+    # What one moment has left out stays out, as long as the rate itself is not there.
+    low = min(max(low, 0.5), rate) if verdict == "better" else low
+    high = max(min(high, 0.5), rate) if verdict == "worse" else high
     more = _more(counts[-1]) if verdict == "not decided" else None
-    return WinRate(votes=len(given), rate=float(given.mean()), low=low, high=high, verdict=verdict, more=more)
+    return WinRate(votes=len(given), rate=rate, low=low, high=high, verdict=verdict, more=more)
 
 
 def sides(took_left: Iterable[bool]) -> Sides:

@@ -136,7 +136,7 @@ class Booth:
 
 def _pair(form: Mapping[str, str]) -> Pair:
     numbers = [form.get(name, "") for name in ("prompt", "left", "right")]
-    if not all(number.isdigit() for number in numbers[:2]) or not (numbers[2].isdigit() or not numbers[2]):
+    if not all(number.isdecimal() for number in numbers[:2]) or not (numbers[2].isdecimal() or not numbers[2]):
         raise DataError("This vote does not say what it is about.")
     return Pair(int(numbers[0]), int(numbers[1]), int(numbers[2]) if numbers[2] else None)
 
