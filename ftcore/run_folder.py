@@ -280,7 +280,7 @@ class Run:
         owner = self.folder / "owner"
         try:
             with FileLock(self.lock, timeout=0):
-                owner.write_text(f"process {os.getpid()} on {socket.gethostname()} since {_started(os.getpid())}")
+                owner.write_text(f"process {os.getpid()} on {socket.gethostname()} since {started(os.getpid())}")
                 yield
                 owner.unlink(missing_ok=True)
         except Timeout:
@@ -294,11 +294,11 @@ class Run:
             found = OWNER.fullmatch((self.folder / "owner").read_text())
         except OSError:
             return None
-        here = found and found[2] == socket.gethostname() and _started(int(found[1])) == found[3]
+        here = found and found[2] == socket.gethostname() and started(int(found[1])) == found[3]
         return int(found[1]) if found and here else None
 
 
-def _started(process: int) -> str:
+def started(process: int) -> str:
     """When a process was started: with its number this names it, since numbers are given again. "" when there is none."""
     import psutil
 

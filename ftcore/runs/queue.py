@@ -18,7 +18,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from ftcore.files import write_json
-from ftcore.run_folder import Run
+from ftcore.run_folder import Run, started
 
 FOLDER = ".queue"
 Kind = Literal["train", "answers"]
@@ -45,7 +45,7 @@ class Job:
     title: str
     words: list[str]
     state: str = "queued"
-    process: tuple[int, float] | None = None
+    process: tuple[int, str] | None = None
     exit: int | None = None
     begun: float | None = None
     ended: float | None = None
@@ -132,8 +132,7 @@ class Queue:
             command = [sys.executable, "-m", "ftcore", *job.words]
             quiet = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
             child = subprocess.Popen(command, **quiet, start_new_session=True, env=os.environ | {"COLUMNS": "120"})  # type: ignore[call-overload]
-        started = psutil.Process(child.pid).create_time()
-        job = replace(job, state="running", process=(child.pid, started), begun=time.time())
+        job = replace(job, state="running", process=(child.pid, started(child.pid)), begun=time.time())
         self._write(job)
         code = child.wait()
         state = "done" if code == 0 else "stopped" if code in (130, 143) or code < 0 else "failed"
@@ -144,11 +143,11 @@ class Queue:
 
 
 def running(job: Job) -> psutil.Process | None:
-    """The process of a job, if it is running still: a number is given again, a number with its start is not."""
+    """The process of a job, if it is running still."""
     try:
-        process = psutil.Process(job.process[0]) if job.process else None
-        return process if process and job.process and abs(process.create_time() - job.process[1]) < 0.05 else None
-    except psutil.Error:
+        alive = job.process and started(job.process[0]) == job.process[1]
+        return psutil.Process(job.process[0]) if job.process and alive else None
+    except psutil.Error:  # it has just ended
         return None
 
 
