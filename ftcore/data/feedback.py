@@ -126,7 +126,7 @@ class Feedback:
 
     def add_run(self, run: Run) -> None:
         """Take in the rows of a run's data: training prompts to teach with, the held-out ones to measure on, and its answers."""
-        name = self._name(run)
+        name = self.author(run)
         train, held_out = rows_of_run(run)
         with self._open() as store:
             keys = {row["id"]: question_key(row) for row in held_out}
@@ -327,11 +327,9 @@ class Feedback:
                 added += done.rowcount
         return added
 
-    def _name(self, run: Run) -> str:
+    def author(self, run: Run) -> str:
         """A run as the store calls it: its place below the output folder."""
         return os.path.relpath(run.folder.resolve(), self.folder.resolve())
-
-    author = _name
 
 
 def is_local(folder: Path) -> bool:

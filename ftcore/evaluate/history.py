@@ -116,7 +116,7 @@ def _made(path: Path, folder: Path, changed: tuple[float, ...]) -> Entry | None:
     config, summary = _read(run)
     if not isinstance(config, Mapping) or not isinstance(choices := config.get("choices"), Mapping):
         return None
-    place, known = _below(run.folder, folder), summary or Summary()
+    place, known = place_of(run.folder, folder), summary or Summary()
     rows = known.score("data_rows")
     return Entry(
         place=place,
@@ -124,7 +124,7 @@ def _made(path: Path, folder: Path, changed: tuple[float, ...]) -> Entry | None:
         started=" ".join([run.started[0][:10], run.started[0][11:].replace("-", ":")]).strip(),
         depth=0,
         state=state_of(run, summary) if summary is not None else "",
-        parents=tuple(_below(parent, folder) for parent in _parents(config, known)),
+        parents=tuple(place_of(parent, folder) for parent in _parents(run, known)),
         method=str(choices.get("method")),
         rows=int(rows) if rows is not None else None,
         change=next((change for key in MAIN if (change := change_of(known, key))), None),
@@ -151,16 +151,14 @@ def change_of(summary: Summary, key: str) -> Change | None:
     return Change(key, base, tuned, intervals.get(key))
 
 
-def _parents(config: Mapping[str, Any], summary: Summary) -> list[Path]:
+def _parents(run: Run, summary: Summary) -> list[Path]:
     """Folders of the runs that a run was made from, those that are gone too."""
-    if named := summary.get("parents"):
-        return [Path(str(parent["run"])) for parent in cast(list[Mapping[str, str]], named)]
-    nodes = (config.get("model"), config.get("method"))
-    values = [value for node in nodes if isinstance(node, Mapping) for value in node.values()]
-    return [run.folder for value in values if (run := Run.at(value))]
+    if "parents" in summary:
+        return [Path(str(parent["run"])) for parent in cast(list[Mapping[str, str]], summary["parents"])]
+    return [parent.folder for parent in run.parents]
 
 
-def _below(path: Path, folder: Path) -> str:
+def place_of(path: Path, folder: Path) -> str:
     """A folder as it is called below the output folder, also when that has moved; or its whole path."""
     place, root = path.resolve(), folder.resolve()
     if place.is_relative_to(root):

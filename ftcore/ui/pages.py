@@ -16,7 +16,7 @@ from ftcore.config.words import words_of
 from ftcore.console import printable, typed
 from ftcore.data.feedback import Feedback
 from ftcore.errors import FtcoreError
-from ftcore.evaluate.history import Entry, change_of, entry_of, history, state_of
+from ftcore.evaluate.history import Entry, change_of, entry_of, history, place_of, state_of
 from ftcore.evaluate.intervals import Interval
 from ftcore.evaluate.series import Series, series
 from ftcore.evaluate.tables import SCORES, change_text, intervals, verdict
@@ -148,7 +148,7 @@ def one_run(run: Run, folder: Path, query: Mapping[str, str], children: Sequence
     chosen = {key: query.get(key, "") for key in ("q", "show", "page")}
     entry = entry_of(run, folder, Feedback(folder).votes())
     return {
-        "run": run, "place": _below(run.folder, folder), "entry": entry, "summary": summary, "children": children,
+        "run": run, "place": place_of(run.folder, folder), "entry": entry, "summary": summary, "children": children,
         "scores_lines": score_lines(base, tuned, found),
         "rows": tuned.get("rows"), "live": live(run), "samples": samples(run.samples(), chosen), "names": ("base", "tuned"),
         "first_batch": run.beginning.get("first_batch", []), "command": _command(run.folder, run.config_file.stat().st_mtime),
@@ -192,10 +192,6 @@ def _command(folder: Path, changed: float) -> str:
         return typed("python", "-m", "ftcore", f"run={folder}")
 
 
-def _below(path: Path, folder: Path) -> str:
-    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
-
-
 # Two runs.
 
 
@@ -204,7 +200,7 @@ def compare(first: Run, second: Run, folder: Path, query: Mapping[str, str]) -> 
     one, other = ((run.summary or Summary()).side("tuned") for run in (first, second))
     found = intervals(first.row_scores(), second.row_scores())
     chosen = {key: query.get(key, "") for key in ("q", "show", "page")}
-    names = (_below(first.folder, folder), _below(second.folder, folder))
+    names = (place_of(first.folder, folder), place_of(second.folder, folder))
     old, new = dict(flatten(first.config or {})), dict(flatten(second.config or {}))
     differing = [
         (key, old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)

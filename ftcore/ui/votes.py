@@ -39,9 +39,7 @@ class Booth:
         ]
         took = {rater: found for rater, found in raters(votes).items() if found["votes"]}
         shown = {author: found for author, found in authors.items() if visible(author)}
-        runs = [
-            str(run.folder.relative_to(self.store.folder)) for run in Run.below(self.store.folder) if run.model.is_dir()
-        ]
+        runs = [self.store.author(run) for run in Run.below(self.store.folder) if run.model.is_dir()]
         return {
             "counts": counts(votes),
             "wins": wins,
