@@ -15,6 +15,7 @@ from ftcore.cli.words import read_line
 from ftcore.config import editor_schema, schema
 from ftcore.config.compose import load_config, read_overrides
 from ftcore.config.options import options
+from ftcore.config.words import words_of
 from ftcore.errors import ConfigError
 from ftcore.files import PACKAGE, resources
 from ftcore.settings import FILES, GROUPS
@@ -192,6 +193,19 @@ def test_every_option_of_every_group_composes_with_every_method(method, chosen):
     paths = {word for option in chosen.values() for word in PATHS.get(option, [])}
     config = load_config([f"method={method}", *words, *paths])
     assert config["choices"] == {**dict.fromkeys(FILES), **chosen, "method": method}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["model=tiny", "method=dpo", "seed=3", "data=jsonl", "data.path=x.jsonl"],
+        ["adapter=full", "evaluate.probe=null"],
+    ],
+)
+def test_the_words_of_a_config_compose_to_it(words):
+    config = load_config(words)
+    assert load_config(words_of(config)) == config
 
 
 def test_the_first_compositions_leave_nothing_but_models_and_data_to_the_slow_ones():

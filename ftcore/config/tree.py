@@ -14,6 +14,14 @@ def flatten(node: object, path: str = "", in_lists: bool = False) -> Iterator[tu
         yield path, node
 
 
+def differing(before: object, after: object) -> dict[str, tuple[object, object]]:
+    """Dotted path -> its values before and after, of what two nested mappings differ in; None where one has no such key."""
+    old, new = dict(flatten(before)), dict(flatten(after))
+    return {
+        key: (old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)
+    }
+
+
 def put(node: object, path: str, value: object) -> None:
     """Set the value at a dotted path, adding mappings on the way."""
     *parts, last = path.split(".")

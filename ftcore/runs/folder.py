@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ftcore.config.compose import of_run
 from ftcore.config.roles import role_of
-from ftcore.config.tree import flatten
+from ftcore.config.tree import differing
 from ftcore.console import plain, typed
 from ftcore.errors import ConfigError, StorageError
 from ftcore.files import expanded
@@ -40,9 +40,7 @@ def _stopped(resume: str, parent: Path) -> Run | None:
 
 def changed_keys(before: Mapping[str, object] | None, after: Mapping[str, object]) -> dict[str, str]:
     """Key -> "before -> after" of what two configs differ in."""
-    old, new = dict(flatten(before)), dict(flatten(after))
-    keys = (key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key))
-    return {key: f"{old.get(key)} -> {new.get(key)}" for key in keys}
+    return {key: f"{old} -> {new}" for key, (old, new) in differing(before, after).items()}
 
 
 def changes_of_result(run: Run) -> dict[str, str]:

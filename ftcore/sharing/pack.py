@@ -19,12 +19,13 @@ import torch
 import yaml
 
 from ftcore.config.build import build, record_type
-from ftcore.config.compose import compose, default_name, load_config, read_overrides
+from ftcore.config.compose import default_name, load_config
 from ftcore.config.given import quoted
 from ftcore.config.options import options
 from ftcore.config.recipe_rules import HEADER, TEXT
 from ftcore.config.roles import role_of, values_of
 from ftcore.config.tree import flatten, put
+from ftcore.config.words import chosen_options, values_of_options
 from ftcore.console import plain, typed
 from ftcore.data.records import Data
 from ftcore.errors import ConfigError, DataError, StorageError
@@ -33,7 +34,7 @@ from ftcore.models.foundation import load_run
 from ftcore.run_folder import Run, Summary
 from ftcore.runs.folder import changes_of_result
 from ftcore.runs.stages import folder_of, stage_config, stages_of
-from ftcore.settings import CHOSEN, NAMED_AFTER, Config
+from ftcore.settings import NAMED_AFTER, Config
 from ftcore.sharing.cycles import BEFORE, CYCLES, LAST, MOST, copied_rows, folder_names, write_cycles
 from ftcore.sharing.lock import LOCK, Facts, facts, write_lock
 from ftcore.sharing.places import RECIPE, own_places
@@ -219,10 +220,10 @@ def _places(config: Config) -> dict[str, str]:
 def _recipe(part: Part, asked: dict[str, str]) -> str:
     """The text of recipe.yaml."""
     config, places, found = part.config, part.places, part.found
-    chosen = {group: option for group in CHOSEN if (option := config["choices"].get(group))}
+    chosen = chosen_options(config)
     if unknown := [f"{group}={option}" for group, option in chosen.items() if option not in options(group)]:
         raise ConfigError(f"{unknown[0]} is no option of this version: a recipe cannot name one of another folder.")
-    base = dict(flatten(compose(read_overrides([f"{group}={option}" for group, option in chosen.items()]), [], [])))
+    base = values_of_options(chosen)
     differing: dict[str, object] = {}
     for key, value in _described(config).items():
         named = key == "name" and value == default_name(config)

@@ -11,7 +11,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ftcore.config.tree import flatten
+from ftcore.config.tree import differing
 from ftcore.config.words import words_of
 from ftcore.console import printable, typed
 from ftcore.data.feedback import Feedback
@@ -201,13 +201,9 @@ def compare(first: Run, second: Run, folder: Path, query: Mapping[str, str]) -> 
     found = intervals(first.row_scores(), second.row_scores())
     chosen = {key: query.get(key, "") for key in ("q", "show", "page")}
     names = (place_of(first.folder, folder), place_of(second.folder, folder))
-    old, new = dict(flatten(first.config or {})), dict(flatten(second.config or {}))
-    differing = [
-        (key, old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)
-    ]
     return {
-        "scores_lines": score_lines(one, other, found), "names": names, "differing": differing, "rows": other.get("rows"),
-        "shows": SHOWS,
+        "scores_lines": score_lines(one, other, found), "names": names, "rows": other.get("rows"), "shows": SHOWS,
+        "differing": differing(first.config or {}, second.config or {}),
         "samples": samples(_joined(first, second), chosen), "chosen": chosen, "same_rows": bool(found),
     }  # fmt: skip
 
