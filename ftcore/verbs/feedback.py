@@ -1,7 +1,6 @@
 """`feedback`: what people said of models' answers, without a browser: answers to vote on, counts, exports."""
 
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +9,21 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from ftcore.config.build import build, record_type
-from ftcore.console import plain, quiet
+from ftcore.console import plain
 from ftcore.data import Data
 from ftcore.data.feedback import Feedback
 from ftcore.data.sources import rows_of
-from ftcore.data.tokens import Encoder
 from ftcore.data.votes import read_votes
 from ftcore.errors import ConfigError, DataError
 from ftcore.evaluate.preferences import agreement, compared_authors, counts, preferred, raters
 from ftcore.files import expanded, sha256, write_lines
-from ftcore.models.foundation import load_run
-from ftcore.models.precision import cast_weights, computing_in
-from ftcore.rollout.sample import Completion, sample
+from ftcore.rollout.sample import sample
 from ftcore.run_folder import Run
-from ftcore.settings import Config, Machine
+from ftcore.settings import Config
+from ftcore.verbs.finished import computing_here, load_writer
 from ftcore.verbs.runs import wins_text
 
-Sampler = Callable[[list[list[int]], list[int]], list[list[Completion]]]
+Writer = Callable[[Sequence[str], list[int]], list[list[str]]]
 SAMPLES = 2  # answers of a model to each prompt
 AT_ONCE = 8  # prompts
 HELD_OUT = "held_out.jsonl"
@@ -113,28 +110,26 @@ def _write_answers(config: Config, run: Run | None, store: Feedback, count: int)
     if not prompts:
         plain.print("Every prompt has its answers.")
         return 0
-    quiet()
-    foundation, _ = load_run(run)
-    if not foundation.network.can_generate():
-        raise ConfigError("This run's model writes nothing: it scores answers or fills in words.")
-    machine = build(config["hardware"], Machine)
-    cast_weights(foundation.network, machine.precision)
-    foundation.network.to(machine.device).eval()
-    encoder = Encoder(foundation.tokenizer, build(config["data"], Data))
-    options: dict[str, Any] = {"max_new_tokens": config["evaluate"]["max_new_tokens"], "temperature": 1.0, "top_p": 1.0}
-    ends: dict[str, Any] = {
-        "end_ids": encoder.end_ids(foundation.network),
-        "pad_id": foundation.tokenizer.pad_token_id or 0,
-    }
-    write: Sampler = partial(sample, foundation.network, group_size=SAMPLES, **options, **ends)
+    write = _writer(config, run)
     for k in range(0, len(prompts), AT_ONCE):
         ids, texts = zip(*prompts[k : k + AT_ONCE], strict=True)
-        tokens = encoder.prompt_ids([{"prompt": text} for text in texts])
-        seeds = [config["seed"] + id for id in ids]
-        with torch.inference_mode(), computing_in(machine.precision, machine.device):
-            found = write(tokens, seeds)
-        written = [encoder.decode([one.ids for one in group]) for group in found]
-        numbered = ((id, n, text) for id, own in zip(ids, written, strict=True) for n, text in enumerate(own, 1))
-        store.add_answers(author, numbered)
+        written = zip(ids, write(texts, [config["seed"] + id for id in ids]), strict=True)
+        store.add_answers(author, ((id, n, text) for id, own in written for n, text in enumerate(own, 1)))
         plain.print(f"Answers to {min(k + AT_ONCE, len(prompts)):,} of {len(prompts):,} prompts are written.")
     return len(prompts)
+
+
+def _writer(config: Config, run: Run) -> Writer:
+    """What writes `SAMPLES` answers of a run's model to each of some prompts, given a seed for each."""
+    foundation, encoder = load_writer(config, run)
+    ends, pad = encoder.end_ids(foundation.network), foundation.tokenizer.pad_token_id or 0
+    longest = config["evaluate"]["max_new_tokens"]
+    options: dict[str, Any] = {"group_size": SAMPLES, "max_new_tokens": longest, "temperature": 1.0, "top_p": 1.0}
+
+    def write(texts: Sequence[str], seeds: list[int]) -> list[list[str]]:
+        prompts = encoder.prompt_ids([{"prompt": text} for text in texts])
+        with torch.inference_mode(), computing_here(config):
+            found = sample(foundation.network, prompts, seeds, end_ids=ends, pad_id=pad, **options)
+        return [encoder.decode([one.ids for one in group]) for group in found]
+
+    return write

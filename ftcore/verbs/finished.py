@@ -37,7 +37,7 @@ def evaluate(config: Config) -> Answer:
     Of the run's own data the held-out rows are scored; of other data all rows, or its test file.
     """
     run = _run(config)
-    foundation, run_config = _load(config, run)
+    foundation, run_config = load_here(config, run)
     data, kind = build(config["data"], Data), record_type(config["method"])
     records = data.load(kind) if config["data"] == run_config["data"] else data.load_as_test(kind)
     method, held_out = _held_out(config, foundation, records)
@@ -57,7 +57,7 @@ def evaluate(config: Config) -> Answer:
 def compare(config: Config) -> Answer:
     """Two runs, or a run and its base, on the same held-out rows: table and samples."""
     run, other = _run(config), config["compare"]["other"]
-    foundation, _ = _load(config, run)
+    foundation, _ = load_here(config, run)
     records = build(config["data"], Data).load(record_type(config["method"]))
     method, held_out = _held_out(config, foundation, records)
     second = _scored(config, method, held_out, run.name)
@@ -66,7 +66,7 @@ def compare(config: Config) -> Answer:
         with method.base_model():
             first = _scored(config, method, held_out, "base model")
     else:
-        rival, names = _load(config, Run(other))[0], (Run(other).name, run.name)
+        rival, names = load_here(config, Run(other))[0], (Run(other).name, run.name)
         first = _scored(config, *_held_out(config, rival, records), names[0])
         if len(rival.tokenizer) != len(foundation.tokenizer):
             plain.print(
@@ -78,15 +78,13 @@ def compare(config: Config) -> Answer:
 
 def chat(config: Config) -> None:
     """Answer `prompt=`, or every line of standard input until it ends."""
-    foundation, _ = _load(config, _run(config))
-    if not foundation.network.can_generate():
-        raise ConfigError("This run's model writes nothing: it scores answers or fills in words.")
-    encoder, asked = Encoder(foundation.tokenizer, build(config["data"], Data)), config["chat"]["prompt"]
+    foundation, encoder = load_writer(config, _run(config))
+    asked = config["chat"]["prompt"]
     if sys.stdin.isatty() and not asked:
         plain.print("Type a question and press Enter; Ctrl-D ends.")
     for question in [asked] if asked else sys.stdin:
         if question.strip():
-            with torch.inference_mode(), _computing(config):
+            with torch.inference_mode(), computing_here(config):
                 prompts = encoder.prompt_ids([{"prompt": question.strip()}])
                 plain.print(generate(foundation.network, encoder, prompts, 256)[0])
 
@@ -105,7 +103,7 @@ def _export(config: Config, run: Run, target: Path) -> None:
     form = config["export"]["format"]
     if target.exists():
         raise StorageError(f"{target} exists already; remove it to export again.")
-    foundation, run_config = _load(config, run)
+    foundation, run_config = load_here(config, run)
     if form == "adapter" and not foundation.has_adapter:
         raise ConfigError("This run has no adapter: every weight was trained. Use format=merged.")
     encoder = Encoder(foundation.tokenizer, build(config["data"], Data))
@@ -152,12 +150,20 @@ def _run(config: Config) -> Run:
     return Run(config["run"])
 
 
-def _load(config: Config, run: Run) -> tuple[Foundation, Config]:
+def load_here(config: Config, run: Run) -> tuple[Foundation, Config]:
     """A run's model on the machine that hardware names, and its config."""
     quiet()
     forbid_tf32()
     foundation, run_config = load_run(run)
     return _placed(config, foundation), run_config
+
+
+def load_writer(config: Config, run: Run) -> tuple[Foundation, Encoder]:
+    """A run's model, and what turns prompts into its tokens. Raises `ConfigError` for a model that writes nothing."""
+    foundation, _ = load_here(config, run)
+    if not foundation.network.can_generate():
+        raise ConfigError("This run's model writes nothing: it scores answers or fills in words.")
+    return foundation, Encoder(foundation.tokenizer, build(config["data"], Data))
 
 
 def _placed(config: Config, foundation: Foundation) -> Foundation:
@@ -168,7 +174,7 @@ def _placed(config: Config, foundation: Foundation) -> Foundation:
     return foundation
 
 
-def _computing(config: Config) -> torch.autocast:
+def computing_here(config: Config) -> torch.autocast:
     """The context to compute in as a run on this machine would."""
     machine = build(config["hardware"], Machine)
     return computing_in(machine.precision, machine.device)
@@ -176,7 +182,7 @@ def _computing(config: Config) -> torch.autocast:
 
 def _scored(config: Config, method: Method, held_out: HeldOut, name: str) -> Measured:
     """The scores of a method's network."""
-    with _computing(config):
+    with computing_here(config):
         return score(method, held_out, config["evaluate"], name)
 
 
