@@ -1,7 +1,7 @@
 """Rows as the model reads them, for people: text of token ids, and which of it carries loss."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,6 +16,14 @@ class Part(NamedTuple):
 
     text: str
     trained: bool
+
+
+class Shown(TypedDict):
+    """A sequence of a row as the model reads it: the row's id, the side's name, and its parts (none where rows are private)."""
+
+    id: str
+    side: str
+    parts: list[Part]
 
 
 def sides(row: Example | Pair | Prompt) -> list[tuple[str, Example | Prompt]]:
@@ -39,10 +47,7 @@ def parts(tokenizer: PreTrainedTokenizerBase, side: Example | Prompt) -> list[Pa
     return [*found, Part(" ...", False)] if len(side) > stretches[-1][1] else found
 
 
-def as_read(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Example | Pair | Prompt]) -> list[dict[str, object]]:
-    """Id, name of the side and parts of rows; of private ones no parts."""
-    return [
-        {"id": side.id, "side": name, "parts": [] if is_private() else parts(tokenizer, side)}
-        for row in rows
-        for name, side in sides(row)
-    ]
+def as_read(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Example | Pair | Prompt]) -> list[Shown]:
+    """Rows as the model reads them."""
+    found = [one for row in rows for one in sides(row)]
+    return [Shown(id=one.id, side=name, parts=[] if is_private() else parts(tokenizer, one)) for name, one in found]

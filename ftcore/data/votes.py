@@ -30,6 +30,8 @@ class FeedbackData(Data):
         yield from rows_of(read_votes(file), record_type, file.name)
 
 
+# Where votes are handed on, and the held-out rows that a run on them is measured by, which lie beside them.
+EXPORT, HELD_OUT = "votes.jsonl", "held_out.jsonl"
 TARGET = f"{FeedbackData.__module__}.{FeedbackData.__qualname__}"
 
 

@@ -16,7 +16,7 @@ from ftcore.config.check import Problem
 from ftcore.config.compose import load_config, read_overrides
 from ftcore.config.given import quoted
 from ftcore.config.recipe_rules import staged_recipes
-from ftcore.data.votes import as_lines, votes_file
+from ftcore.data.votes import EXPORT, HELD_OUT, as_lines, votes_file
 from ftcore.errors import ConfigError
 from ftcore.files import resolve, sha256, write_json
 from ftcore.run_folder import Run
@@ -27,8 +27,7 @@ from ftcore.sharing.places import RECIPE
 CYCLES = "cycles.json"
 FORMAT = 1
 # Files of rows in a package -> the keys that they are given to.
-ROWS = {"votes.jsonl": "data.path", "held_out.jsonl": "data.splits.test"}
-VOTES, HELD_OUT = ROWS
+ROWS = {EXPORT: "data.path", HELD_OUT: "data.splits.test"}
 BEFORE = "model.path"  # the key that the run of the cycle before is given to
 LAST = "."
 MAX_BYTES, MOST = 100_000, 100  # of the file, and cycles
@@ -86,13 +85,13 @@ def copied_rows(config: Config, folder: Path) -> Config:
             "Hand on its export instead, or train the cycles again without private=true."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / VOTES).write_bytes(as_lines(votes))
+    (folder / EXPORT).write_bytes(as_lines(votes))
     splits = {**cast(dict[str, str | None], config["data"]["splits"]), "train": None}
     test = Path(resolve(splits["test"] or ""))
     if test.suffix == ".jsonl" and test.is_file() and test.resolve().parent == votes.resolve().parent:
         (folder / HELD_OUT).write_bytes(test.read_bytes())
         splits["test"] = str(folder / HELD_OUT)
-    return {**config, "data": {**config["data"], "path": str(folder / VOTES), "splits": splits}}
+    return {**config, "data": {**config["data"], "path": str(folder / EXPORT), "splits": splits}}
 
 
 def write_cycles(root: Path, names: Iterable[str]) -> None:

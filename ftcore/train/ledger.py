@@ -74,14 +74,14 @@ def hardest(run: Run, count: int) -> list[Row]:
     return [{**row, "first_loss": first[row["id"]]} for row in hardest]
 
 
-def hardest_table(run: Run, texts: dict[str, str]) -> Table:
-    """A table of the rows with the highest loss, with the beginning of their `texts`."""
+def hardest_table(rows: list[Row]) -> Table:
+    """A table of what `hardest` found, each row with the beginning of its `text`."""
     first, last = (Column(name, justify="right", overflow="fold") for name in ("first loss", "last loss"))
     others = [Column(name, overflow="fold") for name in ("row", "tokens", "text")]
     title = "rows with the highest loss when last trained on: they may be mistakes in the data"
     table = Table(others[0], first, last, *others[1:], title=title, title_justify="left")
-    for row in hardest(run, SHOWN):
+    for row in rows:
         tokens = f"{row['trained_tokens']}{' cut' if row['truncated'] else ''}"
         losses = (f"{row['first_loss']:.3f}", f"{row['loss']:.3f}")
-        table.add_row(Text(row["id"]), *losses, tokens, Text(texts.get(row["id"], "")))
+        table.add_row(Text(row["id"]), *losses, tokens, Text(row["text"]))
     return table

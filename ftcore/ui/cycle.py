@@ -19,6 +19,7 @@ from ftcore.config.compose import load_config
 from ftcore.config.options import options
 from ftcore.console import typed
 from ftcore.data.feedback import Feedback
+from ftcore.data.votes import EXPORT
 from ftcore.errors import ConfigError, DataError
 from ftcore.evaluate.preferences import counts
 from ftcore.run_folder import Run
@@ -113,7 +114,7 @@ def _checked(folder: Path, run: Run | None, name: str, fields: Sequence[str]) ->
     """Export the votes, then check and plan the run on them, by the commands that a user would type."""
     words, exported = list(fields), {}
     if run:
-        votes = folder / VOTES / name / "votes.jsonl"
+        votes = folder / VOTES / name / EXPORT
         exported = ask("feedback", f"run={run}", *fields[:2], f"to={votes}")
         words = [f"run={run}", f"model.path={run}", "data=feedback", f"data.path={votes}", *fields]
         words += [f"data.splits.test={exported['held_out']}"] if exported.get("held_out") else []

@@ -13,7 +13,7 @@ from ftcore.console import plain
 from ftcore.data import Data
 from ftcore.data.feedback import Feedback
 from ftcore.data.sources import rows_of
-from ftcore.data.votes import read_votes
+from ftcore.data.votes import HELD_OUT, read_votes
 from ftcore.errors import ConfigError, DataError
 from ftcore.evaluate.preferences import agreement, compared_authors, counts, preferred, raters
 from ftcore.files import expanded, sha256, write_lines
@@ -26,7 +26,6 @@ from ftcore.verbs.runs import wins_text
 Writer = Callable[[Sequence[str], list[int]], list[list[str]]]
 SAMPLES = 2  # answers of a model to each prompt
 AT_ONCE = 8  # prompts
-HELD_OUT = "held_out.jsonl"
 
 
 def feedback(config: Config) -> dict[str, object]:

@@ -16,7 +16,7 @@ from ftcore.console import Console, quiet
 from ftcore.data import Data, Records
 from ftcore.data.examples import Example, Pair, Prompt
 from ftcore.data.records import SPLITS
-from ftcore.data.shown import as_read, parts, sides
+from ftcore.data.shown import Shown, as_read, sides
 from ftcore.data.tokens import TEXTS, Encoder
 from ftcore.errors import DataError
 from ftcore.models.foundation import Foundation, architecture_of
@@ -42,28 +42,24 @@ def inspect(config: Config) -> dict[str, object]:
         encoder = Encoder(build(node, Foundation, architecture_of(config), False).tokenizer, data)
     encoder.check_template(records.train)
     rows = _tokens(encoder, records)
-    bins, shown = _bins([len(row) for row in rows]), [_table(config["name"], _overview(config, records, encoder, rows))]
-    shown += [_histogram(bins)] + ([] if config["private"] else [_samples(encoder, rows)])
-    if config["run"] and Run(config["run"]).ledger.is_file():
-        shown.append(hardest_table(Run(config["run"]), {} if config["private"] else _texts(records)))
+    page = _page(config, records, encoder, rows)
+    shown = [_table(config["name"], page["overview"]), _histogram(page["bins"])]
+    shown += [] if config["private"] else [_samples(page["samples"])]
+    shown += [hardest_table(page["hardest"])] if page["hardest"] else []
     Console(highlight=False).print(Group(*shown))
-    return _answer(records, encoder, rows) | _page(config, records, encoder, rows, bins)
+    return _answer(records, encoder, rows) | page
 
 
-def _page(
-    config: Config, records: Records, encoder: Encoder, rows: Tokens, bins: list[tuple[str, int]]
-) -> dict[str, object]:
-    """What a page shows beside the numbers; of private rows no text."""
+def _page(config: Config, records: Records, encoder: Encoder, rows: Tokens) -> dict[str, Any]:
+    """What is shown; of private rows no text."""
     texts = {} if config["private"] else _texts(records)
     hard = hardest(Run(config["run"]), SHOWN) if config["run"] and Run(config["run"]).ledger.is_file() else []
-    hard = [{**row, "text": texts.get(str(row["id"]), "")} for row in hard]
     return {
         "name": config["name"],
-        "method": config["choices"]["method"],
-        "bins": bins,
+        "bins": _bins([len(row) for row in rows]),
         "overview": _overview(config, records, encoder, rows),
         "samples": as_read(encoder.tokenizer, _spread(rows)),
-        "hardest": hard,
+        "hardest": [{**row, "text": texts.get(str(row["id"]), "")} for row in hard],
     }
 
 
@@ -160,14 +156,14 @@ def _histogram(bins: list[tuple[str, int]]) -> Table:
     return table
 
 
-def _samples(encoder: Encoder, rows: Tokens) -> Table:
-    """Three rows as the model reads them, spread over all; what carries loss is green."""
+def _samples(rows: list[Shown]) -> Table:
+    """Rows as the model reads them; what carries loss is green."""
     title = "rows as the model reads them; green is trained"
     columns = (Column(name, overflow="fold") for name in ("id", "tokens"))
     table = Table(*columns, title=title, title_justify="left", show_lines=True)
-    for row in _spread(rows):
-        for name, side in sides(row):
-            table.add_row(Text(f"{side.id}\n{name}".strip()), _coloured(encoder, side))
+    for row in rows:
+        text = Text.assemble(*((part.text, "green" if part.trained else "") for part in row["parts"]))
+        table.add_row(Text(f"{row['id']}\n{row['side']}".strip()), text)
     return table
 
 
@@ -180,7 +176,3 @@ def _texts(records: Records) -> dict[str, str]:
     """Id -> beginning of the text of each training row."""
     columns = {row["id"]: [row[column] for column in TEXTS if column in row] for row in records.train}
     return {id: " / ".join(texts)[:SHOWN_CHARACTERS] for id, texts in columns.items()}
-
-
-def _coloured(encoder: Encoder, side: Example | Prompt) -> Text:
-    return Text.assemble(*((part.text, "green" if part.trained else "") for part in parts(encoder.tokenizer, side)))
