@@ -105,9 +105,8 @@ class Feedback:
             with closing(sqlite3.connect(self._made(), timeout=30, isolation_level=None)) as store:
                 store.row_factory = sqlite3.Row
                 with FileLock(f"{self.file}.lock", mode=0o600):
-                    store.executescript(
-                        "BEGIN IMMEDIATE; COMMIT"
-                    )  # this waits for others, changing the journal does not
+                    # This waits for whoever writes; changing the journal does not.
+                    store.executescript("BEGIN IMMEDIATE; COMMIT")
                     store.execute(f"PRAGMA journal_mode={'WAL' if is_local(self.folder) else 'DELETE'}")
                     store.executescript(TABLES)
                 store.execute("PRAGMA synchronous=FULL")
@@ -130,9 +129,8 @@ class Feedback:
         train, held_out = rows_of_run(run)
         with self._open() as store:
             keys = {row["id"]: question_key(row) for row in held_out}
-            asked = (
-                question_key({"prompt": row["prompt"]}) for row in held_out if "prompt" in row
-            )  # without its system
+            # The last question alone too, as somebody would type it, without a system message or earlier turns.
+            asked = (question_key({"prompt": row["prompt"]}) for row in held_out if "prompt" in row)
             store.executemany("INSERT OR IGNORE INTO held_out VALUES (?)", ((key,) for key in {*keys.values(), *asked}))
             chosen = sorted((question_key(row), row["id"]) for row in train if "prompt" in row)[:MOST_PROMPTS]
             new = [(key, "teach", name, id) for key, id in chosen if not _is_held_out(store, key)]
@@ -300,32 +298,23 @@ class Feedback:
 
     def take_in(self, votes: Iterable[Vote]) -> int:
         """Add votes from elsewhere but those that are here already; returns how many. Raises `DataError` for what cannot be."""
-        added = 0
-        for vote in votes:
-            text, key = vote["prompt"], question_key({"prompt": vote["prompt"]})
-            with self._open() as store:
-                if vote["purpose"] == "teach" and _is_held_out(store, key):
-                    raise DataError("A vote that teaches is on a question that is held out here.")
-                if vote["purpose"] == "measure":
-                    store.execute("INSERT OR IGNORE INTO held_out VALUES (?)", (key,))
-                values = (key, vote["purpose"], text)
-                store.execute("INSERT OR IGNORE INTO prompts (question, purpose, text) VALUES (?, ?, ?)", values)
-                prompt = _prompt_of(store, key)
-                sides = zip(vote["authors"], (vote["left"], vote["right"]), strict=False)
-                ids = [_answer_like(store, prompt, author, str(answer)) for author, answer in sides]
-                row = (
-                    vote["id"],
-                    vote["time"],
-                    vote["rater"],
-                    ids[0],
-                    ids[1] if len(ids) > 1 else None,
-                    vote["choice"],
-                )
-                done = store.execute(
-                    "INSERT OR IGNORE INTO votes VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)", (*row, vote["text"], vote["note"])
-                )
-                added += done.rowcount
-        return added
+        return sum(self._take_in(vote) for vote in votes)
+
+    def _take_in(self, vote: Vote) -> int:
+        key = question_key({"prompt": vote["prompt"]})
+        with self._open() as store:
+            if vote["purpose"] == "teach" and _is_held_out(store, key):
+                raise DataError("A vote that teaches is on a question that is held out here.")
+            if vote["purpose"] == "measure":
+                store.execute("INSERT OR IGNORE INTO held_out VALUES (?)", (key,))
+            values = (key, vote["purpose"], vote["prompt"])
+            store.execute("INSERT OR IGNORE INTO prompts (question, purpose, text) VALUES (?, ?, ?)", values)
+            prompt, answers = _prompt_of(store, key), (vote["left"], vote["right"])
+            sides = zip(vote["authors"], answers, strict=False)  # one author where one answer was judged
+            left, *right = [_answer_like(store, prompt, author, str(answer)) for author, answer in sides]
+            who, what = (vote["id"], vote["time"], vote["rater"]), (vote["choice"], vote["text"], vote["note"])
+            row = (*who, left, right[0] if right else None, *what)
+            return store.execute("INSERT OR IGNORE INTO votes VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)", row).rowcount
 
     def author(self, run: Run) -> str:
         """A run as the store calls it: its place below the output folder."""

@@ -30,6 +30,7 @@ class FeedbackData(Data):
         yield from rows_of(read_votes(file), record_type, file.name)
 
 
+Compared = tuple[str, str, str]  # prompt, answer, other answer or ""
 # Where votes are handed on, and the held-out rows that a run on them is measured by, which lie beside them.
 EXPORT, HELD_OUT = "votes.jsonl", "held_out.jsonl"
 TARGET = f"{FeedbackData.__module__}.{FeedbackData.__qualname__}"
@@ -96,10 +97,8 @@ def rows_of(votes: Iterable[Vote], kind: str, name: str) -> Iterator[tuple[str, 
     Preference rows: the better of two answers, a correction against what it corrects. Unpaired ones: these, and answers called
     good or bad, both of two that are bad. Prompts with completions: corrections, and answers that are called good.
     """
-    balance: dict[tuple[str, str, str], int] = defaultdict(
-        int
-    )  # what is compared -> votes for it less those against it
-    first: dict[tuple[str, str, str], str] = {}
+    balance: dict[Compared, int] = defaultdict(int)  # votes for it less those against it
+    first: dict[Compared, str] = {}
     for vote in votes:
         for prompt, better, worse in _sides(vote) if vote["purpose"] == "teach" else ():
             for key, sign in _compared(kind, prompt, better, worse, balance):
@@ -116,9 +115,9 @@ def rows_of(votes: Iterable[Vote], kind: str, name: str) -> Iterator[tuple[str, 
 
 
 def _compared(
-    kind: str, prompt: str, better: str, worse: str, known: Mapping[tuple[str, str, str], int]
-) -> list[tuple[tuple[str, str, str], int]]:
-    """(prompt, answer, other answer or "") and whether the vote is for or against it; a label is of one answer alone."""
+    kind: str, prompt: str, better: str, worse: str, known: Mapping[Compared, int]
+) -> list[tuple[Compared, int]]:
+    """What a vote compares, and 1 or -1, whether it is for or against that; a label is of one answer alone."""
     if kind == "unpaired":
         return [((prompt, answer, ""), sign) for answer, sign in ((better, 1), (worse, -1)) if answer]
     turned = (prompt, worse, better) in known

@@ -12,11 +12,8 @@ class Series:
     """metrics.jsonl as columns; what is appended is read alone."""
 
     def __init__(self, file: Path) -> None:
-        self.file, self.read, self.columns = (
-            file,
-            0,
-            defaultdict[str, tuple[list[float], list[float]]](lambda: ([], [])),
-        )
+        self.file, self.read = file, 0
+        self.columns = defaultdict[str, tuple[list[float], list[float]]](lambda: ([], []))
 
     def update(self) -> None:
         """Read the whole lines that are new."""
